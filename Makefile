@@ -1,0 +1,30 @@
+# Two commands: `make quickstart` and `make test`. Both set everything up on the first call and nothing on the next.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0+cpu
+# PyTorch's CPU build is not on PyPI: taken from where pip is configured to look, else from PyTorch's own index.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: help setup quickstart test test-unit test-long lint lock demo-model
+help:
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.installed: requirements-cpu.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q --no-deps "$(TORCH)" \
+	  || $(BIN)/python -m pip install -q --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install -q --no-deps --require-hashes --only-binary :all: -r requirements-cpu.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+setup: $(VENV)/.installed  ## install everything into .venv (about 3 minutes, once)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+lock:  ## resolve requirements-cpu.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 \
+	  --extra-index-url $(TORCH_INDEX) --index-strategy unsafe-best-match \
+	  --python-platform x86_64-manylinux_2_28 --no-emit-package torch --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header -q -o requirements-cpu.lock

@@ -1,0 +1,2 @@
+"""Distributed batch scoring for explainable mental-health analysis of Chinese social media."""
+

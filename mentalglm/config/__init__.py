@@ -1,0 +1,29 @@
+"""Pydantic models of every job's YAML. Imports nothing heavy: `mentalglm --help` answers at once."""
+
+from mentalglm.config.base import load_config, load_yaml, validate
+from mentalglm.config.score import (
+    EchoEngineConfig,
+    EngineConfig,
+    GenerationConfig,
+    InputConfig,
+    ModelConfig,
+    OpenAIEngineConfig,
+    OutputConfig,
+    ScoreConfig,
+    VllmEngineConfig,
+)
+
+__all__ = [
+    "EchoEngineConfig",
+    "EngineConfig",
+    "GenerationConfig",
+    "InputConfig",
+    "ModelConfig",
+    "OpenAIEngineConfig",
+    "OutputConfig",
+    "ScoreConfig",
+    "VllmEngineConfig",
+    "load_config",
+    "load_yaml",
+    "validate",
+]

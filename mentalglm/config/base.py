@@ -1,0 +1,119 @@
+"""Reading a job's YAML into its pydantic model, with errors a user can act on."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mentalglm.errors import ConfigError
+
+
+class ConfigModel(BaseModel):
+    """Base of every config: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def load_yaml(path: str | Path) -> Any:
+    """The plain data of a YAML file. Tags that build Python objects are refused, as are duplicate keys.
+
+    Raises: ConfigError, naming the file and the line.
+    """
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    return parse_yaml(source, str(path))
+
+
+def parse_yaml(source: str, name: str) -> Any:
+    """Like `load_yaml`, for text that is already read; `name` stands in the error message."""
+    try:
+        return yaml.load(source, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with unique keys
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"{where}: {problem}; write plain YAML without Python tags") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which plain YAML silently resolves to the last."""
+
+
+def _unique_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    keys: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | bool | None):
+            raise yaml.MarkedYAMLError(problem="a key is not plain text", problem_mark=key_node.start_mark)
+        if key in keys:
+            raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+        keys.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def load_config(model: type[ModelT], path: str | Path, overrides: list[str] | None = None) -> ModelT:
+    """The validated config in `path`, with `a.b=value` overrides (values are YAML) applied first.
+
+    Raises: ConfigError, one line that names the key, the value and what is allowed.
+    """
+    data = load_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(data).__name__}")
+    for override in overrides or []:
+        _apply_override(data, override)
+    return validate(model, data, str(path))
+
+
+def validate(model: type[ModelT], data: Any, name: str) -> ModelT:
+    """`data` as `model`. Raises: ConfigError with the first problem and the number of others."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        first = problems[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown key; `mentalglm schema` lists the keys there are"
+            shown = ""
+        elif first["type"] == "missing":
+            shown = ""
+        else:
+            shown = f" = {_shorten(first['input'])}"
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"{name}: {key}{shown}: {message}{more}") from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"--set {override}: write --set key=value, nested keys as a.b=value")
+    node = data
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: {part} is not a section of the config")
+        node = child
+    node[parts[-1]] = parse_yaml(value, f"--set {key}")
+
+
+def _shorten(value: Any, limit: int = 80) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,180 @@
+"""Config of a score job: the YAML that a researcher writes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mentalglm.config.base import ConfigModel
+
+
+class InputConfig(ConfigModel):
+    """Where the posts are and which columns to read."""
+
+    uri: str = Field(min_length=1)
+    """File, folder, glob or s3:// address of Parquet, JSONL or CSV."""
+    format: Literal["auto", "parquet", "jsonl", "csv"] = "auto"
+    """`auto` goes by the file name."""
+    id_column: str = "post_id"
+    text_column: str = "text"
+    keep_columns: list[str] = []
+    """Columns copied unchanged into the output."""
+    duplicate_ids: Literal["error", "keep_first", "keep_all"] = "error"
+    """What to do when an id occurs twice: refuse the input, score only the first (the others become
+    `invalid_input`), or score all and flag them `duplicate_id`."""
+
+    @model_validator(mode="after")
+    def _distinct_columns(self) -> "InputConfig":
+        if self.id_column == self.text_column:
+            raise ValueError(f"id_column and text_column are both {self.id_column!r}; name two columns")
+        for column in self.keep_columns:
+            if column == self.text_column:
+                raise ValueError("keep_columns names the text column; set output.keep_text: true instead")
+            if column == self.id_column or self.keep_columns.count(column) > 1:
+                raise ValueError(f"keep_columns names {column!r} twice, or it is the id column; remove it")
+        return self
+
+
+class OutputConfig(ConfigModel):
+    """Where the scored Parquet goes."""
+
+    uri: str = Field(min_length=1)
+    """Folder or s3:// address of this run; one run, one folder."""
+    partition_by: list[str] = []
+    """Not available yet: must be empty."""
+    keep_text: bool = False
+    """Copy the post text into the output. Off by default, since the output is shared more widely than the crawl."""
+
+    @field_validator("partition_by")
+    @classmethod
+    def _not_yet(cls, value: list[str]) -> list[str]:
+        if value:
+            raise ValueError("partitioning by columns is not available yet; leave it out (data/ is partitioned by task)")
+        return value
+
+
+class ModelConfig(ConfigModel):
+    """Which model scores."""
+
+    path: str = Field(default="demo", min_length=1)
+    """`demo` (the small model in the package), a folder, or a Hugging Face hub id."""
+    revision: str | None = None
+    """Commit of a hub model. Pin it (40 hex digits) for numbers that go into a paper."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter (PEFT format) that is applied to the model."""
+
+
+class GenerationConfig(ConfigModel):
+    """Decoding. The defaults are greedy, so a run can be repeated."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an answer; longer ones are cut off."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int = 0
+    max_prompt_tokens: int = Field(default=1024, ge=32)
+    """Most tokens of a prompt. 1024 is what MentalGLM was trained with (paper, section 4.3)."""
+    overlong: Literal["truncate", "fail"] = "truncate"
+    """A prompt over `max_prompt_tokens`: cut the end of the post (flag `text_truncated`; the question is never cut),
+    or give the row the status `too_long`."""
+
+
+class VllmEngineConfig(ConfigModel):
+    """vLLM inside this job: one engine per actor, on GPUs or on the CPU."""
+
+    kind: Literal["vllm"] = "vllm"
+    num_engines: int = Field(default=1, ge=1)
+    num_gpus: int | None = Field(default=None, ge=0)
+    """GPUs of one engine (tensor parallel). Default: 1 where the cluster has GPUs, else 0 for the CPU build."""
+    num_cpus: float = Field(default=1, ge=0)
+    """CPUs that Ray reserves for one engine."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Sequences that vLLM runs at once."""
+    max_model_len: int | None = Field(default=None, ge=64)
+    """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, within what the model allows."""
+    dtype: str = "auto"
+    start_timeout_s: float = Field(default=1800, gt=0)
+    row_timeout_s: float = Field(default=600, gt=0)
+    """A row without an answer after this long becomes `engine_error`."""
+    engine_args: dict[str, Any] = {}
+    """More arguments of vLLM's `AsyncEngineArgs`, passed as they are."""
+
+
+class OpenAIEngineConfig(ConfigModel):
+    """Any endpoint that speaks the OpenAI chat API: GLM-4-plus, GPT-4, a vLLM server."""
+
+    kind: Literal["openai"]
+    base_url: str
+    """Address up to and with `/v1`."""
+    model: str
+    """Name of the model at the endpoint."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key; null for an endpoint without keys. The key itself never stands here."""
+    num_engines: int = Field(default=1, ge=1)
+    max_concurrency: int = Field(default=64, ge=1)
+    """Requests in flight at once, per engine."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Limit over all engines of the run."""
+    request_timeout_s: float = Field(default=120, gt=0)
+    max_retries: int = Field(default=6, ge=0)
+    """Retries of a request after a time-out, a connection error, 408, 409, 429 or 5xx, with back-off."""
+    logprobs: bool = True
+    """Ask for log-probabilities (for `confidence`); turn off where the endpoint refuses them."""
+
+
+class EchoEngineConfig(ConfigModel):
+    """No model: answers are derived from the text, to test and time everything else."""
+
+    kind: Literal["echo"]
+    num_engines: int = Field(default=1, ge=1)
+    delay_s: float = Field(default=0.0, ge=0)
+    """Seconds that each answer takes."""
+
+
+EngineConfig = Annotated[VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig, Field(discriminator="kind")]
+
+
+class ScoreConfig(ConfigModel):
+    """Score every post of the input on every task."""
+
+    input: InputConfig
+    output: OutputConfig
+    tasks: list[str] = Field(min_length=1)
+    """Names of built-in tasks, or paths of task files of your own."""
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = VllmEngineConfig()
+    generation: GenerationConfig = GenerationConfig()
+    explain: Literal["all", "none"] = "all"
+    """`none` stops each answer at the explanation marker."""
+    dedup: Literal["off"] = "off"
+    shard_rows: int = Field(default=2048, ge=1)
+    """Rows of a shard: the unit of work and of commit."""
+    max_error_rate: float = Field(default=0.01, ge=0, le=1)
+    """The run ends with exit code 4 when a larger share of the predictions has failed."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _default_kind(cls, value: Any) -> Any:
+        return {"kind": "vllm", **value} if isinstance(value, dict) else value
+
+    @field_validator("explain", mode="before")
+    @classmethod
+    def _explain_later(cls, value: Any) -> Any:
+        if value in ("positive", "uncertain"):
+            raise ValueError("not available yet; use all or none")
+        return value
+
+    @field_validator("dedup", mode="before")
+    @classmethod
+    def _dedup_later(cls, value: Any) -> Any:
+        if value is False:  # YAML 1.1 reads a bare `off` as false
+            return "off"
+        if value in ("shard", "corpus"):
+            raise ValueError("not available yet; use off")
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct_tasks(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("a task is named twice; name each once")
+        return value

@@ -1,0 +1,60 @@
+"""What an engine is: prompts in, completions out as they finish. One failed row never fails the others."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from mentalglm.tasks import Prompt
+
+FinishReason = Literal["stop", "length", "too_long", "refused", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer wanted."""
+
+    prompt: Prompt
+    markers: tuple[str, ...] = ()
+    """Strings that end the head of the answer (理由, Reasoning, ...)."""
+    head_only: bool = False
+    """Stop at the first marker: labels without an explanation."""
+    alternatives: tuple[str, str] | None = None
+    """Heads of the negative and of the positive answer of a binary task, for `Completion.positive_probability`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine returned for a request."""
+
+    text: str
+    """Special tokens left out; with `head_only`, up to and without the marker."""
+    finish_reason: FinishReason
+    """stop · length (cut at `max_tokens`) · too_long (prompt over the limit; not asked) · refused (the endpoint's
+    content filter) · error (the engine failed on this row)."""
+    num_prompt_tokens: int | None = None
+    num_output_tokens: int | None = None
+    head_logprob: float | None = None
+    """Natural log of the probability of the answer's head as generated: sum over its tokens up to the marker."""
+    positive_probability: float | None = None
+    """Binary tasks: P(positive) / (P(positive) + P(negative)) at the token where the two answers part."""
+    flags: tuple[str, ...] = ()
+    """text_truncated, special_token_in_text."""
+    error: str | None = None
+    """With finish_reason error or refused: what failed, as a class or code; never the text."""
+
+
+class Engine(Protocol):
+    """A started engine. Closed by its owner."""
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What answers, for the manifest: engine, version, model, device."""
+        ...
+
+    def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+        """Yields (index of the request, completion) once for each request, in order of finishing."""
+        ...
+
+    async def close(self) -> None:
+        """Frees what the engine holds."""
+        ...
