@@ -18,10 +18,30 @@ $(VENV)/.installed: requirements-cpu.lock pyproject.toml
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-setup: $(VENV)/.installed  ## install everything into .venv (about 3 minutes, once)
+setup: $(VENV)/.installed  ## install everything into .venv (about 4 minutes, once)
+
+quickstart: setup  ## score a sample corpus with the demo model and show the result
+	@mkdir -p runs/quickstart
+	@test -f runs/quickstart/posts.parquet || $(BIN)/python -m mentalglm.corpus.synthetic --num-posts 300 --seed 20261123 --output runs/quickstart/posts.parquet
+	$(BIN)/mentalglm score configs/score/quickstart.yaml
+	@$(BIN)/python -c "import duckdb; print(duckdb.sql(open('configs/score/quickstart.sql', encoding='utf-8').read()))"
+
+test: setup lint  ## ruff, mypy and every test but the long ones
+	$(BIN)/python -m pytest -m "not long" --cov=mentalglm --cov-report=term
+
+test-unit: setup  ## the tests that need no Ray, seconds
+	$(BIN)/python -m pytest tests/unit -q
+
+test-long: setup  ## the tests that are too long for CI
+	$(BIN)/python -m pytest -m long
 
 lint: setup  ## ruff and mypy
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
+	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model
 
 lock:  ## resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 \

@@ -13,6 +13,8 @@ FinishReason = Literal["stop", "length", "too_long", "refused", "error"]
 class Request:
     """One answer wanted."""
 
+    task: str
+    """Name of the task."""
     prompt: Prompt
     markers: tuple[str, ...] = ()
     """Strings that end the head of the answer (理由, Reasoning, ...)."""

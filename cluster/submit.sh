@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Submits a score job to the cluster at RAY_ADDRESS (http://host:8265) and follows it.
+#   cluster/submit.sh configs/score/weibo-gpu.yaml [--set key=value ...]
+set -euo pipefail
+: "${RAY_ADDRESS:?set RAY_ADDRESS to the address of the dashboard, such as http://127.0.0.1:8265}"
+exec ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- python -m jobs.score "$@"

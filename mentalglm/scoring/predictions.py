@@ -1,0 +1,179 @@
+"""The table that a score run writes: one row for each (post, task)."""
+
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mentalglm.config import ScoreConfig
+from mentalglm.corpus import Posts
+from mentalglm.engine.protocol import Completion
+from mentalglm.errors import ConfigError
+from mentalglm.tasks import Task, parse_answer
+
+SCHEMA_VERSION = "1"
+
+STATUSES = (
+    "ok",
+    "parse_failed",
+    "truncated",
+    "refused",
+    "too_long",
+    "empty_text",
+    "invalid_input",
+    "engine_error",
+)
+"""ok: answered and understood (no label applies: `labels` is empty) · parse_failed: no label could be read from the
+answer · truncated: the answer was cut before its labels ended · refused: the model declined · too_long: the prompt does
+not fit · empty_text: nothing to score · invalid_input: the row is not a post · engine_error: the engine failed on it."""
+
+INPUT_STATUSES = frozenset({"empty_text", "invalid_input"})
+"""Failures of the input, not of the scoring: no model is asked, and the error budget does not count them."""
+
+_COLUMNS = [
+    pa.field("post_id", pa.string()),
+    pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+    pa.field("labels", pa.list_(pa.string())),
+    pa.field("parents", pa.list_(pa.string())),
+    pa.field("explanation", pa.string()),
+    pa.field("confidence", pa.float32()),
+    pa.field("probability", pa.float32()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("num_prompt_tokens", pa.int32()),
+    pa.field("num_output_tokens", pa.int32()),
+    pa.field("text_hash", pa.string()),
+    pa.field("duplicate_of", pa.string()),
+    pa.field("flags", pa.list_(pa.string()), nullable=False),
+]
+
+ERROR_SCHEMA = pa.schema(
+    [
+        pa.field("post_id", pa.string()),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one (post, task)."""
+
+    status: str
+    reason: str | None = None
+    labels: tuple[str, ...] | None = None
+    parents: tuple[str, ...] | None = None
+    explanation: str | None = None
+    confidence: float | None = None
+    probability: float | None = None
+    finish_reason: str | None = None
+    num_prompt_tokens: int | None = None
+    num_output_tokens: int | None = None
+    flags: tuple[str, ...] = ()
+
+
+def interpret(task: Task, completion: Completion, *, explain: bool) -> Outcome:
+    """The completion of a prompt as an outcome. Labels only where they could be read: failure is data."""
+    usage: dict[str, Any] = {
+        "finish_reason": completion.finish_reason,
+        "num_prompt_tokens": completion.num_prompt_tokens,
+        "num_output_tokens": completion.num_output_tokens,
+    }
+    if completion.finish_reason == "error":
+        return Outcome("engine_error", completion.error, flags=completion.flags, **usage)
+    if completion.finish_reason == "too_long":
+        return Outcome("too_long", "prompt_too_long", flags=completion.flags, **usage)
+    if completion.finish_reason == "refused":
+        return Outcome("refused", completion.error or "content_filter", flags=completion.flags, **usage)
+    answer = parse_answer(task, completion.text, finish_reason=completion.finish_reason)
+    flags = (*completion.flags, *answer.flags)
+    if answer.status != "ok":
+        return Outcome(answer.status, answer.reason, flags=flags, **usage)
+    return Outcome(
+        "ok",
+        labels=answer.labels,
+        parents=answer.parents if task.kind == "hierarchical" else None,
+        explanation=answer.explanation if explain else None,
+        confidence=_probability(completion.head_logprob),
+        probability=completion.positive_probability,
+        flags=flags,
+        **usage,
+    )
+
+
+def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
+    """Schema of a run's data files. Raises: ConfigError when a kept column has the name of one of ours."""
+    ours = {field.name for field in _COLUMNS} | {"task"} | ({"text"} if config.output.keep_text else set())
+    for name in kept.names:
+        if name in ours:
+            raise ConfigError(f"input.keep_columns names {name!r}, which is a column of the output; rename it")
+    text = [pa.field("text", pa.string())] if config.output.keep_text else []
+    return pa.schema([*_COLUMNS, *text, *kept])
+
+
+def prediction_table(schema: pa.Schema, posts: Posts, outcomes: Sequence[Outcome]) -> pa.Table:
+    """One row for each post of the shard, in the order of the input."""
+    assert len(outcomes) == len(posts.ids)
+    columns: dict[str, Any] = {
+        "post_id": posts.ids,
+        "status": pa.array([outcome.status for outcome in outcomes]).dictionary_encode().cast(schema.field("status").type),
+        "text_hash": posts.text_hashes,
+        "duplicate_of": [None] * len(outcomes),
+        "flags": [[*flags, *outcome.flags] for flags, outcome in zip(posts.flags, outcomes, strict=True)],
+        "text": posts.texts,
+    }
+    for name in posts.kept.column_names:
+        columns[name] = posts.kept.column(name)
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None:
+            values = [getattr(outcome, field.name) for outcome in outcomes]
+        arrays.append(values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def error_rows(task: str, table: pa.Table, reasons: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The rows of a prediction table that have no result, as rows of `errors/`."""
+    statuses = table.column("status").to_pylist()
+    ids = table.column("post_id").to_pylist()
+    return [
+        {"post_id": post_id, "task": task, "status": status, "reason": reason}
+        for post_id, status, reason in zip(ids, statuses, reasons, strict=True)
+        if status != "ok"
+    ]
+
+
+def count_statuses(table: pa.Table) -> dict[str, int]:
+    """Rows by status."""
+    return dict(Counter(table.column("status").to_pylist()))
+
+
+def count_labels(table: pa.Table) -> dict[str, int]:
+    """Rows by label; a row counts for each label that it has."""
+    return dict(Counter(table.column("labels").combine_chunks().flatten().to_pylist()))
+
+
+def to_parquet(table: pa.Table, provenance: dict[str, Any]) -> bytes:
+    """A Parquet file with page checksums and the provenance in its footer (key `mentalglm`, JSON)."""
+    metadata = {**(table.schema.metadata or {}), b"mentalglm": json.dumps(provenance, ensure_ascii=False).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        write_page_checksum=True,
+        row_group_size=131_072,
+    )
+    return buffer.getvalue()
+
+
+def _probability(logprob: float | None) -> float | None:
+    return None if logprob is None else math.exp(min(logprob, 0.0))

@@ -1,0 +1,50 @@
+"""What a person reads when a score run, or a dry run, is over."""
+
+from rich.console import Console
+from rich.table import Table
+
+from mentalglm.config import ScoreConfig
+from mentalglm.corpus import CorpusPlan
+from mentalglm.scoring.pipeline import RunSummary
+from mentalglm.scoring.progress import duration
+from mentalglm.tasks import Task
+
+
+def print_summary(summary: RunSummary, console: Console | None = None) -> None:
+    """Where the Parquet is, and a table of statuses and labels by task."""
+    console = console or Console()
+    totals = summary.totals
+    table = Table(title=None, header_style="bold")
+    for name, justify in (("task", "left"), ("rows", "right"), ("ok", "right"), ("not ok", "left"), ("labels", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for task, statuses in totals.statuses.items():
+        failed = {status: n for status, n in statuses.most_common() if status != "ok"}
+        table.add_row(
+            task,
+            str(statuses.total()),
+            f"{100 * statuses['ok'] / statuses.total():.1f} %" if statuses else "-",
+            ", ".join(f"{status} {n}" for status, n in failed.items()) or "-",
+            ", ".join(f"{label} {n}" for label, n in totals.labels[task].most_common(5)) or "-",
+        )
+    console.print(table)
+    if totals.num_quarantined or summary.num_quarantined_files:
+        console.print(
+            f"unreadable: {summary.num_quarantined_files} files, {totals.num_quarantined} rows; "
+            "manifest.json and _run/commits have the reasons",
+            style="yellow",
+        )
+    took = "complete already" if summary.already_complete else f"in {duration(summary.seconds)}"
+    console.print(f"{totals.num_predictions} predictions {took}: {summary.uri}/data/*/*.parquet", soft_wrap=True)
+
+
+def print_plan(config: ScoreConfig, plan: CorpusPlan, tasks: tuple[Task, ...], console: Console | None = None) -> None:
+    """What a run would do."""
+    console = console or Console()
+    console.print(
+        f"{plan.num_rows} rows in {len(plan.files)} files, {plan.num_shards} shards x {len(tasks)} tasks "
+        f"({', '.join(task.name for task in tasks)}) = {plan.num_rows * len(tasks)} predictions, "
+        f"engine {config.engine.kind}, into {config.output.uri}",
+        soft_wrap=True,
+    )
+    for each in plan.quarantined:
+        console.print(f"unreadable: {each.describe()}", style="yellow", soft_wrap=True)

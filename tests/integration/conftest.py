@@ -1,0 +1,96 @@
+"""Real servers for the tests."""
+
+import json
+import os
+import sys
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ACCESS_KEY, SECRET_KEY = "weibo", "weibosecret-not-a-real-one"  # noqa: S105 - of a server that lives for the test
+
+
+def free_port() -> int:
+    """A loopback port that is free, with port + 10000 free too (the server's gRPC)."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            if port + 10_000 > 65_535:
+                continue
+            try:
+                second.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A SeaweedFS server with the bucket `scored`; yields its endpoint."""
+    folder = tmp_path_factory.mktemp("weed")
+    identities = [
+        {
+            "name": "rw",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
+    ports = {name: free_port() for name in names}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / "weed"), "-logtostderr=true", "mini", f"-dir={folder}",
+                "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={folder}/s3.json",
+                *(f"-{name}={port}" for name, port in ports.items()),
+                "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false",
+                "-master.telemetry=false", "-bucket=scored",
+            ],
+            stdout=log,
+            stderr=log,
+        )  # fmt: skip
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    try:
+        _wait_until_ready(f"{endpoint}/healthz", process)
+        yield endpoint
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Environment that points the usual AWS clients at the server; yields an empty folder's URI."""
+    from mentalglm import storage
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    storage.forget_connections()
+    return f"s3://scored/{os.urandom(6).hex()}"
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the S3 server ended at once"
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the S3 server was not ready in 60 s")

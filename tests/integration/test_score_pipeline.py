@@ -1,0 +1,248 @@
+"""The whole job on a local Ray with the echo engine: conservation, resume, refusals, readers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from mentalglm import storage
+from mentalglm.config import ScoreConfig
+from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError
+from mentalglm.scoring import score
+from mentalglm.scoring.ledger import Ledger
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+COLUMNS = {
+    "post_id": "string",
+    "status": "dictionary<values=string, indices=int8, ordered=0>",
+    "labels": "list<element: string>",
+    "parents": "list<element: string>",
+    "explanation": "string",
+    "confidence": "float",
+    "probability": "float",
+    "finish_reason": "string",
+    "num_prompt_tokens": "int32",
+    "num_output_tokens": "int32",
+    "text_hash": "string",
+    "duplicate_of": "string",
+    "flags": "list<element: string>",
+}
+
+
+def posts(num_rows: int) -> pa.Table:
+    return pa.table(
+        {
+            "post_id": pa.array([5_000_000_000_000_000_001 + i for i in range(num_rows)], pa.int64()),
+            "text": [f"第{i}条：今天天气不错。" for i in range(num_rows)],
+            "created_at": [f"2026-11-{1 + i % 28:02d}" for i in range(num_rows)],
+        }
+    )
+
+
+def config(folder: Path | str, **changes: Any) -> ScoreConfig:
+    return ScoreConfig.model_validate(
+        {
+            "input": {"uri": str(Path(folder) / "posts"), "keep_columns": ["created_at"]},
+            "output": {"uri": str(Path(folder) / "out")},
+            "tasks": ["suicide_risk", "cognitive_distortion", "cognitive_pathway"],
+            "engine": {"kind": "echo"},
+            "shard_rows": 16,
+        }
+        | changes
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "posts").mkdir()
+    pq.write_table(posts(50), tmp_path / "posts" / "a.parquet", row_group_size=20)
+    pq.write_table(posts(80).slice(50), tmp_path / "posts" / "b.parquet")
+    return tmp_path
+
+
+def read(uri: Path | str) -> pa.Table:
+    filesystem, path = storage.filesystem(str(uri) + "/data")
+    return pads.dataset(path, format="parquet", partitioning="hive", filesystem=filesystem).to_table()
+
+
+def test_every_post_has_one_row_for_each_task(folder: Path) -> None:
+    summary = score(config(folder))
+    table = read(folder / "out")
+    assert table.num_rows == 240 == summary.totals.num_predictions
+    wanted = {(str(post_id), task) for post_id in posts(80)["post_id"].to_pylist() for task in config(folder).tasks}
+    assert set(zip(table["post_id"].to_pylist(), table["task"].to_pylist(), strict=True)) == wanted
+    assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_columns_are_those_of_the_contract_then_the_kept_ones(folder: Path) -> None:
+    score(config(folder))
+    for path in (folder / "out" / "data").glob("*/*.parquet"):
+        schema = pq.read_schema(path)
+        assert {field.name: str(field.type) for field in schema} == COLUMNS | {"created_at": "string"}
+        footer = json.loads(schema.metadata[b"mentalglm"])
+        assert footer["task"] == path.parent.name.removeprefix("task=")
+        assert footer["versions"]["mentalglm"]
+        assert footer["model"]["engine"] == "echo"
+
+
+def test_folder_holds_what_the_contract_says_and_no_text(folder: Path) -> None:
+    score(config(folder))
+    out = folder / "out"
+    assert {path.name for path in out.iterdir()} == {"data", "manifest.json", "README.md", "_SUCCESS", "_run"}
+    assert {path.suffix for path in (out / "data").rglob("*") if path.is_file()} == {".parquet"}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["output"]["statuses"]["suicide_risk"] == {"ok": 80}
+    assert manifest["input"]["num_rows"] == 80
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert "今天天气".encode() not in path.read_bytes()
+
+
+def test_a_second_call_changes_nothing(folder: Path) -> None:
+    score(config(folder))
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
+    assert score(config(folder)).already_complete
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
+
+
+def test_resume_scores_only_what_is_missing_and_ends_in_the_same_table(folder: Path) -> None:
+    score(config(folder))
+    whole = read(folder / "out")
+    out = folder / "out"
+    for name in ("_SUCCESS", "manifest.json", "_run/commits/00000001.json", "_run/commits/00000003.json"):
+        (out / name).unlink()
+    # Shard 1 had died after its data files, shard 3 after the first of them.
+    for task in ("cognitive_distortion", "cognitive_pathway"):
+        (out / "data" / f"task={task}" / "shard-00000003.parquet").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*.parquet")}
+    summary = score(config(folder))
+    assert summary.totals.num_predictions == 240
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items())
+    key = [("post_id", "ascending"), ("task", "ascending")]
+    assert read(out).sort_by(key).equals(whole.sort_by(key))
+
+
+def test_changed_settings_refuse_to_resume_and_show_the_difference(folder: Path) -> None:
+    score(config(folder))
+    with pytest.raises(ConfigError, match=r"generation\.max_tokens: 256, now 64"):
+        score(config(folder, generation={"max_tokens": 64}))
+    with pytest.raises(ConfigError, match="explain: all, now none"):
+        score(config(folder, explain="none"))
+
+
+def test_parallelism_and_budget_may_change_on_resume(folder: Path) -> None:
+    score(config(folder))
+    (folder / "out" / "_SUCCESS").unlink()
+    score(config(folder, engine={"kind": "echo", "num_engines": 2}, max_error_rate=0.5, shard_rows=7))
+    assert (folder / "out" / "_SUCCESS").exists()
+
+
+def test_changed_input_refuses_to_resume(folder: Path) -> None:
+    score(config(folder))
+    (folder / "out" / "_SUCCESS").unlink()
+    pq.write_table(posts(90).slice(50), folder / "posts" / "b.parquet")
+    with pytest.raises((ConfigError, InputError), match="b.parquet|input"):
+        score(config(folder))
+
+
+def test_a_folder_with_other_files_is_not_written_into(folder: Path) -> None:
+    (folder / "out" / "data").mkdir(parents=True)
+    pq.write_table(posts(1), folder / "out" / "data" / "mine.parquet")
+    with pytest.raises(ConfigError, match="empty folder"):
+        score(config(folder))
+
+
+def test_explanations_are_left_out_when_not_asked_for(folder: Path) -> None:
+    score(config(folder))
+    score(config(folder, output={"uri": str(folder / "heads")}, explain="none"))
+    full, heads = read(folder / "out"), read(folder / "heads")
+    assert heads["explanation"].null_count == heads.num_rows
+    assert full["explanation"].null_count == 0
+    assert full["labels"].to_pylist() == heads["labels"].to_pylist()
+
+
+def test_unusable_rows_get_a_status_and_do_not_spend_the_budget(tmp_path: Path) -> None:
+    (tmp_path / "posts").mkdir()
+    table = pa.table({"post_id": ["a", None, "c", "d"], "text": ["好", "好", None, " \u200b "], "created_at": ["x"] * 4})
+    pq.write_table(table, tmp_path / "posts" / "a.parquet")
+    score(config(tmp_path, tasks=["suicide_risk"], max_error_rate=0.0))
+    rows = read(tmp_path / "out").to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "invalid_input", "empty_text", "empty_text"]
+    assert [row["labels"] is None for row in rows] == [False, True, True, True]
+    errors = pq.read_table(tmp_path / "out" / "errors").to_pylist()
+    assert [(row["post_id"], row["status"]) for row in errors] == [
+        (None, "invalid_input"),
+        ("c", "empty_text"),
+        ("d", "empty_text"),
+    ]
+    assert all(row["reason"] and row["task"] == "suicide_risk" for row in errors)
+
+
+def test_unreadable_rows_are_named_and_counted_and_the_rest_is_scored(folder: Path) -> None:
+    bad = folder / "posts" / "c.parquet"
+    bad.write_bytes((folder / "posts" / "a.parquet").read_bytes()[:300])
+    summary = score(config(folder))
+    assert summary.totals.num_predictions == 240
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    assert "c.parquet" in json.dumps(manifest["input"]["quarantined"])
+
+
+def test_kept_columns_that_clash_with_ours_are_refused(folder: Path) -> None:
+    path = folder / "posts"
+    for each in path.iterdir():
+        each.unlink()
+    pq.write_table(posts(3).append_column("status", pa.array(["x"] * 3)), path / "a.parquet")
+    with pytest.raises(ConfigError, match="status"):
+        score(config(folder, input={"uri": str(path), "keep_columns": ["status"]}))
+
+
+def test_text_is_kept_when_asked_for_and_hash_is_of_the_text(folder: Path) -> None:
+    score(config(folder, output={"uri": str(folder / "out"), "keep_text": True}))
+    rows = read(folder / "out").to_pylist()
+    for row in rows:
+        assert row["text_hash"] == hashlib.blake2b(row["text"].encode(), digest_size=16).hexdigest()
+
+
+def test_the_same_on_s3(folder: Path, s3: str) -> None:
+    for name in ("a", "b"):
+        storage.put(f"{s3}/posts/{name}.parquet", (folder / "posts" / f"{name}.parquet").read_bytes())
+    changes: dict[str, Any] = {
+        "input": {"uri": f"{s3}/posts", "keep_columns": ["created_at"]},
+        "output": {"uri": f"{s3}/out"},
+    }
+    score(config(folder, **changes))
+    score(config(folder))
+    key = [("post_id", "ascending"), ("task", "ascending")]
+    assert read(f"{s3}/out").sort_by(key).equals(read(folder / "out").sort_by(key))
+    assert storage.exists(f"{s3}/out/_SUCCESS")
+    assert len(Ledger(f"{s3}/out").read_commits()) == 6
+
+
+def test_pandas_polars_and_duckdb_read_the_output(folder: Path) -> None:
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+    score(config(folder))
+    data = folder / "out" / "data"
+    assert len(pd.read_parquet(data)) == 240
+    frame = pl.read_parquet(data / "**" / "*.parquet", hive_partitioning=True)
+    assert frame.filter(pl.col("labels").list.contains("high_risk")).height > 0
+    assert pl.scan_parquet(data).collect().height == 240
+    query = f"SELECT task, count(*), count(DISTINCT post_id) FROM '{data}/*/*.parquet' GROUP BY task ORDER BY task"  # noqa: S608
+    assert [row[1:] for row in duckdb.sql(query).fetchall()] == [(80, 80)] * 3
+
+
+def test_too_many_failures_end_the_run_with_what_failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An endpoint that is not there: rows fail, or the run does; neither is a success.
+    engine = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": None, "max_retries": 0}
+    with pytest.raises((ErrorBudgetExceededError, ConfigError)) as caught:
+        score(config(folder, engine=engine))
+    assert "今天天气" not in str(caught.value)
+    assert not (folder / "out" / "_SUCCESS").exists()

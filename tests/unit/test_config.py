@@ -1,0 +1,94 @@
+"""Configs: every shipped file loads, every mistake is one line that names key, value and fix."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from mentalglm.config import ScoreConfig, load_config
+from mentalglm.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+MINIMAL = {"input": {"uri": "posts.parquet"}, "output": {"uri": "out"}, "tasks": ["suicide_risk"]}
+
+
+def write(folder: Path, data: object) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "score").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_score_config_loads_and_fits_the_schema(path: Path) -> None:
+    load_config(ScoreConfig, path)
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), ScoreConfig.model_json_schema())
+
+
+def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:
+    config = load_config(ScoreConfig, write(tmp_path, MINIMAL))
+    assert config.engine.kind == "vllm"
+    assert (config.model.path, config.shard_rows, config.max_error_rate) == ("demo", 2048, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": []}, ["tasks", "[]"]),
+        ({"tasks": ["a", "a"]}, ["tasks", "twice"]),
+        ({"speed": 3}, ["speed", "unknown key"]),
+        ({"explain": "positive"}, ["explain", "positive", "all or none"]),
+        ({"dedup": "corpus"}, ["dedup", "corpus", "off"]),
+        ({"max_error_rate": 2}, ["max_error_rate", "2"]),
+        ({"engine": {"kind": "magic"}}, ["engine", "magic"]),
+        ({"engine": {"kind": "echo", "num_gpus": 1}}, ["engine.echo.num_gpus", "unknown key"]),
+        ({"output": {"uri": "out", "partition_by": ["date"]}}, ["output.partition_by", "date"]),
+        ({"input": {"uri": "a", "id_column": "text"}}, ["input", "two columns"]),
+        ({"input": {"uri": "a", "keep_columns": ["text"]}}, ["keep_columns", "keep_text"]),
+        ({"input": {}}, ["input.uri"]),
+        ({"shard_rows": "many"}, ["shard_rows", "many"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_key_and_value(tmp_path: Path, change: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ScoreConfig, write(tmp_path, MINIMAL | change))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_off_without_quotes_is_the_word_off(tmp_path: Path) -> None:
+    config = load_config(ScoreConfig, write(tmp_path, yaml.safe_dump(MINIMAL) + "dedup: off\n"))
+    assert config.dedup == "off"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!python/object/apply:os.system ['true']", "a: !!python/name:os.system", "a: 1\na: 2", "a: [1", "- 1", "? [1]\n: 2"],
+)
+def test_yaml_that_is_unsafe_or_broken_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(ScoreConfig, write(tmp_path, text))
+
+
+def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    config = load_config(ScoreConfig, path, ["engine.kind=echo", "input.keep_columns=[a, b]", "shard_rows=7"])
+    assert (config.engine.kind, config.input.keep_columns, config.shard_rows) == ("echo", ["a", "b"], 7)
+    with pytest.raises(ConfigError, match="key=value"):
+        load_config(ScoreConfig, path, ["shard_rows"])
+    with pytest.raises(ConfigError, match="not a section"):
+        load_config(ScoreConfig, path, ["tasks.a=1"])
+
+
+def test_config_and_tasks_import_nothing_heavy() -> None:
+    code = (
+        "import sys, json, mentalglm.config, mentalglm.tasks, mentalglm.cli;"
+        "print(json.dumps([m for m in ('ray','torch','vllm','transformers','pyarrow','openai') if m in sys.modules]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == []
