@@ -1,4 +1,4 @@
-"""The `mentalglm` command. Heavy packages are imported by the command that needs them, so that --help answers at once."""
+"""The `mentalglm` command. Heavy packages are imported by the command that needs them: --help answers at once."""
 
 import json
 import signal

@@ -22,7 +22,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session():  # noqa: ANN201
+def ray_session():
     """One Ray instance of our own for all tests that need one; never one that happens to run on the machine."""
     import ray
 

@@ -48,7 +48,9 @@ class OutputConfig(ConfigModel):
     @classmethod
     def _not_yet(cls, value: list[str]) -> list[str]:
         if value:
-            raise ValueError("partitioning by columns is not available yet; leave it out (data/ is partitioned by task)")
+            raise ValueError(
+                "partitioning by columns is not available yet; leave it out (data/ is partitioned by task)"
+            )
         return value
 
 
@@ -90,7 +92,7 @@ class VllmEngineConfig(ConfigModel):
     max_num_seqs: int = Field(default=256, ge=1)
     """Sequences that vLLM runs at once."""
     max_model_len: int | None = Field(default=None, ge=64)
-    """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, within what the model allows."""
+    """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, if the model allows it."""
     dtype: str = "auto"
     start_timeout_s: float = Field(default=1800, gt=0)
     row_timeout_s: float = Field(default=600, gt=0)

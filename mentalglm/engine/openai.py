@@ -32,6 +32,8 @@ _MAX_STOPS = 4  # OpenAI's limit for `stop`
 # `logprobs` there is no confidence, without `stop` the answer is cut here, and `seed` is best effort everywhere.
 _OPTIONAL_PARAMETERS = ("logprobs", "stop", "seed")
 
+_DECODING_PARAMETERS = ("max_tokens", "max_completion_tokens", "temperature", "top_p")  # the same for every row
+
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -77,9 +79,10 @@ class OpenAIEngine:
     Prompts are not cut to `generation.max_prompt_tokens`, since only the endpoint knows its tokens: a prompt beyond its
     context is `too_long`.
 
-    `complete` raises (once, and at once on every later call) when the endpoint cannot serve the run at all: ConfigError
-    for a refused key, no credit, no such model or path, no connection while nothing has succeeded yet;
-    InterruptedRunError when an endpoint that has answered fails 2 * `max_concurrency` (at least 20) requests in a row.
+    `complete` raises (once, and at once on every later call) when the endpoint cannot serve the run at all. ConfigError:
+    the key is refused, the account has no credit, there is no such model or path; and, while nothing has succeeded yet,
+    no connection, a value of `generation` refused, or too many failures in a row. InterruptedRunError: an endpoint that
+    did answer fails 2 * `max_concurrency` (at least 20) requests in a row.
     """
 
     def __init__(
@@ -173,8 +176,9 @@ class OpenAIEngine:
             try:
                 answer = await self._client.chat.completions.create(**parameters)
             except Exception as error:
-                self._verdict = self._verdict or self._condemnation(error)
                 completion = self._failed_completion(error, parameters)
+                if completion is not None and completion.finish_reason == "error":
+                    self._verdict = self._verdict or self._condemnation(error)
             else:
                 completion = _read_answer(answer, request)
         if completion.finish_reason == "error":
@@ -216,7 +220,7 @@ class OpenAIEngine:
                 f"engine.base_url: no connection to {self._host} ({type(error.__cause__).__name__}); "
                 "check the address and that the server runs"
             )
-        if not isinstance(error, openai.APIStatusError) or _is_refused(error):
+        if not isinstance(error, openai.APIStatusError):
             return None
         status = error.status_code
         if status == 401:
@@ -239,6 +243,11 @@ class OpenAIEngine:
             return ConfigError(
                 f"engine.model = {config.model!r}: {self._host} has no such model or path (HTTP {status}); "
                 "check engine.model, and that engine.base_url ends where /chat/completions follows"
+            )
+        if status in (400, 422) and error.param in _DECODING_PARAMETERS and not self._has_succeeded:
+            return ConfigError(
+                f"generation.{error.param.replace('_completion', '')}: {self._host} refuses this value "
+                f"for {config.model!r} (HTTP {status}); change it to one that the model allows"
             )
         return None
 

@@ -183,9 +183,7 @@ def _score_shards(
             fn_constructor_args=(spec, board),
             batch_size=1,
             # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
-            compute=ray.data.ActorPoolStrategy(
-                size=num_engines, max_tasks_in_flight_per_actor=shards_in_flight + 1
-            ),
+            compute=ray.data.ActorPoolStrategy(size=num_engines, max_tasks_in_flight_per_actor=shards_in_flight + 1),
             max_concurrency=shards_in_flight + 1,
             num_gpus=num_gpus,
             num_cpus=num_cpus,
@@ -242,9 +240,9 @@ class _ErrorBudget:
         if totals.num_failed > self._rate * self._num_predictions:
             failed = {s: n for s, n in totals.by_status.most_common() if s != "ok"}
             raise ErrorBudgetExceededError(
-                f"max_error_rate = {self._rate}: {totals.num_failed} of {self._num_predictions} predictions have failed "
-                f"({', '.join(f'{status} {n}' for status, n in failed.items())}); errors/ lists them. Mend the cause, or "
-                "raise max_error_rate, and run the same command again: it goes on where this stopped"
+                f"max_error_rate = {self._rate}: {totals.num_failed} of {self._num_predictions} predictions failed "
+                f"({', '.join(f'{status} {n}' for status, n in failed.items())}); errors/ lists them. Mend the cause, "
+                "or raise max_error_rate, and run the same command again: it goes on where this stopped"
             )
 
 

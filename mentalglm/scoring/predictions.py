@@ -31,7 +31,7 @@ STATUSES = (
 )
 """ok: answered and understood (no label applies: `labels` is empty) · parse_failed: no label could be read from the
 answer · truncated: the answer was cut before its labels ended · refused: the model declined · too_long: the prompt does
-not fit · empty_text: nothing to score · invalid_input: the row is not a post · engine_error: the engine failed on it."""
+not fit · empty_text: nothing to score · invalid_input: the row is not a post · engine_error: the engine failed."""
 
 INPUT_STATUSES = frozenset({"empty_text", "invalid_input"})
 """Failures of the input, not of the scoring: no model is asked, and the error budget does not count them."""
@@ -123,7 +123,9 @@ def prediction_table(schema: pa.Schema, posts: Posts, outcomes: Sequence[Outcome
     assert len(outcomes) == len(posts.ids)
     columns: dict[str, Any] = {
         "post_id": posts.ids,
-        "status": pa.array([outcome.status for outcome in outcomes]).dictionary_encode().cast(schema.field("status").type),
+        "status": pa.array([outcome.status for outcome in outcomes])
+        .dictionary_encode()
+        .cast(schema.field("status").type),
         "text_hash": posts.text_hashes,
         "duplicate_of": [None] * len(outcomes),
         "flags": [[*flags, *outcome.flags] for flags, outcome in zip(posts.flags, outcomes, strict=True)],

@@ -28,7 +28,10 @@ class RunProgress:
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+                TextColumn("scoring"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
                 console=self._console,
             )
             self._task = self._bar.add_task("starting the engine", total=total, completed=num_done)

@@ -117,9 +117,7 @@ class ShardScorer:
         tables: dict[str, pa.Table] = {
             task: prediction_table(self._schema, posts, each) for task, each in outcomes.items()
         }
-        return self._ledger.commit(
-            shard, tables, outcomes, self._spec.provenance, seconds=time.monotonic() - started
-        )
+        return self._ledger.commit(shard, tables, outcomes, self._spec.provenance, seconds=time.monotonic() - started)
 
     def _report(self, shard: int, counts: Counter[str]) -> None:
         if self._board is not None:

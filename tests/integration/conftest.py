@@ -2,9 +2,9 @@
 
 import json
 import os
-import sys
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ACCESS_KEY, SECRET_KEY = "weibo", "weibosecret-not-a-real-one"  # noqa: S105 - of a server that lives for the test
+ACCESS_KEY, SECRET_KEY = "weibo", "weibosecret-not-a-real-one"
 
 
 def free_port() -> int:

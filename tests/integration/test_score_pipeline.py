@@ -147,7 +147,7 @@ def test_changed_input_refuses_to_resume(folder: Path) -> None:
     score(config(folder))
     (folder / "out" / "_SUCCESS").unlink()
     pq.write_table(posts(90).slice(50), folder / "posts" / "b.parquet")
-    with pytest.raises((ConfigError, InputError), match="b.parquet|input"):
+    with pytest.raises((ConfigError, InputError), match="input"):
         score(config(folder))
 
 
@@ -169,7 +169,9 @@ def test_explanations_are_left_out_when_not_asked_for(folder: Path) -> None:
 
 def test_unusable_rows_get_a_status_and_do_not_spend_the_budget(tmp_path: Path) -> None:
     (tmp_path / "posts").mkdir()
-    table = pa.table({"post_id": ["a", None, "c", "d"], "text": ["好", "好", None, " \u200b "], "created_at": ["x"] * 4})
+    table = pa.table(
+        {"post_id": ["a", None, "c", "d"], "text": ["好", "好", None, " \u200b "], "created_at": ["x"] * 4}
+    )
     pq.write_table(table, tmp_path / "posts" / "a.parquet")
     score(config(tmp_path, tasks=["suicide_risk"], max_error_rate=0.0))
     rows = read(tmp_path / "out").to_pylist()
@@ -235,13 +237,19 @@ def test_pandas_polars_and_duckdb_read_the_output(folder: Path) -> None:
     frame = pl.read_parquet(data / "**" / "*.parquet", hive_partitioning=True)
     assert frame.filter(pl.col("labels").list.contains("high_risk")).height > 0
     assert pl.scan_parquet(data).collect().height == 240
-    query = f"SELECT task, count(*), count(DISTINCT post_id) FROM '{data}/*/*.parquet' GROUP BY task ORDER BY task"  # noqa: S608
+    query = f"SELECT task, count(*), count(DISTINCT post_id) FROM '{data}/*/*.parquet' GROUP BY task ORDER BY task"
     assert [row[1:] for row in duckdb.sql(query).fetchall()] == [(80, 80)] * 3
 
 
 def test_too_many_failures_end_the_run_with_what_failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # An endpoint that is not there: rows fail, or the run does; neither is a success.
-    engine = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": None, "max_retries": 0}
+    engine = {
+        "kind": "openai",
+        "base_url": "http://127.0.0.1:9/v1",
+        "model": "m",
+        "api_key_env": None,
+        "max_retries": 0,
+    }
     with pytest.raises((ErrorBudgetExceededError, ConfigError)) as caught:
         score(config(folder, engine=engine))
     assert "今天天气" not in str(caught.value)

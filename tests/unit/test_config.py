@@ -68,7 +68,14 @@ def test_off_without_quotes_is_the_word_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["!!python/object/apply:os.system ['true']", "a: !!python/name:os.system", "a: 1\na: 2", "a: [1", "- 1", "? [1]\n: 2"],
+    [
+        "!!python/object/apply:os.system ['true']",
+        "a: !!python/name:os.system",
+        "a: 1\na: 2",
+        "a: [1",
+        "- 1",
+        "? [1]\n: 2",
+    ],
 )
 def test_yaml_that_is_unsafe_or_broken_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError):

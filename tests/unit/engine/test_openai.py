@@ -434,6 +434,11 @@ async def test_a_400_that_always_names_a_parameter_ends_as_an_error() -> None:
         (failure(400, "Model does not exist", code="1211"), ["engine.model = 'm'", "llm.test"]),
         (failure(429, "You exceeded your current quota", code="insufficient_quota"), ["credit", "SCORING_KEY"]),
         (failure(429, "您的账户已欠费", code="1113"), ["credit", "SCORING_KEY"]),
+        (
+            failure(400, "max_tokens=5000 cannot be greater than", param="max_tokens"),
+            ["generation.max_tokens", "llm.test"],
+        ),
+        (failure(400, "Only the default (1) value", param="temperature"), ["generation.temperature", "llm.test"]),
         (httpx2.ConnectError(POST), ["engine.base_url", "llm.test", "ConnectError"]),
         (httpx2.ConnectTimeout(POST), ["engine.base_url", "llm.test", "ConnectTimeout"]),
     ],
