@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mentalglm.config import ScoreConfig, load_config
+from mentalglm.config import BenchConfig, ScoreConfig, load_config
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-JOBS = {"score": ScoreConfig}
+JOBS = {"score": ScoreConfig, "bench": BenchConfig}
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: a.b=value.")]
@@ -45,6 +45,15 @@ def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption 
         again = " ".join(["mentalglm score", str(config), *(f"--set {each}" for each in set_ or [])])
         raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {again}") from None
     print_summary(summary)
+
+
+@app.command()
+def bench(config: ConfigArgument, set_: SetOption = None) -> None:
+    """Time the score job against bare vLLM and against ray.data.llm, in turns."""
+    settings = load_config(BenchConfig, config, set_)
+    from mentalglm.scoring.bench import bench as run_bench
+
+    print(json.dumps(run_bench(settings), indent=2))
 
 
 @app.command()

@@ -167,9 +167,3 @@ def _s3_put(uri: str, data: bytes, **conditions: str) -> bool:
             raise
     head = _s3_client().head_object(Bucket=bucket, Key=key)
     return bool(head["Metadata"].get("write-id") == write_id)
-
-
-def forget_connections() -> None:
-    """Makes the next call read the AWS settings anew."""
-    _s3_filesystem.cache_clear()
-    _s3_client.cache_clear()

@@ -19,13 +19,3 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return SHARED_DATA
-
-
-@pytest.fixture(scope="session")
-def ray_session():
-    """One Ray instance of our own for all tests that need one; never one that happens to run on the machine."""
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()

@@ -1,6 +1,7 @@
 """Pydantic models of every job's YAML. Imports nothing heavy: `mentalglm --help` answers at once."""
 
 from mentalglm.config.base import load_config, load_yaml, validate
+from mentalglm.config.bench import BenchConfig
 from mentalglm.config.score import (
     EchoEngineConfig,
     EngineConfig,
@@ -14,6 +15,7 @@ from mentalglm.config.score import (
 )
 
 __all__ = [
+    "BenchConfig",
     "EchoEngineConfig",
     "EngineConfig",
     "GenerationConfig",

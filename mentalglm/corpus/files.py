@@ -54,13 +54,16 @@ def list_files(config: InputConfig) -> tuple[str, list[ListedFile]]:
         raise InputError(f"input.uri = {config.uri}: no such file or folder; check the address") from None
     except PermissionError:
         raise InputError(f"input.uri = {config.uri}: not allowed to read it; check the permissions") from None
+    except OSError as error:  # of S3: credentials, bucket, network
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"input.uri = {config.uri}: cannot be listed; check address and credentials ({reason})"
+        ) from None
     found: list[ListedFile] = []
     for info in infos:
         relative = info.path[len(root) :].lstrip("/")
         if _is_hidden(relative) and not (len(infos) == 1 and info.path == path):
             continue
-        if config.format == "auto" and info.size == 0 and "." not in info.base_name:
-            continue  # the marker of a folder
         if (format_ := _format_of(config, relative)) is not None:
             found.append(ListedFile(relative, format_, info.size or 0, info.mtime_ns or 0))
     if not found:
@@ -77,16 +80,30 @@ def list_files(config: InputConfig) -> tuple[str, list[ListedFile]]:
     return root, sorted(found, key=lambda file: file.path)
 
 
+def root_of(config: InputConfig) -> str:
+    """The folder that the paths of the input's files are relative to, as a path of `storage.filesystem`."""
+    fs, path = storage.filesystem(config.uri)
+    return _root(fs.get_file_info(path))
+
+
+def _root(info: pafs.FileInfo) -> str:
+    """Of a file its folder, of a folder itself, of a glob the folders before the first wildcard."""
+    path: str = info.path
+    if info.type == pafs.FileType.Directory:
+        return path
+    wildcard = _WILDCARD.search(path) if info.type == pafs.FileType.NotFound else None
+    return path[: wildcard.start() if wildcard else None].rpartition("/")[0]
+
+
 def _find(fs: pafs.FileSystem, path: str) -> tuple[str, list[pafs.FileInfo]]:
     info = fs.get_file_info(path)
+    root = _root(info)
     if info.type == pafs.FileType.File:
-        return path.rpartition("/")[0], [info]
+        return root, [info]
     if info.type == pafs.FileType.Directory:
-        return path, _files_below(fs, path)
-    wildcard = _WILDCARD.search(path)
-    if wildcard is None:
+        return root, _files_below(fs, root)
+    if not _WILDCARD.search(path):
         raise FileNotFoundError(path)
-    root = path[: wildcard.start()].rpartition("/")[0]
     pattern = _glob_pattern(path[len(root) :].lstrip("/"))
     return root, [
         each for each in _files_below(fs, root) if pattern.fullmatch(each.path[len(root) :].lstrip("/")) is not None
@@ -119,7 +136,8 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
 
 
 def _is_hidden(relative: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in relative.split("/")) or relative.endswith(".crc")
+    parts = relative.split("/")
+    return any(part.startswith(("_", ".")) for part in parts) or relative.endswith((".crc", "_$folder$"))
 
 
 def _format_of(config: InputConfig, relative: str) -> Format | None:

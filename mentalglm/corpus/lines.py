@@ -8,8 +8,10 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +27,7 @@ _BOM = b"\xef\xbb\xbf"
 # An opening quote that is never closed swallows the lines after it, up to this size.
 _MAX_CSV_FIELD = 64 * 1024 * 1024
 _NUM_SAMPLE_LINES = 1000
+_MAX_KEY_BYTES = 4096  # of a column's name as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class TextFile:
 
     @property
     def num_rows(self) -> int:
+        """Records of the file."""
         return sum(num_rows for _, _, num_rows in self.ranges)
 
 
@@ -58,8 +62,9 @@ def scan(fs: pafs.FileSystem, path: str, format_: Format, columns: Iterable[str]
                 digest.update(block)
                 missing = forms.keys() - present
                 if missing:  # a key may lie across the border of two blocks
-                    present.update(name for name in missing if any(form in tail + block for form in forms[name]))
-                    tail = block[-1024:]
+                    tail += block
+                    present.update(name for name in missing if any(form in tail for form in forms[name]))
+                    tail = tail[-_MAX_KEY_BYTES:]
                 yield block
 
     position = 0
@@ -125,7 +130,7 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _sampled(lines: Iterator[bytes]) -> Iterator[bytes]:
     """The lines, after a look at the first ones. Raises: UnreadableFileError where they are of another encoding."""
-    sample = [line for line, _ in zip(lines, range(_NUM_SAMPLE_LINES), strict=False)]
+    sample = list(islice(lines, _NUM_SAMPLE_LINES))
     if sample and sample[0][:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UnreadableFileError("not_utf8", "is UTF-16; convert it to UTF-8 (iconv -f utf-16 -t utf-8)")
     foreign = sum(_decodes(line, "gb18030") and not _decodes(line, "utf-8") for line in sample)
@@ -194,7 +199,8 @@ def _decode(field: str) -> tuple[str, bool]:
 def _json_forms(name: str) -> tuple[bytes, ...]:
     """How a key may be written in a file."""
     escaped = json.dumps(name)
-    return json.dumps(name, ensure_ascii=False).encode(), escaped.encode(), escaped.upper().replace("\\U", "\\u").encode()
+    capitals = re.sub(r"\\u[0-9a-f]{4}", lambda match: f"\\u{match[0][2:].upper()}", escaped)
+    return json.dumps(name, ensure_ascii=False).encode(), escaped.encode(), capitals.encode()
 
 
 def _keys(record: bytes | None) -> list[str]:
@@ -208,7 +214,9 @@ def _keys(record: bytes | None) -> list[str]:
 class TextRows:
     """One JSONL or CSV file, read by ranges of bytes."""
 
-    def __init__(self, fs: pafs.FileSystem, path: str, format_: Format, config: InputConfig, size: int, name: str) -> None:
+    def __init__(
+        self, fs: pafs.FileSystem, path: str, format_: Format, config: InputConfig, size: int, name: str
+    ) -> None:
         """`size` is the file's when it was planned; `name` stands in errors.
 
         Raises: CorruptShardError when the file is gone or of another size.
@@ -305,7 +313,7 @@ class _RowBuilder:
         row = len(self.ids)
         post_id, broken = _decode(fields[index[self._config.id_column]])
         text, replaced = _decode(fields[index[self._config.text_column]])
-        kept = {}
+        kept: dict[str, str | None] = {}
         for name in self._kept:
             if name in index:
                 kept[name], kept_replaced = _decode(fields[index[name]])

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -54,6 +54,7 @@ class ParquetFooter:
 
     @property
     def num_rows(self) -> int:
+        """Rows of the file."""
         return sum(self.row_groups)
 
 
@@ -219,26 +220,36 @@ class ParquetRows:
         self._bounds = [0, *accumulate(footer.row_groups)]
         self._cursors: dict[tuple[str, ...], _Cursor] = {}
 
-    def read(self, start: int, stop: int) -> tuple[dict[str, pa.Array], dict[str, int]]:
-        """Columns of the rows [start, stop), and for each how many of them, from the first, can be read.
+    def read(self, start: int, stop: int) -> tuple[dict[str, pa.Array], dict[str, list[int]]]:
+        """Columns of the rows [start, stop), and for each the rows, counted from `start`, that cannot be read.
 
-        A damaged page ends what can be read of its column in that row group; the rest is null.
+        A damaged page ends what can be read of its column in that row group; those rows are null.
         """
         table = self._take(self._columns, start, stop)
         if table.num_rows == stop - start:
-            return self._arrays(table), dict.fromkeys(self._columns, stop - start)
+            return self._arrays(table), {column: [] for column in self._columns}
         arrays: dict[str, pa.Array] = {}
-        readable: dict[str, int] = {}
+        unreadable: dict[str, list[int]] = {}
         for column in self._columns:
-            table = self._take((column,), start, stop, _SALVAGE_BATCH_ROWS)
-            array = self._arrays(table)[column]
-            readable[column] = len(array)
-            arrays[column] = pa.concat_arrays([array, pa.nulls(stop - start - len(array), array.type)])
-        return arrays, readable
+            arrays[column], unreadable[column] = self._salvage(column, start, stop)
+        return arrays, unreadable
+
+    def _salvage(self, column: str, start: int, stop: int) -> tuple[pa.Array, list[int]]:
+        """What can be read of a column, row group by row group, and the rows that cannot."""
+        parts: list[pa.Array] = []
+        unreadable: list[int] = []
+        for first, last in pairwise(self._bounds):
+            first, last = max(first, start), min(last, stop)
+            if first < last:
+                table = self._take((column,), first, last, _SALVAGE_BATCH_ROWS)
+                array = self._arrays(table)[column]
+                parts += [array, pa.nulls(last - first - len(array), array.type)]
+                unreadable += range(first + len(array) - start, last - start)
+        return pa.concat_arrays(parts), unreadable
 
     def iter_column(self, column: str, num_rows: int) -> Iterator[tuple[int, pa.Array]]:
         """(first row, values) of a column through the file, `num_rows` at a time; damaged pages are left out."""
-        for first, last in zip(self._bounds, self._bounds[1:], strict=False):
+        for first, last in pairwise(self._bounds):
             for start in range(first, last, num_rows):
                 table = self._take((column,), start, min(start + num_rows, last))
                 if table.num_rows:
@@ -273,12 +284,13 @@ class ParquetRows:
     def _batch_rows(self, columns: Sequence[str], group: int) -> int:
         """Rows of a batch of about `_BATCH_BYTES`, so that memory does not grow with the row group."""
         metadata = self._file.metadata.row_group(group)
-        size = sum(
+        size: int = sum(
             metadata.column(i).total_uncompressed_size
             for i in range(metadata.num_columns)
             if metadata.column(i).path_in_schema.split(".")[0] in columns
         )
-        return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * metadata.num_rows // max(size, 1)))
+        num_rows: int = metadata.num_rows
+        return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * num_rows // max(size, 1)))
 
 
 class _Cursor:
@@ -384,7 +396,7 @@ def raw_rows(
     config: InputConfig,
     kept_schema: pa.Schema,
     arrays: dict[str, pa.Array],
-    readable: dict[str, int],
+    unreadable: dict[str, list[int]],
     num_rows: int,
 ) -> RawRows:
     """The rows of `ParquetRows.read`. Kept columns that the file does not have are null."""
@@ -396,9 +408,9 @@ def raw_rows(
         array = arrays.get(field.name)
         if array is None:
             kept.append(pa.nulls(num_rows, field.type))
-        elif is_text(array.type) and not pa.types.is_large_binary(array.type):
-            array, rows = strings(array)
-            repaired_kept.update(rows)
+        elif pa.types.is_large_string(array.type):
+            array, repaired_here = strings(array)
+            repaired_kept.update(repaired_here)
             kept.append(array.cast(field.type))
         else:
             kept.append(array.cast(field.type))
@@ -411,7 +423,7 @@ def raw_rows(
     rows.flag(repaired, "invalid_utf8_replaced")
     rows.flag(sorted(repaired_kept), "invalid_utf8_replaced")
     for column in (config.id_column, config.text_column):
-        rows.problems |= dict.fromkeys(range(readable[column], num_rows), "corrupt_page")
+        rows.problems |= dict.fromkeys(unreadable[column], "corrupt_page")
     for column in kept_schema.names:
-        rows.flag(range(readable.get(column, num_rows), num_rows), "kept_column_unreadable")
+        rows.flag(unreadable.get(column, ()), "kept_column_unreadable")
     return rows

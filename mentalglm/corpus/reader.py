@@ -8,6 +8,7 @@ import pyarrow as pa
 from mentalglm import storage
 from mentalglm.config import InputConfig
 from mentalglm.corpus import parquet
+from mentalglm.corpus.files import root_of
 from mentalglm.corpus.lines import TextRows
 from mentalglm.corpus.plan import CorpusPlan, Shard
 from mentalglm.corpus.rows import CorruptShardError, RawRows
@@ -43,6 +44,7 @@ class ShardReader:
         self._config = config
         self._plan = plan
         self._fs, _ = storage.filesystem(config.uri)
+        self._root = root_of(config)
         self._open: tuple[str, parquet.ParquetRows | TextRows] | None = None
 
     def read(self, shard: Shard) -> Posts:
@@ -55,10 +57,11 @@ class ShardReader:
         if isinstance(source, TextRows):
             rows = source.read(shard.start, shard.stop, shard.num_rows, self._plan.kept_schema)
         else:
-            arrays, readable = source.read(shard.start, shard.stop)
-            if not readable[self._config.id_column] and not readable[self._config.text_column]:
+            arrays, unreadable = source.read(shard.start, shard.stop)
+            columns = (self._config.id_column, self._config.text_column)
+            if all(len(unreadable[column]) == shard.num_rows for column in columns):
                 raise CorruptShardError(shard.file, "corrupt_page")
-            rows = parquet.raw_rows(self._config, self._plan.kept_schema, arrays, readable, shard.num_rows)
+            rows = parquet.raw_rows(self._config, self._plan.kept_schema, arrays, unreadable, shard.num_rows)
         return self._posts(rows, shard)
 
     def _source(self, shard: Shard) -> parquet.ParquetRows | TextRows:
@@ -66,7 +69,7 @@ class ShardReader:
             return self._open[1]
         self._open = None
         file = self._plan.file(shard.file)
-        path = f"{self._plan.root}/{file.path}"
+        path = f"{self._root}/{file.path}"
         source: parquet.ParquetRows | TextRows
         if shard.format == "parquet":
             columns = [self._config.id_column, self._config.text_column, *self._plan.kept_schema.names]
@@ -81,30 +84,31 @@ class ShardReader:
         rows.flag(_rows_within(self._plan.repeated_rows, shard), "duplicate_id")
         for row in _rows_within(self._plan.later_rows, shard) if self._config.duplicate_ids == "keep_first" else ():
             rows.problems.setdefault(row, "duplicate_id")
-        ids: list[str | None] = []
         texts: list[str] = []
-        statuses: list[str | None] = []
-        reasons: list[str | None] = []
-        hashes: list[str] = []
-        for row, (post_id, raw) in enumerate(zip(rows.ids, rows.texts, strict=True)):
+        for row, raw in enumerate(rows.texts):
             text, flags = normalise(raw) if raw else ("", ())
+            texts.append(text)
             for flag in flags:
                 rows.flag((row,), flag)
-            status: str | None = None
-            reason = rows.problems.get(row)
-            if reason is None and not post_id:
-                reason = "null_id"
-            if reason is not None:
-                status = "invalid_input"
+        num_rows = len(texts)
+        statuses: list[str | None] = [None] * num_rows
+        reasons: list[str | None] = [None] * num_rows
+        for row, (post_id, text) in enumerate(zip(rows.ids, texts, strict=True)):
+            if post_id and text and not rows.problems:
+                continue
+            if reason := rows.problems.get(row) or (None if post_id else "null_id"):
+                statuses[row], reasons[row] = "invalid_input", reason
             elif not text:
-                status, reason = "empty_text", "null_text" if raw is None else "empty_text"
-            ids.append(post_id or None)
-            texts.append(text)
-            statuses.append(status)
-            reasons.append(reason)
-            hashes.append(text_hash(text))
-        all_flags = [rows.flags.get(row, []) for row in range(len(ids))]
-        return Posts(ids, texts, statuses, reasons, all_flags, hashes, rows.kept)
+                statuses[row], reasons[row] = "empty_text", "null_text" if rows.texts[row] is None else "empty_text"
+        return Posts(
+            ids=[post_id or None for post_id in rows.ids],
+            texts=texts,
+            statuses=statuses,
+            reasons=reasons,
+            flags=[rows.flags.get(row, []) for row in range(num_rows)],
+            text_hashes=[text_hash(text) for text in texts],
+            kept=rows.kept,
+        )
 
 
 def _rows_within(global_rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", shard: Shard) -> list[int]:

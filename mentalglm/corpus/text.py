@@ -29,7 +29,8 @@ def normalise(text: str) -> tuple[str, tuple[str, ...]]:
     Flags: `lone_surrogate_replaced`, `control_characters_removed`, `invisible_characters_removed`.
     """
     flags: tuple[str, ...] = ()
-    if _SUSPECT.search(text):
+    # Nothing suspect is printable: a quick look spares most posts the search.
+    if not text.isprintable() and _SUSPECT.search(text):
         text, flags = _clean(text)
     if not text.isascii() and not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)

@@ -37,7 +37,7 @@ class EchoEngine:
         text = request.prompt.text
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         task = self._tasks[request.task]
-        answerable = [label.slug for label in task.labels if label.slug in task.answerable]
+        answerable = task.answerable
         label = answerable[digest[0] % len(answerable)]
         explanation = None if request.head_only else f"echo {digest.hex()}"
         answer = render_answer(task, [label], explanation)

@@ -46,7 +46,7 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     adapter = rank = None
     if config.adapter is not None:
         adapter, rank = _check_adapter(config.adapter)
-    return ResolvedModel(config.path, str(folder), _digest(folder, adapter), adapter and str(adapter), rank)
+    return ResolvedModel(config.path, str(folder), _digest(folder, adapter), str(adapter) if adapter else None, rank)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,9 +79,9 @@ class OpenAIEngine:
     Prompts are not cut to `generation.max_prompt_tokens`, since only the endpoint knows its tokens: a prompt beyond its
     context is `too_long`.
 
-    `complete` raises (once, and at once on every later call) when the endpoint cannot serve the run at all. ConfigError:
-    the key is refused, the account has no credit, there is no such model or path; and, while nothing has succeeded yet,
-    no connection, a value of `generation` refused, or too many failures in a row. InterruptedRunError: an endpoint that
+    `complete` raises (once, and at once on every later call) when the endpoint cannot serve the run. ConfigError: the
+    key is refused, the account has no credit, there is no such model or path; and, while nothing has succeeded yet, no
+    connection, a value of `generation` refused, or too many failures in a row. InterruptedRunError: an endpoint that
     did answer fails 2 * `max_concurrency` (at least 20) requests in a row.
     """
 
@@ -108,7 +108,7 @@ class OpenAIEngine:
                 f"engine.base_url = {config.base_url!r}: not an http(s) address; "
                 "write it like https://api.openai.com/v1"
             )
-        # At DEBUG these write out whole requests, post and all.
+        # Else a line with the address for every request; and what they write at DEBUG is not ours to vouch for.
         for name in ("openai", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._config = config
@@ -137,7 +137,7 @@ class OpenAIEngine:
             "endpoint": self._host,
         }
 
-    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+    async def complete(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Completion], None]:
         """Yields (index of the request, completion) once for each request, in order of finishing.
 
         Raises: ConfigError, InterruptedRunError, when the endpoint cannot serve the run (see the class).

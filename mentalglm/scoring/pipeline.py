@@ -1,5 +1,6 @@
 """The score job: posts in, scored Parquet out."""
 
+import json
 import math
 import os
 import threading
@@ -9,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mentalglm import manifest
+from mentalglm import errors, manifest
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.corpus import CorpusPlan, check_unchanged, plan_corpus
 from mentalglm.engine.model import ResolvedModel, resolve_model
-from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, UserError
+from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError
 from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.progress import RunProgress
@@ -183,19 +184,22 @@ def _score_shards(
             fn_constructor_args=(spec, board),
             batch_size=1,
             # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
-            compute=ray.data.ActorPoolStrategy(size=num_engines, max_tasks_in_flight_per_actor=shards_in_flight + 1),
-            max_concurrency=shards_in_flight + 1,
+            compute=ray.data.ActorPoolStrategy(
+                size=num_engines,
+                max_concurrent_calls_per_actor=shards_in_flight + 1,
+                max_tasks_in_flight_per_actor=shards_in_flight + 1,
+            ),
             num_gpus=num_gpus,
             num_cpus=num_cpus,
         )
         .iter_rows()
     )
     with RunProgress(plan.num_rows * len(tasks), totals.num_predictions) as progress, _watch(progress, board, totals):
-        try:
-            for row in commits:
-                yield ShardCommit.model_validate_json(row["commit"])
-        except ray.exceptions.RayError as error:
-            raise _user_error(error) or error from None
+        for row in commits:
+            if row["error"]:
+                kind, message = json.loads(row["error"])
+                raise getattr(errors, kind)(message)
+            yield ShardCommit.model_validate_json(row["commit"])
 
 
 class _watch:  # noqa: N801 - reads as a statement
@@ -303,20 +307,22 @@ def _connect() -> None:
     """Joins the cluster that RAY_ADDRESS names (a submitted job has it), else starts one on this machine."""
     import logging
 
+    # Ray's core writes notes for its developers to the terminal; the session's log files keep what matters.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    import ray.data
 
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the terminal is ours; the log files stay as they are
+            handler.setLevel(logging.ERROR)
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Without an address ray.init() would join whatever cluster happens to run on this machine.
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            log_to_driver=False,
-            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-            logging_level=logging.WARNING,
-        )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+        address = os.environ.get("RAY_ADDRESS", "local")
+        local = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def _resources(config: ScoreConfig) -> tuple[int, float]:
@@ -347,18 +353,3 @@ def _shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
         config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
     )
     return min(16, 1 + max(1, math.ceil(2 * slots / (config.shard_rows * num_tasks))))
-
-
-def _user_error(error: BaseException) -> UserError | None:
-    """The UserError that a worker has raised, out of what Ray wraps around it."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, UserError):
-            return type(current)(*current.args)
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    return None

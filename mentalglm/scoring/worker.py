@@ -1,6 +1,7 @@
 """One engine and the shards it scores: what runs inside each actor of the pool."""
 
 import asyncio
+import json
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -55,14 +56,22 @@ class ShardScorer:
             self._schema = prediction_schema(spec.config, self._plan.kept_schema)
             self._engine = _build_engine(spec)
         except UserError as error:
-            # Raised where Ray hands it to the driver as it is; an actor that cannot start is tried again and again.
+            # Told by the first shard: an actor that cannot start is tried again and again.
             self._start_error = error
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if self._start_error is not None:
-            raise self._start_error
-        commits = [await self._score(int(shard)) for shard in batch["shard"]]
-        return {"commit": [commit.model_dump_json() for commit in commits]}
+        """{"shard": [number]} -> {"commit": [its record as JSON], "error": [what ends the run, as JSON]}.
+
+        A UserError goes to the driver as data: Ray would hand over its traceback, and not the error.
+        """
+        [shard] = batch["shard"]
+        try:
+            if self._start_error is not None:
+                raise self._start_error
+            commit = await self._score(int(shard))
+        except UserError as error:
+            return {"commit": [""], "error": [json.dumps([type(error).__name__, str(error)])]}
+        return {"commit": [commit.model_dump_json()], "error": [""]}
 
     async def _score(self, shard: int) -> ShardCommit:
         """Reads, renders, generates, parses, commits."""

@@ -68,20 +68,31 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.kill()
 
 
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Environment that points the usual AWS clients at the server; yields an empty folder's URI."""
-    from mentalglm import storage
-
-    for name, value in {
+@pytest.fixture(scope="session")
+def s3_environment(s3_server: str) -> None:
+    """Points the usual AWS clients at the server, of this process and of those that it starts."""
+    os.environ |= {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    storage.forget_connections()
+    }
+
+
+@pytest.fixture
+def s3(s3_environment: None) -> str:
+    """The URI of an empty folder on the server."""
     return f"s3://scored/{os.urandom(6).hex()}"
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_environment: None) -> Iterator[None]:
+    """One Ray instance of our own for all tests that need one; never one that happens to run on the machine."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:

@@ -30,7 +30,7 @@ DEMO_MODEL = Path(__file__).parents[2] / "mentalglm" / "demo" / "model"
 
 
 class MisbehavingServer:
-    """A chat endpoint that does what the post says, for as many attempts as the post says: `<number> <fault> <times>`."""
+    """A chat endpoint that does what the post says, `<number> <fault> <times>`: so many attempts fail in this way."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -65,7 +65,7 @@ class MisbehavingServer:
         post = (await http.json())["messages"][-1]["content"]
         await asyncio.sleep(self.delay_s)
         self.attempts[post] += 1
-        _, fault, times = (post.split() + ["none", "0"])[:3]
+        _, fault, times = [*post.split(), "none", "0"][:3]
         if self.attempts[post] > int(times):
             return self._success("低自杀风险")
         match fault:
@@ -129,7 +129,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCORING_KEY", KEY)
 
 
-def engine_for(url: str, model: str = "m", max_tokens: int = 48, **changes: Any) -> OpenAIEngine:
+def engine_for(url: str, model: str = "m", max_tokens: int = 16, **changes: Any) -> OpenAIEngine:
     values = {"kind": "openai", "base_url": url, "model": model, "api_key_env": "SCORING_KEY", **changes}
     return OpenAIEngine(OpenAIEngineConfig.model_validate(values), GenerationConfig(max_tokens=max_tokens))
 
@@ -225,7 +225,7 @@ async def test_a_consumer_that_stops_early_leaves_no_task_and_no_request_behind(
         assert index == 0
         break
     await stream.aclose()
-    # Those that serve connections belong to the server.
+    # The other new tasks serve connections: the server runs in this process.
     left = [task for task in asyncio.all_tasks() - before if "_complete_one" in repr(task)]
     assert left == []
     for _ in range(100):
@@ -234,7 +234,7 @@ async def test_a_consumer_that_stops_early_leaves_no_task_and_no_request_behind(
         await asyncio.sleep(0.05)
     assert server.num_in_flight == 0
     # And the engine still works, with all its slots.
-    completions = await complete(engine, requests_of([f"again {row}" for row in ["none"] * 20]))
+    completions = await complete(engine, requests_of([f"again-{row}" for row in range(20)]))
     assert {completion.finish_reason for completion in completions} == {"stop"}
     await engine.close()
 
@@ -314,7 +314,7 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
 
 
 def question(text: str, **fields: Any) -> Request:
-    prompt = Prompt(system=None, before="考虑以下这个帖子：", text=text, after="\n这个帖子的自杀风险高吗？", **{})
+    prompt = Prompt(system=None, before="考虑以下这个帖子：", text=text, after="\n这个帖子的自杀风险高吗？")
     return Request("suicide_risk", prompt, **fields)
 
 
@@ -323,8 +323,8 @@ async def test_a_vllm_server_gives_every_row_one_completion_with_log_probabiliti
     vllm_server: tuple[str, str],
 ) -> None:
     url, model = vllm_server
-    engine = engine_for(url, model, max_concurrency=16)
-    posts = [f"第{row}天，" + "很累[泪]" * (2000 if row % 10 == 3 else row) for row in range(40)]
+    engine = engine_for(url, model, max_concurrency=8)
+    posts = [f"第{row}天，" + "很累[泪]" * (2000 if row % 10 == 3 else row % 5) for row in range(24)]
     completions = await complete(engine, [question(post, markers=("理由",)) for post in posts])
     for row, completion in enumerate(completions):
         if row % 10 == 3:
@@ -334,7 +334,7 @@ async def test_a_vllm_server_gives_every_row_one_completion_with_log_probabiliti
         assert completion.num_prompt_tokens is not None
         assert completion.num_prompt_tokens > 10
         assert completion.num_output_tokens is not None
-        assert 1 <= completion.num_output_tokens <= 48
+        assert 1 <= completion.num_output_tokens <= 16
         if completion.text.partition("理由")[0]:
             assert completion.head_logprob is not None
             assert completion.head_logprob <= 0.0

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from mentalglm.cli import JOBS
 from mentalglm.config import ScoreConfig, load_config
 from mentalglm.errors import ConfigError
 
@@ -22,10 +23,11 @@ def write(folder: Path, data: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "score").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_score_config_loads_and_fits_the_schema(path: Path) -> None:
-    load_config(ScoreConfig, path)
-    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), ScoreConfig.model_json_schema())
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads_and_fits_the_schema_of_its_job(path: Path) -> None:
+    model = JOBS[path.parent.name]
+    load_config(model, path)
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), model.model_json_schema())
 
 
 def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:

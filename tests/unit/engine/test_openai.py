@@ -485,6 +485,12 @@ async def test_an_endpoint_that_never_answers_well_is_a_config_error() -> None:
         await complete(engine_of(lambda _: failure(400, "no chat template"), max_concurrency=4), [request()] * 1000)
 
 
+async def test_failures_between_successes_are_no_outage() -> None:
+    replies: Iterator[Reply] = iter([answer(), failure(500)] * 50)
+    completions = await complete(engine_of(lambda _: next(replies), max_concurrency=1), [request()] * 100)
+    assert sum(completion.finish_reason == "error" for completion in completions) == 50
+
+
 async def test_refusals_are_no_outage() -> None:
     engine = engine_of(lambda _: failure(400, "x", code="content_filter"), max_concurrency=4)
     completions = await complete(engine, [request()] * 100)

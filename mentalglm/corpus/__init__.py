@@ -1,0 +1,20 @@
+"""Reading a corpus: files into shards, shards into posts."""
+
+from mentalglm.corpus.plan import CorpusPlan, InputFile, Quarantined, Shard, check_unchanged, plan_corpus
+from mentalglm.corpus.reader import Posts, ShardReader
+from mentalglm.corpus.rows import CorruptShardError
+from mentalglm.corpus.text import normalise, text_hash
+
+__all__ = [
+    "CorpusPlan",
+    "CorruptShardError",
+    "InputFile",
+    "Posts",
+    "Quarantined",
+    "Shard",
+    "ShardReader",
+    "check_unchanged",
+    "normalise",
+    "plan_corpus",
+    "text_hash",
+]

@@ -1,0 +1,30 @@
+"""Tasks as data: label sets, prompts, answers, and reading a model's answers. Pure Python, nothing heavy."""
+
+from mentalglm.tasks.answer import (
+    PARSER_VERSION,
+    ParsedAnswer,
+    answer_heads,
+    label_rows,
+    parse_answer,
+    parse_row,
+    render_answer,
+)
+from mentalglm.tasks.load import builtin_tasks, load_task
+from mentalglm.tasks.prompt import Prompt, render_prompt
+from mentalglm.tasks.task import Label, Task
+
+__all__ = [
+    "PARSER_VERSION",
+    "Label",
+    "ParsedAnswer",
+    "Prompt",
+    "Task",
+    "answer_heads",
+    "builtin_tasks",
+    "label_rows",
+    "load_task",
+    "parse_answer",
+    "parse_row",
+    "render_answer",
+    "render_prompt",
+]

@@ -1,0 +1,88 @@
+"""From labels to the answer that a model is trained to give, and the exact reading of such an answer."""
+
+from collections.abc import Sequence
+
+from mentalglm.tasks.task import Slug, Task
+
+_LABELS = "{labels}"
+_EXPLANATION = "{explanation}"
+
+
+def render_answer(task: Task, labels: Sequence[Slug], explanation: str | None) -> str:
+    """The training target: the labels in label-set order, then the explanation where there is one.
+
+    Raises: ValueError for labels that the task cannot answer with.
+    """
+    unknown = [slug for slug in labels if slug not in task.answerable]
+    if unknown:
+        raise ValueError(f"task {task.name}: {unknown} are no answers; use {list(task.answerable)}")
+    chosen = [slug for slug in task.answerable if slug in labels]
+    if len(chosen) != 1 and task.kind in ("binary", "multiclass"):
+        raise ValueError(f"task {task.name} ({task.kind}): an answer has one label, not {len(chosen)}")
+    head = _render_head(task, chosen)
+    return head if explanation is None else head + task.explanation.replace(_EXPLANATION, explanation)
+
+
+def answer_heads(task: Task) -> tuple[str, str]:
+    """The negative and the positive answer of a binary task, without explanation."""
+    if task.positive is None or task.negative is None:
+        raise ValueError(f"task {task.name} is {task.kind}; only a binary task has two heads")
+    return render_answer(task, [task.negative], None), render_answer(task, [task.positive], None)
+
+
+def read_canonical_head(task: Task, head: str) -> tuple[Slug, ...] | None:
+    """The labels of a head exactly as `render_answer` writes it, in label-set order; None for any other text."""
+    single = _single_heads(task.digest, task).get(head)
+    if single is not None:
+        return single
+    if task.kind in ("binary", "multiclass") or task.answer is None:
+        return None
+    before, _, after = task.answer.partition(_LABELS)
+    if not (head.startswith(before) and head.endswith(after) and len(head) > len(before) + len(after)):
+        return None
+    names = head[len(before) : len(head) - len(after)].split(task.separator)
+    slugs = _names(task.digest, task)
+    if len(set(names)) < len(names) or not all(name in slugs for name in names):
+        return None
+    found = {slugs[name] for name in names}
+    return tuple(slug for slug in task.answerable if slug in found)
+
+
+def split_canonical(task: Task, text: str) -> tuple[str, str | None]:
+    """Head and explanation at the first occurrence of the explanation's own opening words."""
+    lead, _, tail = task.explanation.partition(_EXPLANATION)
+    head, found, explanation = text.partition(lead.strip())
+    if not found:
+        return text.strip(), None
+    return head.strip(), explanation.strip().removesuffix(tail.strip()).strip() or None
+
+
+def _render_head(task: Task, labels: Sequence[Slug]) -> str:
+    if not labels:
+        if task.none_answer is None:
+            raise ValueError(f"task {task.name}: an answer needs a label")
+        return task.none_answer
+    own = task.by_slug[labels[0]].answer
+    if own is not None:
+        return own
+    assert task.answer is not None  # checked on loading
+    return task.answer.replace(_LABELS, task.separator.join(task.name_of(slug) for slug in labels))
+
+
+def _single_heads(digest: str, task: Task) -> dict[str, tuple[Slug, ...]]:
+    if digest not in _SINGLE_HEADS:
+        heads = {_render_head(task, [slug]): (slug,) for slug in reversed(task.answerable)}
+        if task.none_answer is not None:
+            heads[task.none_answer] = ()
+        _SINGLE_HEADS[digest] = heads
+    return _SINGLE_HEADS[digest]
+
+
+def _names(digest: str, task: Task) -> dict[str, Slug]:
+    if digest not in _NAMES:
+        _NAMES[digest] = {task.name_of(slug): slug for slug in task.answerable}
+    return _NAMES[digest]
+
+
+_SINGLE_HEADS: dict[str, dict[str, tuple[Slug, ...]]] = {}
+_NAMES: dict[str, dict[str, Slug]] = {}
