@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from mentalglm.config import BenchConfig, ScoreConfig, load_config
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-JOBS = {"score": ScoreConfig, "bench": BenchConfig}
+JOBS: dict[str, type[BaseModel]] = {"score": ScoreConfig, "bench": BenchConfig}
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: a.b=value.")]

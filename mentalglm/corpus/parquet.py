@@ -25,8 +25,10 @@ _TAIL_BYTES = 64 * 1024
 _STREAM_BUFFER_BYTES = 1024 * 1024
 _BATCH_BYTES = 8 * 1024 * 1024
 _MAX_BATCH_ROWS = 4096
+_MIN_BATCH_ROWS = 16
 _SALVAGE_BATCH_ROWS = 16
-_KNOWN_CODECS = {"UNCOMPRESSED", "SNAPPY", "GZIP", "BROTLI", "ZSTD", "LZ4"}
+# parquet.thrift, enum CompressionCodec; all that are known but LZO, which Arrow does not have.
+_CODECS = {0, 1, 2, 4, 5, 6, 7}
 # Extension types that Arrow itself or pandas defines; they restore nothing but plain parameters.
 _HARMLESS_EXTENSIONS = (
     b"arrow.bool8",
@@ -82,27 +84,131 @@ def _footer_bytes(source: pa.NativeFile, size: int) -> bytes:
 
 
 def _parse_footer(footer: bytes) -> tuple[ParquetFooter, pq.FileMetaData]:
-    _refuse_foreign_extensions(footer)
     try:
+        _check_chunks(footer)
+        _refuse_foreign_extensions(footer)
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
         schema = metadata.schema.to_arrow_schema()
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        codecs = {group.column(i).compression for group in groups[:1] for i in range(metadata.num_columns)}
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if "crypt" in str(error).lower():
-            raise UnreadableFileError("encrypted", "is encrypted; decrypt it where the keys are") from None
+        rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
+            raise ValueError("row counts that do not fit")
+    except (pa.ArrowException, OSError, ValueError, IndexError, RecursionError):
         raise UnreadableFileError("corrupt_footer", "its footer cannot be parsed; copy or write it again") from None
-    if unknown := sorted(codecs - _KNOWN_CODECS):
-        raise UnreadableFileError("unsupported_codec", f"is compressed with {unknown[0]}; write it with zstd")
-    rows = tuple(group.num_rows for group in groups)
     return ParquetFooter(rows, schema, hashlib.sha256(footer).hexdigest()), metadata
+
+
+def _check_chunks(footer: bytes) -> None:
+    """Looks at the column chunks of the first row group.
+
+    Done without pyarrow: what it tells of a chunk goes through calls that end the process (C++ `terminate`) on values
+    that they do not know. Raises: UnreadableFileError for an encrypted column or an unknown codec; ValueError,
+    IndexError or RecursionError where the footer is damaged.
+    """
+    thrift = _Thrift(footer)
+    for field, type_ in thrift.fields():
+        if field != 4:  # FileMetaData.row_groups
+            thrift.skip(type_)
+            continue
+        num_groups, _ = thrift.list_header()
+        for group_field, group_type in thrift.fields() if num_groups else ():
+            if group_field != 1:  # RowGroup.columns
+                thrift.skip(group_type)
+                continue
+            for _ in range(thrift.list_header()[0]):
+                _check_chunk(thrift)
+            return
+        return
+
+
+def _check_chunk(thrift: "_Thrift") -> None:
+    for field, type_ in thrift.fields():
+        if field in (8, 9):  # ColumnChunk.crypto_metadata, encrypted_column_metadata
+            raise UnreadableFileError("encrypted", "has encrypted columns; decrypt it where the keys are")
+        if field != 3:  # ColumnChunk.meta_data
+            thrift.skip(type_)
+            continue
+        for meta_field, meta_type in thrift.fields():
+            if meta_field != 4:  # ColumnMetaData.codec
+                thrift.skip(meta_type)
+            elif (codec := thrift.varint() >> 1) not in _CODECS:
+                raise UnreadableFileError("unsupported_codec", f"is compressed with codec {codec}; write it with zstd")
+
+
+class _Thrift:
+    """Reads the compact protocol of Apache Thrift as far as a footer needs it."""
+
+    def __init__(self, data: bytes, position: int = 0) -> None:
+        self._data = data
+        self._position = position
+
+    def byte(self) -> int:
+        """The next byte. Raises: IndexError at the end."""
+        self._position += 1
+        return self._data[self._position - 1]
+
+    def varint(self) -> int:
+        """A number of 7 bits a byte, lowest first; signed ones are zigzag on top of that."""
+        value = shift = 0
+        while (byte := self.byte()) >= 0x80:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+        return value | byte << shift
+
+    def binary(self) -> bytes:
+        """A string."""
+        length = self.varint()
+        self._position += length
+        return self._data[self._position - length : self._position]
+
+    def fields(self) -> Iterator[tuple[int, int]]:
+        """(id, type) of each field of a struct; the caller reads or skips its value before the next."""
+        field = 0
+        while header := self.byte():
+            if delta := header >> 4:
+                field += delta
+            else:
+                number = self.varint()
+                field = (number >> 1) ^ -(number & 1)
+            yield field, header & 0x0F
+
+    def list_header(self) -> tuple[int, int]:
+        """(number, type) of the elements of a list or set."""
+        header = self.byte()
+        size = header >> 4
+        return (self.varint() if size == 15 else size), header & 0x0F
+
+    def skip(self, type_: int, *, in_list: bool = False) -> None:
+        """Passes over a value."""
+        if type_ in (1, 2):  # a bool is in the type of its field, but a byte of its own in a list
+            self._position += in_list
+        elif type_ == 3:
+            self._position += 1
+        elif type_ in (4, 5, 6):
+            self.varint()
+        elif type_ == 7:
+            self._position += 8
+        elif type_ == 8:
+            self.binary()
+        elif type_ in (9, 10):
+            size, element = self.list_header()
+            for _ in range(size):
+                self.skip(element, in_list=True)
+                if self._position > len(self._data):
+                    raise IndexError("a list that does not end")
+        elif type_ == 12:
+            for _, field_type in self.fields():
+                self.skip(field_type)
+        else:
+            raise ValueError(f"type {type_}")
 
 
 def _refuse_foreign_extensions(footer: bytes) -> None:
     """Raises: UnreadableFileError when the Arrow schema in the footer names an extension type not known as harmless."""
     for match in re.finditer(rb"ARROW:schema", footer):
         names = _extension_names_and_harmless(footer, match.end())
-        if names is None or names[0] != names[1]:
+        if names is None:
+            raise ValueError("no Arrow schema")
+        if names[0] != names[1]:
             raise UnreadableFileError(
                 "extension_type", "holds an Arrow extension type that could run code; write plain column types"
             )
@@ -114,19 +220,11 @@ def _extension_names_and_harmless(footer: bytes, position: int) -> tuple[int, in
     The value is a Thrift compact string (field header 0x18, length as varint) of base64 of a flatbuffer, where each
     string stands as its length in 4 bytes, its bytes and a zero.
     """
-    if footer[position : position + 1] != b"\x18":
+    thrift = _Thrift(footer, position)
+    if thrift.byte() != 0x18:
         return None
-    length, shift, position = 0, 0, position + 1
-    while True:
-        byte = footer[position : position + 1]
-        if not byte or shift > 35:
-            return None
-        length |= (byte[0] & 0x7F) << shift
-        shift, position = shift + 7, position + 1
-        if byte[0] < 0x80:
-            break
     try:
-        schema = base64.b64decode(footer[position : position + length], validate=True)
+        schema = base64.b64decode(thrift.binary(), validate=True)
     except binascii.Error:
         return None
 
@@ -264,7 +362,7 @@ class ParquetRows:
             first = max(i for i, bound in enumerate(self._bounds[:-1]) if bound <= start)
             last = max(i for i, bound in enumerate(self._bounds[:-1]) if bound < stop)
             batches = self._file.iter_batches(
-                batch_size=batch_rows or self._batch_rows(columns, first),
+                batch_size=batch_rows or self._batch_rows(first),
                 row_groups=list(range(first, last + 1)),
                 columns=list(columns),
                 use_threads=False,
@@ -281,16 +379,12 @@ class ParquetRows:
         """One plain array for each column."""
         return {name: _plain(table.column(name)) for name in table.column_names}
 
-    def _batch_rows(self, columns: Sequence[str], group: int) -> int:
+    def _batch_rows(self, group: int) -> int:
         """Rows of a batch of about `_BATCH_BYTES`, so that memory does not grow with the row group."""
-        metadata = self._file.metadata.row_group(group)
-        size: int = sum(
-            metadata.column(i).total_uncompressed_size
-            for i in range(metadata.num_columns)
-            if metadata.column(i).path_in_schema.split(".")[0] in columns
-        )
-        num_rows: int = metadata.num_rows
-        return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * num_rows // max(size, 1)))
+        row_group = self._file.metadata.row_group(group)
+        size: int = row_group.total_byte_size  # of all columns, those not asked for too: an upper bound
+        num_rows: int = row_group.num_rows
+        return min(_MAX_BATCH_ROWS, max(_MIN_BATCH_ROWS, _BATCH_BYTES * num_rows // max(size, 1)))
 
 
 class _Cursor:

@@ -17,7 +17,7 @@ from mentalglm.config import InputConfig
 from mentalglm.corpus import lines, parquet
 from mentalglm.corpus.duplicates import find_repeated
 from mentalglm.corpus.files import Format, ListedFile, list_files
-from mentalglm.corpus.rows import UnreadableFileError
+from mentalglm.corpus.rows import CorruptShardError, UnreadableFileError
 from mentalglm.errors import InputError
 
 Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -314,6 +314,8 @@ def _inspect(fs: pafs.FileSystem, root: str, listed: ListedFile, config: InputCo
         return _Inspected(_input_file(listed, 0, digest), [], {}, quarantined)
     except PermissionError:
         raise InputError(f"input.uri: {listed.path}: not allowed to read it; check the permissions") from None
+    except FileNotFoundError:
+        raise InputError(f"input.uri: {listed.path}: went away while it was planned; run the command again") from None
     return _Inspected(_input_file(listed, num_rows, digest), ranges, kept)
 
 
@@ -415,7 +417,10 @@ def _unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 def _with_repeated(plan: CorpusPlan, config: InputConfig, fs: pafs.FileSystem, root: str) -> CorpusPlan:
     """The plan with the rows of repeated ids. Raises: InputError when there are some and the policy is `error`."""
     streams = (_ids(plan, file, shards, config, fs, root) for file, shards in plan.shards_by_file())
-    repeated, later = find_repeated(streams, plan.num_rows)
+    try:
+        repeated, later = find_repeated(streams, plan.num_rows)
+    except CorruptShardError as error:
+        raise InputError(f"input.uri: {error.file}: changed while it was planned; run the command again") from None
     if config.duplicate_ids == "error" and len(later):
         raise InputError(
             f"input.id_column = {config.id_column}: {len(later)} rows repeat the id of an earlier row, the first at "

@@ -231,10 +231,14 @@ class _Writer:
         return rng.choice(slot["seen"])
 
 
-_ENGLISH = (
-    "the a of to and in is that it for on was with my this have but not you at from they we all just so can more when "
-    "day work time home night friend people school really today week think know feel good new old long walk rain coffee"
-).split()
+_ENGLISH = tuple(
+    word
+    for line in (
+        "the a of to and in is that it for on was with my this have but not you at from they we all just so can more",
+        "when day work time home night friend people school really today week think know feel good new old walk rain",
+    )
+    for word in line.split()
+)
 
 
 def _unfamiliar_text(rng: random.Random) -> str:

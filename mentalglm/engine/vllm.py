@@ -247,9 +247,9 @@ def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, enable_log_requests=False))
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
+        cause = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"engine: vLLM could not start with model.path = {model.name!r}: {type(error).__name__}: {lines[0][:300]}; "
+            f"engine: vLLM could not start with model.path = {model.name!r}: {type(error).__name__}: {cause}; "
             "its log has the cause"
         ) from error
 

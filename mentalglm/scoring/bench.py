@@ -26,13 +26,13 @@ _SAMPLING = {"temperature": 0.0, "logprobs": 0, "detokenize": False}
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Runs every contestant `num_repeats` times, in turns. Returns (and writes to `bench.json`) for each the runs
-    {rows_per_s, wall_s, cpu_s, num_rows} and the median rate, and the job's rate over each other's, per repeat."""
+    {rows_per_s, num_rows, wall_s, start_s} and the median rate, and the job's rate over each other's, per repeat."""
     if not isinstance(config.score.engine, VllmEngineConfig):
         raise ConfigError(f"score.engine.kind = {config.score.engine.kind}: bench times the vllm engine; use vllm")
     folder = Path(config.output)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in config.contestants}
+    runs: dict[str, list[dict[str, float]]] = {str(name): [] for name in config.contestants}
     for repeat in range(config.num_repeats):
-        for name in config.contestants:
+        for name in runs:
             place = folder / f"{name}-{repeat}-{int(time.time())}"
             place.mkdir(parents=True)
             (place / "score.json").write_text(config.score.model_dump_json())
@@ -47,7 +47,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         for name, each in runs.items()
     }
     if "job" in runs:
-        for name in runs.keys() - {"job"}:
+        for name in sorted(runs.keys() - {"job"}):
             pairs = zip(runs["job"], runs[name], strict=True)
             ratios = [ours["rows_per_s"] / theirs["rows_per_s"] for ours, theirs in pairs]
             report[f"job/{name}"] = {"median": statistics.median(ratios), "each": ratios}

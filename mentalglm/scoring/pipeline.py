@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,11 +15,11 @@ from mentalglm import errors, manifest
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.corpus import CorpusPlan, check_unchanged, plan_corpus
 from mentalglm.engine.model import ResolvedModel, resolve_model
-from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError
+from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, UserError
 from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.progress import RunProgress
-from mentalglm.scoring.worker import ProgressBoard, RunSpec, ShardScorer
+from mentalglm.scoring.worker import RunBoard, RunSpec, ShardScorer
 from mentalglm.tasks import PARSER_VERSION, Task, load_task
 
 _POLL_INTERVAL_S = 0.5
@@ -52,10 +53,10 @@ def score(config: ScoreConfig) -> RunSummary:
     if not complete:
         footer = _footer(config, tasks, model)
         budget = _ErrorBudget(config.max_error_rate, plan.num_rows * len(tasks))
-        budget.check(totals)
-        for commit in _score_shards(config, tasks, model, pending, plan, totals, footer):
+        if error := budget.error(totals):
+            raise error
+        for commit in _score_shards(config, tasks, model, pending, plan, totals, budget, footer):
             totals.add(commit)
-            budget.check(totals)
         _check_conservation(plan, totals, tasks)
         record = _manifest(ledger, plan, totals, footer, seconds=time.monotonic() - started)
         ledger.publish(record, manifest.readme(record))
@@ -164,6 +165,7 @@ def _score_shards(
     pending: list[int],
     plan: CorpusPlan,
     totals: Totals,
+    budget: "_ErrorBudget",
     footer: dict[str, Any],
 ) -> Iterator[ShardCommit]:
     """Scores the pending shards on a pool of engines and yields each commit as it comes in."""
@@ -176,7 +178,7 @@ def _score_shards(
     num_gpus, num_cpus = _resources(config)
     shards_in_flight = _shards_in_flight(config, len(tasks))
     spec = RunSpec(config, tasks, model, num_gpus, footer, shards_in_flight)
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    board = ray.remote(num_cpus=0)(RunBoard).remote()
     commits = (
         ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
         .map_batches(
@@ -194,12 +196,26 @@ def _score_shards(
         )
         .iter_rows()
     )
+    stop: UserError | None = None
     with RunProgress(plan.num_rows * len(tasks), totals.num_predictions) as progress, _watch(progress, board, totals):
         for row in commits:
-            if row["error"]:
-                kind, message = json.loads(row["error"])
-                raise getattr(errors, kind)(message)
-            yield ShardCommit.model_validate_json(row["commit"])
+            if row["commit"]:
+                yield ShardCommit.model_validate_json(row["commit"])
+            error = _worker_error(row["error"]) or budget.error(totals)
+            if error is not None and stop is None:
+                # What the engines have begun they finish and commit; they begin nothing more.
+                stop = error
+                board.stop.remote()
+    if stop is not None:
+        raise stop
+
+
+def _worker_error(record: str) -> UserError | None:
+    if not record:
+        return None
+    kind, message = json.loads(record)
+    error: UserError = getattr(errors, kind)(message)
+    return error
 
 
 class _watch:  # noqa: N801 - reads as a statement
@@ -239,15 +255,16 @@ class _ErrorBudget:
         self._rate = max_error_rate
         self._num_predictions = num_predictions
 
-    def check(self, totals: Totals) -> None:
-        """Raises: ErrorBudgetExceededError."""
-        if totals.num_failed > self._rate * self._num_predictions:
-            failed = {s: n for s, n in totals.by_status.most_common() if s != "ok"}
-            raise ErrorBudgetExceededError(
-                f"max_error_rate = {self._rate}: {totals.num_failed} of {self._num_predictions} predictions failed "
-                f"({', '.join(f'{status} {n}' for status, n in failed.items())}); errors/ lists them. Mend the cause, "
-                "or raise max_error_rate, and run the same command again: it goes on where this stopped"
-            )
+    def error(self, totals: Totals) -> ErrorBudgetExceededError | None:
+        """What to end the run with, once the budget is spent."""
+        if totals.num_failed <= self._rate * self._num_predictions:
+            return None
+        failed = ", ".join(f"{status} {n}" for status, n in totals.by_status.most_common() if status != "ok")
+        return ErrorBudgetExceededError(
+            f"max_error_rate = {self._rate}: {totals.num_failed} of {self._num_predictions} predictions failed "
+            f"({failed}); errors/ lists them. Mend the cause, or raise max_error_rate, and run the same command again: "
+            "it goes on where this stopped"
+        )
 
 
 def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...]) -> None:
@@ -321,7 +338,9 @@ def _connect() -> None:
         # Without an address ray.init() would join whatever cluster happens to run on this machine.
         address = os.environ.get("RAY_ADDRESS", "local")
         local = {"include_dashboard": False} if address == "local" else {}
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        signal.signal(signal.SIGTERM, handler)  # Ray's own exits at once, with a code of its own
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 

@@ -25,7 +25,7 @@ _REPORT_INTERVAL_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What a worker must know. Small: it is sent to every actor; the plan is read from the run's folder."""
+    """What a worker must know. Small: it goes to every actor; the plan is read from the run's folder."""
 
     config: ScoreConfig
     tasks: tuple[Task, ...]
@@ -41,12 +41,12 @@ class ShardScorer:
     Several calls run at once in the event loop of the actor, so that the engine does not drain at a shard's end.
     """
 
-    def __init__(self, spec: RunSpec, board: Any = None) -> None:
+    def __init__(self, spec: RunSpec, board: Any) -> None:
         self._spec = spec
         self._board = board
         self._ledger = Ledger(spec.config.output.uri)
         self._engine: Engine | None = None
-        self._start_error: UserError | None = None
+        self._error: UserError | None = None
         self._slots = asyncio.Semaphore(spec.shards_in_flight)
         self._reading = ThreadPoolExecutor(1)  # in order: the reader goes forward through a row group
         self._writing = ThreadPoolExecutor(2)
@@ -56,8 +56,8 @@ class ShardScorer:
             self._schema = prediction_schema(spec.config, self._plan.kept_schema)
             self._engine = _build_engine(spec)
         except UserError as error:
-            # Told by the first shard: an actor that cannot start is tried again and again.
-            self._start_error = error
+            # Told with the first shard: an actor that fails to start is only started again.
+            self._error = error
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{"shard": [number]} -> {"commit": [its record as JSON], "error": [what ends the run, as JSON]}.
@@ -65,28 +65,29 @@ class ShardScorer:
         A UserError goes to the driver as data: Ray would hand over its traceback, and not the error.
         """
         [shard] = batch["shard"]
-        try:
-            if self._start_error is not None:
-                raise self._start_error
-            commit = await self._score(int(shard))
-        except UserError as error:
-            return {"commit": [""], "error": [json.dumps([type(error).__name__, str(error)])]}
-        return {"commit": [commit.model_dump_json()], "error": [""]}
+        async with self._slots:
+            if self._error is None and not await self._board.is_stopped.remote():
+                try:
+                    commit = await self._score(int(shard))
+                    return {"commit": [commit.model_dump_json()], "error": [""]}
+                except UserError as error:
+                    self._error = error
+        told = json.dumps([type(self._error).__name__, str(self._error)]) if self._error else ""
+        return {"commit": [""], "error": [told]}
 
     async def _score(self, shard: int) -> ShardCommit:
         """Reads, renders, generates, parses, commits."""
-        async with self._slots:
-            started = time.monotonic()
-            loop = asyncio.get_running_loop()
-            try:
-                posts = await loop.run_in_executor(self._reading, self._reader.read, self._plan.shard(shard))
-            except CorruptShardError as error:
-                num_rows = self._plan.shard(shard).num_rows
-                return await loop.run_in_executor(
-                    self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
-                )
-            outcomes = await self._outcomes(shard, posts)
-            commit = await loop.run_in_executor(self._writing, self._commit, shard, posts, outcomes, started)
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            posts = await loop.run_in_executor(self._reading, self._reader.read, self._plan.shard(shard))
+        except CorruptShardError as error:
+            num_rows = self._plan.shard(shard).num_rows
+            return await loop.run_in_executor(
+                self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
+            )
+        outcomes = await self._outcomes(shard, posts)
+        commit = await loop.run_in_executor(self._writing, self._commit, shard, posts, outcomes, started)
         self._report(shard, Counter())  # from here on the commit counts
         return commit
 
@@ -129,15 +130,26 @@ class ShardScorer:
         return self._ledger.commit(shard, tables, outcomes, self._spec.provenance, seconds=time.monotonic() - started)
 
     def _report(self, shard: int, counts: Counter[str]) -> None:
-        if self._board is not None:
-            self._board.report.remote(shard, {status: n for status, n in counts.items() if n > 0})
+        self._board.report.remote(shard, {status: n for status, n in counts.items() if n > 0})
 
 
-class ProgressBoard:
-    """Predictions of shards that are not committed yet, by shard and status; a Ray actor."""
+class RunBoard:
+    """What driver and workers tell each other while a run goes on; a Ray actor.
+
+    Predictions of shards that are not committed yet, by shard and status; and whether to begin another shard.
+    """
 
     def __init__(self) -> None:
         self._shards: dict[int, dict[str, int]] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """No worker begins another shard."""
+        self._stopped = True
+
+    def is_stopped(self) -> bool:
+        """Whether to begin no other shard."""
+        return self._stopped
 
     def report(self, shard: int, counts: dict[str, int]) -> None:
         """The last word on a shard counts, so a shard that is scored again is not counted twice."""

@@ -1,38 +1,120 @@
-"""TEMPORARY CORE: canonical reading; the full parser follows."""
+"""Reading a model's answer: any string in, labels or a reason why not out. Never raises, never guesses.
 
+The steps, in order: remove what cannot be seen; cut where another speaker's turn begins; drop an echo of the prompt;
+read the task's own answer form exactly; read JSON, tables and vectors; else read the head before the explanation as
+text; judge what was found.
+
+Policy of the hard cases:
+
+- Only the head counts, up to 理由, 解释, 原因, Reasoning, ...: explanations name other labels.
+- A label named after a denial (没有体现, 不属于, not, no, without) is denied. A denied label asserts nothing: in
+  "没有体现高自杀风险" alone no label is found, and never the other one. "No, ..." to a yes/no question is an answer.
+- Two labels of a binary or multiclass task, or a label both asserted and denied, are `ambiguous`, not the first one.
+- Labels joined by 或 / or are `ambiguous`; 可能 / may is an answer with the flag `hedged`.
+- 无法判断, 是否, whether, if: nothing in that clause counts. A question counts for nothing.
+- "No distortion" is `ok` with no labels where the task allows it, and `no_label` elsewhere. Silence is never none.
+- Everyday words (放大, 情感, 生活, work) count only as items of the answer, not inside a sentence.
+- A finer label of another set counts where the task says which label covers it (flag `alias_label`). A coarser one
+  does not: which of the labels is meant is not known (`out_of_set_label`). Beside valid labels it is a flag.
+- A child under a wrong parent: the child is believed (flag `hierarchy_conflict`). A parent without a child: `ok`
+  (flag `parent_only`). A third level is ignored (flag `third_level`).
+- At least three quarters of six or more labels: the list was echoed (`label_list_echoed`). Posts have five at most.
+- A number between 0 and 1 is no decision; a vector must have one bit for each label.
+- Cut off inside a label, a list or JSON: `truncated`, with the labels that were complete. Cut off inside the
+  explanation: `ok` (flag `explanation_truncated`).
+- Apologies, hotlines and "as an AI" without a label: `refused`. With a label they are politeness.
+"""
+
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mentalglm.tasks.prose import Findings, read_prose
 from mentalglm.tasks.render import answer_heads, read_canonical_head, render_answer, split_canonical
+from mentalglm.tasks.structured import read_structured
 from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Slug, Task
+from mentalglm.tasks.text import clean, fold
+from mentalglm.tasks.vocabulary import vocabulary_of
 
 PARSER_VERSION = "1"
+"""Raised with every change that can change a status or a label."""
 
 Status = Literal["ok", "parse_failed", "truncated", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
+    """What an answer says."""
+
     status: Status
     labels: tuple[Slug, ...] = ()
+    """In label-set order; children for a hierarchical task. With `truncated`, those that were complete."""
     parents: tuple[Slug, ...] = ()
+    """Hierarchical tasks: parents of `labels`, and parents named alone."""
     explanation: str | None = None
+    """As written, without its marker."""
     flags: tuple[str, ...] = ()
     reason: str | None = None
+    """Why the status is not `ok`, as a machine word; never text of the answer."""
+
+
+_ROLE_TOKEN = re.compile(
+    r"<\|[a-z_]{1,24}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>|\[(?:gMASK|MASK|sMASK)\]|<(?:sop|eop|eos|bos|s|pad)>|</s>|\[/?INST\]|"
+    r"<(?:start_of_turn|end_of_turn)>",
+    re.IGNORECASE,
+)
+_ROLE_LINE = re.compile(r"\n\s*(?:#{2,3}\s*)?(?:用户|user|human|instruction|问题|question|input)\s*[:：]", re.IGNORECASE)
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_MARKER_WORDS = {
+    "anywhere": ("理由", "解释", "reasoning", "explanation", "rationale"),
+    "clause": (
+        "原因", "分析", "依据", "说明", "推理", "解析", "理据", "推理过程", "判断依据", "证据", "reason", "reasons", "analysis", "justification",
+        "evidence", "explanations",
+    ),
+}  # fmt: skip
+_ANSWER_FIELD = re.compile(
+    r"(?:^|[\n。.;!,])[\s*#\-【\[]*(?:因此|所以|综上所?述?|therefore|so)?[,\s]*(?:the\s+)?(?:最终|最后|final\s+)?"
+    r"(?:答案|标签|结论|回答|判断结果|预测标签|预测结果|分类结果|判断|labels?|answer|prediction|conclusion|output)[\s*】\]]*(?:[:=]|是|为|\bis\b)"
+)
+_REFUSAL = re.compile(
+    r"抱歉|对不起|不好意思|很遗憾|请原谅|请谅解|敬请谅解|(?:无法|不能|不便|不会|没办法|没有办法|拒绝)(?:为[您你])?(?:提供|协助|帮助|回答|满足|处理|完成|继续|参与|讨论|回应|执行|对此|进行(?:这|此|该|心理|医|诊|评))|"
+    r"作为(?:一[个名款种位])?(?:\s*ai|人工智能|语言模型|大模型|智能助手|助手|虚拟)|我(?:只)?是(?:一[个名款种])?(?:\s*ai|人工智能|语言模型)|"
+    r"热线|心理援助|危机干预|寻求[^。]{0,8}(?:帮助|支持|援助)|(?:联系|咨询)[^。]{0,8}(?:专业|医生|咨询师|医院)|"
+    r"违反[^。]{0,12}(?:政策|规定|准则|规范|原则)|(?:敏感|不当|违规)内容|我不是(?:医生|心理|专业)|"
+    r"\bsorry\b|apologi[sz]e|\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|must decline)|\bi['’]m (?:unable|not able|not comfortable)|"
+    r"\bunable to (?:assist|help|provide|comply|fulfil|answer|process)|\bas an? (?:ai|artificial|language|large)\b|\blanguage model\b|"
+    r"\b(?:hot|life|crisis )line\b|\b988\b|\bseek(?:ing)? (?:\w+ )?(?:help|support)\b|\breach out to\b|\b(?:policy|policies|guidelines)\b|"
+    r"\bdecline\b|\bnot (?:a|an) (?:doctor|therapist|medical|mental)|\bmental health professional\b"
+)
+_MAX_SCANNED = 4000
 
 
 def parse_answer(task: Task, raw: str, *, finish_reason: str | None = None) -> ParsedAnswer:
-    head, explanation = split_canonical(task, raw)
+    """What `raw` says. `finish_reason` is the engine's: with `length`, the answer was cut at `max_tokens`."""
+    is_cut = finish_reason == "length"
+    text = _own_turn(clean(raw))
+    if not text.strip():
+        return ParsedAnswer("truncated" if is_cut else "parse_failed", reason="empty_answer")
+    head, explanation = split_canonical(task, text)
     labels = read_canonical_head(task, head)
-    if labels is None:
-        return ParsedAnswer("parse_failed", reason="no_label" if head else "empty_answer")
-    parents = {task.by_slug[slug].parent for slug in labels}
-    ordered = tuple(label.slug for label in task.labels if label.slug in parents)
-    flags = ("explanation_truncated",) if finish_reason == "length" else ()
-    return ParsedAnswer("ok", labels, ordered, explanation, flags)
+    if labels is not None and not _is_echoed(task, len(labels)):
+        flags = ("explanation_truncated",) if is_cut else ()
+        return ParsedAnswer("ok", labels, _parents_of(task, labels), explanation, flags)
+
+    vocabulary = vocabulary_of(task)
+    structured = read_structured(vocabulary, text)
+    if structured is not None:
+        found, explanation = structured
+        return _judge(task, found, explanation, fold(text), is_cut=is_cut and found.cut is not None, saw_marker=True)
+    text = _without_prompt(task, text)
+    folded = fold(text)
+    found, explanation, saw_marker = _read_head(task, text, folded)
+    return _judge(task, found, explanation, folded, is_cut=is_cut, saw_marker=saw_marker)
 
 
 def label_rows(task: Task) -> list[dict[str, Any]]:
+    """The label set as plain data, for `mentalglm labels`."""
     return [
         {
             "slug": label.slug,
@@ -46,25 +128,190 @@ def label_rows(task: Task) -> list[dict[str, Any]]:
 
 
 def parse_row(task: Task, raw: str) -> dict[str, Any]:
+    """A parsed answer as plain data, for `mentalglm parse`."""
     answer = parse_answer(task, raw)
-    covered = {task.by_slug[slug].parent for slug in answer.labels}
-    alone = [slug for slug in answer.parents if slug not in covered]
-    names = []
-    for label in task.labels:
-        if label.slug in answer.labels:
-            parent = f"{task.by_slug[label.parent].zh}{HIERARCHY_SEPARATOR}" if label.parent else ""
-            names.append(f"{parent}{label.zh}")
-        elif label.slug in alone:
-            names.append(label.zh)
     return {
         "status": answer.status,
         "labels": list(answer.labels),
-        "labels_zh": names,
+        "labels_zh": _names_zh(task, answer),
         "parents": list(answer.parents),
         "explanation": answer.explanation,
         "reason": answer.reason,
         "flags": list(answer.flags),
     }
+
+
+def _names_zh(task: Task, answer: ParsedAnswer) -> list[str]:
+    """Chinese names in label-set order: a child as parent##child, a parent without a child by itself."""
+    covered = {task.by_slug[slug].parent for slug in answer.labels}
+    names = []
+    for label in task.labels:
+        if label.slug in answer.labels:
+            prefix = f"{task.by_slug[label.parent].zh}{HIERARCHY_SEPARATOR}" if label.parent else ""
+            names.append(prefix + label.zh)
+        elif label.slug in answer.parents and label.slug not in covered:
+            names.append(label.zh)
+    return names
+
+
+# --- Whose words
+
+
+def _own_turn(text: str) -> str:
+    """The model's own turn: without its thoughts, its leading role tokens and everything after the next one."""
+    if "<" in text or "[" in text:
+        text = _THOUGHT.sub("", text)
+        start = 0
+        while (match := _ROLE_TOKEN.match(text, _skip_blank(text, start))) is not None:
+            start = match.end()
+            role = re.compile(r"\s*(?:assistant|model)\s*\n").match(text, start)
+            start = role.end() if role else start
+        following = _ROLE_TOKEN.search(text, start)
+        text = text[start : following.start() if following else len(text)]
+    return text
+
+
+def _skip_blank(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
+
+
+def _without_prompt(task: Task, text: str) -> str:
+    """`text` without the task's prompt, repeated before or after the answer."""
+    folded = fold(text)
+    before, _, after = (fold(part) for part in task.prompt.partition("{text}"))
+    opening, question = before.strip(" “\""), after.strip(" ”\"\n")
+    if question and (at := folded.find(question)) >= 0:
+        rest = text[at + len(question) :]
+        prompt_start = found if 0 <= (found := folded.find(opening)) < at else at
+        answer_first = any(token.entry.kind != "topic" for token in vocabulary_of(task).tokens(folded[:prompt_start]))
+        return text[:prompt_start] if answer_first or not rest.strip(" ”\"\n:：。") else rest
+    if len(opening) >= 6 and (at := folded.find(opening)) >= 0:
+        if folded[:at].strip():
+            return text[:at]  # the answer, then the prompt again
+        if not question:  # the question comes first, then the post, then the answer
+            rest = text[at + len(opening) :]
+            lead = task.answer.partition("{labels}")[0] if task.answer else ""
+            if lead and lead in rest:
+                return rest[rest.rindex(lead) :]
+            return rest.partition("\n")[2]
+    match = _ROLE_LINE.search(text)
+    return text[: match.start()] if match and text[: match.start()].strip() else text
+
+
+# --- Head and explanation
+
+
+def _read_head(task: Task, text: str, folded: str) -> tuple[Findings, str | None, bool]:
+    """Findings in the head, the explanation as written, and whether there was a marker."""
+    vocabulary = vocabulary_of(task)
+    marker = _marker_pattern(task).search(folded)
+    if marker is None:
+        return read_prose(vocabulary, folded.strip()), None, False
+    found = read_prose(vocabulary, folded[: marker.start()].strip())
+    explanation = text[marker.end() :].strip().strip("*").strip()
+    if not found.mentions and not found.says_none:
+        fields = list(_ANSWER_FIELD.finditer(folded, marker.end()))
+        if fields:  # reasoning first, then `标签：...`
+            start = fields[-1].start()
+            end_marker = _marker_pattern(task).search(folded, fields[-1].end())
+            late = read_prose(vocabulary, folded[start : end_marker.start() if end_marker else len(folded)].strip(" \n。.;!,*"))
+            if not late.is_empty:
+                return late, text[marker.end() : start].strip() or None, True
+    elif found.cut is not None:
+        found.cut = None  # what is followed by an explanation is complete
+    found.ends_complete = True
+    return found, explanation or None, True
+
+
+def _marker_pattern(task: Task) -> re.Pattern[str]:
+    """Where an explanation begins. A word that the task's own question or answers use (原因) is no marker there."""
+    pattern = _MARKER_PATTERNS.get(task.digest)
+    if pattern is None:
+        own = fold(" ".join([task.prompt, task.answer or "", *(label.answer or "" for label in task.labels)]))
+        anywhere = [*map(fold, task.markers), *(word for word in _MARKER_WORDS["anywhere"] if word not in own)]
+        clause = [word for word in _MARKER_WORDS["clause"] if word not in own]
+        anywhere = sorted({re.escape(word.strip(" :")) for word in anywhere}, key=len, reverse=True)
+        clause = sorted(map(re.escape, clause), key=len, reverse=True)
+        edge = r"(?:^|(?<=[\s。.;!?,、…)\]】*#_>“”\"'|:(【\[{\-]))"
+        colon = r"(?:是|为|如下|在于)?\s*[】\])*_”’\"]*\s*(?:[:=]|\n|—|--?(?=\s))"
+        pattern = re.compile(
+            rf"(?:[(【\[#*_\-\s]*)(?:(?:判断|分析|具体)?(?:{'|'.join(anywhere)}){colon}|{edge}(?:{'|'.join(anywhere)})(?:是|为|如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))"
+            rf"|{edge}(?:{'|'.join(clause)}){colon}|{edge}(?:{'|'.join(clause)})[】\]])"
+            r"[\s:*_]*"
+        )
+        _MARKER_PATTERNS[task.digest] = pattern
+    return pattern
+
+
+_MARKER_PATTERNS: dict[str, re.Pattern[str]] = {}
+
+# --- Judgement
+
+
+def _judge(
+    task: Task, found: Findings, explanation: str | None, folded: str, *, is_cut: bool, saw_marker: bool
+) -> ParsedAnswer:
+    """The status that the findings amount to."""
+    labels = tuple(slug for slug in task.answerable if slug in found.asserted)
+    covered = set(_parents_of(task, labels))
+    alone = {slug for slug in found.parents if slug not in covered}
+    parents = tuple(label.slug for label in task.labels if label.slug in covered | alone)
+    if alone:
+        found.flags.add("parent_only")
+    if found.has_foreign:
+        found.flags.add("out_of_set_label")
+    all_denied = bool(found.denied) and task.kind in ("multilabel", "hierarchical") and _denies_all(task, found.denied)
+    says_none = found.says_none or (all_denied and not labels)
+
+    def end(status: Status, reason: str | None = None, *, with_labels: bool = False) -> ParsedAnswer:
+        flags = set(found.flags) - {"undecided"}
+        if reason == "no_label" and found.denied:
+            flags.add("label_denied")
+        if status == "ok" and is_cut:
+            flags.add("explanation_truncated")
+        kept = labels if with_labels else ()
+        kept_parents = (parents if status == "ok" else _parents_of(task, labels)) if with_labels else ()
+        return ParsedAnswer(status, kept, kept_parents, explanation, tuple(sorted(flags)), reason)
+
+    cut = found.cut or ("cut_in_list" if is_cut and not saw_marker and not found.ends_complete else None)
+    if _is_echoed(task, len(labels)):
+        return end("parse_failed", "label_list_echoed")
+    if found.is_ambiguous or set(labels) & found.denied or (says_none and labels):
+        return end("parse_failed", "ambiguous")
+    if len(labels) > 1 and task.kind in ("binary", "multiclass"):
+        return end("parse_failed", "ambiguous")
+    if labels and found.has_foreign and task.kind in ("binary", "multiclass"):
+        return end("parse_failed", "ambiguous")
+    if cut is not None:
+        return end("truncated", cut, with_labels=True)
+    if labels or alone:
+        return end("ok", with_labels=True)
+    if "out_of_set_label" in found.flags:
+        return end("parse_failed", "out_of_set_label")
+    if says_none:
+        return end("ok", with_labels=True) if task.none_allowed else end("parse_failed", "no_label")
+    if _REFUSAL.search(folded[:_MAX_SCANNED]):
+        return end("refused", "refusal")
+    if is_cut and not saw_marker:
+        return end("truncated", "cut_before_answer")
+    return end("parse_failed", "no_label")
+
+
+def _denies_all(task: Task, denied: set[Slug]) -> bool:
+    tops = {label.slug for label in task.labels if label.parent is None}
+    return tops <= denied or set(task.answerable) <= denied
+
+
+def _is_echoed(task: Task, num_labels: int) -> bool:
+    num_answerable = len(task.answerable)
+    return num_answerable >= 6 and 4 * num_labels >= 3 * num_answerable
+
+
+def _parents_of(task: Task, labels: Sequence[Slug]) -> tuple[Slug, ...]:
+    parents = {task.by_slug[slug].parent for slug in labels}
+    return tuple(label.slug for label in task.labels if label.slug in parents) if parents - {None} else ()
 
 
 __all__ = ["PARSER_VERSION", "ParsedAnswer", "answer_heads", "label_rows", "parse_answer", "parse_row", "render_answer"]

@@ -7,6 +7,7 @@ from functools import cache
 # Joiners and fillers that draw nothing but are not in Unicode's format category.
 _FILLERS = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 _KEPT_CONTROLS = {0x09, 0x0A}
+_CIRCLED_NUMBERS = {*range(0x2460, 0x2474), *range(0x2776, 0x2794)}
 
 
 class _CleanTable(dict[int, str | int | None]):
@@ -31,6 +32,9 @@ class _FoldTable(dict[int, str | int]):
     """code point -> the one character it is compared as: compatibility form, lower case."""
 
     def __missing__(self, code: int) -> str | int:
+        if code in _CIRCLED_NUMBERS:  # ①读心术②放大: they number a list, so they separate its items
+            self[code] = "、"
+            return "、"
         folded = unicodedata.normalize("NFKC", chr(code))
         folded = folded.lower() if len(folded) == 1 else chr(code)
         value: str | int = folded if len(folded) == 1 else code

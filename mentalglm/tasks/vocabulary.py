@@ -118,7 +118,9 @@ def _is_everyday(name: str) -> bool:
 
 def _joined(left: str, right: str) -> bool:
     """Whether two neighbouring characters belong to one Latin word or number."""
-    return right.isascii() and right.isalnum() and left.isascii() and (left.isalnum() or left in "._")
+    if not (right.isascii() and right.isalnum() and left.isascii()):
+        return False
+    return left.isalnum() or left in "._" or (right.isdigit() and left in "+-")
 
 
 def _compile(keys: Iterable[str]) -> re.Pattern[str]:
@@ -133,8 +135,8 @@ def _flexible(key: str) -> str:
     parts: list[str] = []
     for index, char in enumerate(key):
         if index and (_is_latin(key[index - 1]) and _is_latin(char) or "/" in (char, key[index - 1])):
-            parts.append(r"[\s\-]*" if "/" not in (char, key[index - 1]) else r"\s*")
-        parts.append(re.escape(char) if char != "'" else "['’]?")
+            parts.append(r"\s*" if "/" in (char, key[index - 1]) else r"[\s\-'’]*")
+        parts.append(re.escape(char))
     if _is_latin(key[-1]):
         parts.append(r"(?![.,/:]?\d|%)" if key[-1].isdigit() else "s?")
         parts.append(r"(?![a-z0-9_])")

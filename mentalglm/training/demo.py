@@ -43,9 +43,9 @@ class DemoSettings:
     hidden_size: int = 192
     intermediate_size: int = 512
     num_hidden_layers: int = 5
-    batch_tokens: int = 3072
+    batch_tokens: int = 1536
     """Tokens of a batch, padding included."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.05
     num_warmup_steps: int = 100
     num_threads: int = 2
@@ -213,7 +213,9 @@ def generate(
 ) -> list[str]:
     """The model's greedy answer for each text, in order, special tokens left out."""
     encoder = ChatEncoder(tokenizer, max_prompt_tokens=1024)
-    prompts = [prompt.token_ids if prompt else [] for prompt in encoder.encode([render_prompt(task, text) for text in texts])]
+    prompts = [
+        prompt.token_ids if prompt else [] for prompt in encoder.encode([render_prompt(task, text) for text in texts])
+    ]
     answers = [""] * len(texts)
     order = sorted((index for index, prompt in enumerate(prompts) if prompt), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), batch_size):
@@ -225,7 +227,9 @@ def generate(
             token_ids[row, length - len(prompts[index]) :] = torch.tensor(prompts[index])
             mask[row, length - len(prompts[index]) :] = 1
         with torch.inference_mode():
-            output = model.generate(input_ids=token_ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)
+            output = model.generate(
+                input_ids=token_ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False
+            )
         decoded = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
         for index, answer in zip(indices, decoded, strict=True):
             answers[index] = answer
@@ -260,12 +264,13 @@ def _share(flags: Iterable[bool]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: see the module's docstring."""
+    defaults = DemoSettings()
     parser = argparse.ArgumentParser(prog="python -m mentalglm.training.demo", description="The demo model.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="train it anew")
     command.add_argument("--output", type=Path, required=True)
-    command.add_argument("--num-posts", type=int, default=DemoSettings.num_posts, help="fewer: a quicker, worse model")
-    command.add_argument("--num-threads", type=int, default=DemoSettings.num_threads)
+    command.add_argument("--num-posts", type=int, default=defaults.num_posts, help="fewer: a quicker, worse model")
+    command.add_argument("--num-threads", type=int, default=defaults.num_threads)
     command = commands.add_parser("evaluate", help="measure it on held-out posts")
     command.add_argument("--model", type=Path, default=DEMO_MODEL)
     command.add_argument("--num-posts", type=int, default=600)

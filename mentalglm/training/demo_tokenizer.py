@@ -43,7 +43,9 @@ def train_tokenizer(texts: Iterable[str], max_vocab_size: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     texts = list(texts)
-    alphabet = sorted({*COMMON_CHARACTERS, *_PUNCTUATION, *(character for text in texts for character in text if character > "\x7f")})
+    alphabet = sorted(
+        {*COMMON_CHARACTERS, *_PUNCTUATION, *(character for text in texts for character in text if character > "\x7f")}
+    )
     merges = _character_merges(alphabet)
     num_merges = max_vocab_size - len(SPECIAL_TOKENS) - 256 - len(merges)
     merges += [(_to_bytes(left), _to_bytes(right)) for left, right in _word_merges(texts, alphabet, num_merges)]

@@ -69,7 +69,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(run: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
-        ({"tasks": ["suicide"]}, 2, ["tasks", "suicide"]),
+        ({"tasks": ["suicide"]}, 2, ["task", "suicide"]),
         ({"engine": {"kind": "vllm"}, "model": {"path": "./nowhere"}}, 2, ["model.path", "./nowhere"]),
         ({"input": {"uri": "nothing.parquet"}}, 3, ["nothing.parquet"]),
         ({"input": {"uri": "posts.parquet", "text_column": "content"}}, 3, ["content", "text"]),

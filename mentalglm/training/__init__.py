@@ -1,0 +1,1 @@
+"""Training: examples with the loss on the answer alone, and the demo model."""

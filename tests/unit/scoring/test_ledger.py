@@ -1,0 +1,98 @@
+"""Commits: the first writer wins, and the record says what stands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mentalglm.config import ScoreConfig
+from mentalglm.corpus import Posts
+from mentalglm.errors import ConfigError
+from mentalglm.scoring.ledger import Ledger, Totals
+from mentalglm.scoring.pipeline import _difference, _ErrorBudget
+from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
+
+CONFIG = ScoreConfig.model_validate({"input": {"uri": "a"}, "output": {"uri": "b"}, "tasks": ["suicide_risk"]})
+SCHEMA = prediction_schema(CONFIG, pa.schema([]))
+OK = Outcome("ok", labels=("low_risk",), num_output_tokens=5)
+FAILED = Outcome("parse_failed", "no_label")
+
+
+def commit(ledger: Ledger, outcomes: list[Outcome], shard: int = 0) -> Any:
+    n = len(outcomes)
+    posts = Posts(
+        ids=[str(i) for i in range(n)],
+        texts=["x"] * n,
+        statuses=[None] * n,
+        reasons=[None] * n,
+        flags=[[] for _ in range(n)],
+        text_hashes=["h"] * n,
+        kept=pa.table({}),
+    )
+    table = prediction_table(SCHEMA, posts, outcomes)
+    return ledger.commit(shard, {"suicide_risk": table}, {"suicide_risk": outcomes}, {}, seconds=1.0)
+
+
+def test_a_commit_counts_what_it_wrote(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    record = commit(ledger, [OK, FAILED, OK])
+    assert record.statuses == {"suicide_risk": {"ok": 2, "parse_failed": 1}}
+    assert record.labels == {"suicide_risk": {"low_risk": 2}}
+    assert ledger.read_commits() == [record]
+    [error] = pq.read_table(tmp_path / "errors").to_pylist()
+    assert error == {"post_id": "1", "task": "suicide_risk", "status": "parse_failed", "reason": "no_label"}
+
+
+def test_a_second_commit_of_a_shard_changes_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    first = commit(ledger, [OK, FAILED])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert commit(ledger, [FAILED, FAILED]) == first
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_after_a_death_before_the_record_the_rows_that_stand_are_counted(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    commit(ledger, [OK, FAILED])
+    (tmp_path / "_run" / "commits" / "00000000.json").unlink()
+    for path in (tmp_path / "errors").iterdir():
+        path.unlink()
+    record = commit(ledger, [FAILED, OK])
+    assert record.statuses == {"suicide_risk": {"ok": 1, "parse_failed": 1}}
+    [error] = pq.read_table(tmp_path / "errors").to_pylist()
+    assert (error["post_id"], error["reason"]) == ("1", None)  # the row that stands; its reason died with its writer
+
+
+def test_an_output_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.parquet").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="empty folder"):
+        Ledger(str(tmp_path)).read_fingerprint()
+    assert Ledger(str(tmp_path / "new")).read_fingerprint() is None
+
+
+def test_totals_add_up_over_shards_and_quarantine(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    totals = Totals([commit(ledger, [OK, FAILED], shard=0), commit(ledger, [OK], shard=1)])
+    totals.add(ledger.commit_quarantined(2, 7, "corrupt_page"))
+    assert (totals.num_rows, totals.num_predictions, totals.num_failed, totals.num_quarantined) == (3, 3, 1, 7)
+    assert totals.by_status == {"ok": 2, "parse_failed": 1}
+    assert json.loads((tmp_path / "_run" / "commits" / "00000002.json").read_text())["quarantined"] == "corrupt_page"
+
+
+def test_the_error_budget_is_a_share_of_the_whole_run_and_leaves_unusable_input_out(tmp_path: Path) -> None:
+    totals = Totals([commit(Ledger(str(tmp_path)), [OK, FAILED, FAILED, Outcome("empty_text", "null_text")])])
+    assert _ErrorBudget(0.5, 4).error(totals) is None
+    error = _ErrorBudget(0.49, 4).error(totals)
+    assert error is not None
+    assert "2 of 4" in str(error)
+    assert "parse_failed 2" in str(error)
+
+
+def test_a_difference_names_key_old_and_new_value() -> None:
+    old = {"a": {"b": 1, "c": 2}, "d": "x"}
+    assert _difference(old, {"a": {"b": 1, "c": 3}, "e": None}) == ["a.c: 2, now 3", "d: x, now None"]
+    assert _difference(old, old) == []
