@@ -10,7 +10,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.installed: requirements-cpu.lock pyproject.toml
+$(VENV)/.installed: requirements-cpu.lock
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --no-deps "$(TORCH)" \
 	  || $(BIN)/python -m pip install -q --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"
