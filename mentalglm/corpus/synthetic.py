@@ -11,7 +11,7 @@ import argparse
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,8 @@ COMMON_CHARACTERS = "".join(
 )
 """The 3,755 characters of GB 2312 level 1, which the standard chose as the commonest of written Chinese."""
 
+_SLOT = re.compile(r"\{([a-z]+)\}")
+_LEADING_SLOTS = re.compile(r"((?:\{[a-z]+\})*)(.*)")
 _PHRASES = Path(__file__).parents[1] / "demo" / "phrases.yaml"
 
 # Which child of the cognitive pathway a distortion falls under (docs: SocialCD's 12 labels against CP's 10 beliefs).
@@ -77,7 +79,10 @@ class _Cue:
     kind: str
     """Section of the phrase file: distortions, pathway, suicide_risk."""
     label: str
+    sentence: str
     text: str
+    """What the explanation quotes: the sentence without what fills slots at its beginning. (A tiny model finds a
+    phrase by its first words, so these must be words that it knows.)"""
 
 
 def generate_posts(
@@ -129,7 +134,7 @@ def phrase_fragments() -> Iterator[str]:
                 yield from slot["seen"]
         else:
             for phrase in _strings(content):
-                yield from re.split(r"\{[a-z]+\}", phrase)
+                yield from _SLOT.split(phrase)[::2]
 
 
 def _strings(content: Any) -> Iterator[str]:
@@ -179,9 +184,9 @@ class _Writer:
     def write(self) -> tuple[str, list[_Cue]]:
         rng, phrases = self._rng, _phrases()
         cues = self._cues()
-        sentences = [cue.text for cue in cues]
+        sentences = [cue.sentence for cue in cues]
         num_neutral = max(_draw(rng, _NUM_NEUTRAL), 0 if cues else 1)
-        sentences += [self._fill(template) for template in rng.sample(phrases["neutral"], num_neutral)]
+        sentences += [self._fill(template, {}) for template in rng.sample(phrases["neutral"], num_neutral)]
         rng.shuffle(sentences)
         text = "".join(map(self._finish_sentence, sentences))
         text = text.rstrip("，\n ") if rng.random() < 0.7 else text.rstrip("，。\n ")
@@ -192,7 +197,7 @@ class _Writer:
             text += " http://t.cn/A6" + "".join(rng.choices("abcdefghijkmnpqrstuvwxyzABCDEFGH23456789", k=6))
         if rng.random() < 0.15:  # some people type half-width commas
             text = text.replace("，", ",")
-            cues = [_Cue(cue.kind, cue.label, cue.text.replace("，", ",")) for cue in cues]
+            cues = [replace(cue, text=cue.text.replace("，", ",")) for cue in cues]
         return text, cues
 
     def _cues(self) -> list[_Cue]:
@@ -204,7 +209,15 @@ class _Writer:
         # Pain is an emotional effect already: one cue of it is enough for both tasks.
         if risk == "high" or (risk == "low" and ("pathway", "emotional_effect") not in chosen):
             chosen.append(("suicide_risk", risk))
-        return [_Cue(kind, label, self._fill(rng.choice(phrases[kind][label]["cues"]))) for kind, label in chosen]
+        return [self._cue(kind, label, rng.choice(phrases[kind][label]["cues"])) for kind, label in chosen]
+
+    def _cue(self, kind: str, label: str, template: str) -> _Cue:
+        # The values of leading slots end where the first word of the phrase begins.
+        head, body = _LEADING_SLOTS.match(template).groups()  # type: ignore[union-attr]  # matches any text
+        values: dict[str, str] = {}
+        lead = self._fill(head, values)
+        text = self._fill(body, values)
+        return _Cue(kind, label, lead + text, text)
 
     def _finish_sentence(self, sentence: str) -> str:
         rng, phrases = self._rng, _phrases()
@@ -212,11 +225,12 @@ class _Writer:
         emoji = rng.choice(phrases["emoji"]) * rng.choice((1, 1, 1, 2, 3)) if rng.random() < 0.12 else ""
         return f"{opener}{sentence}{emoji}{_draw(rng, _ENDS)}"
 
-    def _fill(self, template: str) -> str:
-        """The template with a value for each slot; a slot named twice has one value."""
-        slots = _phrases()["slots"]
-        for name in [name for name in slots if f"{{{name}}}" in template]:
-            template = template.replace(f"{{{name}}}", self._value(slots[name]))
+    def _fill(self, template: str, values: dict[str, str]) -> str:
+        """The template with a value for each slot; `values` are those of slots that already have one."""
+        for name in dict.fromkeys(_SLOT.findall(template)):
+            if name not in values:
+                values[name] = self._value(_phrases()["slots"][name])
+            template = template.replace(f"{{{name}}}", values[name])
         return template
 
     def _value(self, slot: Mapping[str, Sequence[str]]) -> str:

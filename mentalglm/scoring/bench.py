@@ -126,6 +126,7 @@ def _run_ray_data_llm(config: ScoreConfig, _: Path) -> list[tuple[float, int]]:
             engine_kwargs=arguments,
             batch_size=64,
             concurrency=1,
+            log_engine_metrics=False,  # its wrapper needs Ray Serve
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,

@@ -64,7 +64,9 @@ _ROLE_TOKEN = re.compile(
     r"<(?:start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )
-_ROLE_LINE = re.compile(r"\n\s*(?:#{2,3}\s*)?(?:用户|user|human|instruction|问题|question|input)\s*[:：]", re.IGNORECASE)
+_ROLE_LINE = re.compile(
+    r"\n[ \t]{0,8}(?:#{2,3} ?)?(?:用户|user|human|instruction|问题|question|input) ?[:：]", re.IGNORECASE
+)
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _MARKER_WORDS = {
     "anywhere": ("理由", "解释", "reasoning", "explanation", "rationale"),
@@ -74,8 +76,8 @@ _MARKER_WORDS = {
     ),
 }  # fmt: skip
 _ANSWER_FIELD = re.compile(
-    r"(?:^|[\n。.;!,])[\s*#\-【\[]*(?:因此|所以|综上所?述?|therefore|so)?[,\s]*(?:the\s+)?(?:最终|最后|final\s+)?"
-    r"(?:答案|标签|结论|回答|判断结果|预测标签|预测结果|分类结果|判断|labels?|answer|prediction|conclusion|output)[\s*】\]]*(?:[:=]|是|为|\bis\b)"
+    r"(?:^|[\n。.;!,])[\s*#\-【\[]{0,6}(?:因此|所以|综上所?述?|therefore|so)?[,\s]{0,3}(?:the\s)?(?:最终|最后|final\s)?"
+    r"(?:答案|标签|结论|回答|判断结果|预测标签|预测结果|分类结果|判断|labels?|answer|prediction|conclusion|output)[\s*】\]]{0,6}(?:[:=]|是|为|\bis\b)"
 )
 _REFUSAL = re.compile(
     r"抱歉|对不起|不好意思|很遗憾|请原谅|请谅解|敬请谅解|(?:无法|不能|不便|不会|没办法|没有办法|拒绝)(?:为[您你])?(?:提供|协助|帮助|回答|满足|处理|完成|继续|参与|讨论|回应|执行|对此|进行(?:这|此|该|心理|医|诊|评))|"
@@ -181,12 +183,12 @@ def _without_prompt(task: Task, text: str) -> str:
     """`text` without the task's prompt, repeated before or after the answer."""
     folded = fold(text)
     before, _, after = (fold(part) for part in task.prompt.partition("{text}"))
-    opening, question = before.strip(" “\""), after.strip(" ”\"\n")
+    opening, question = before.strip(' “"'), after.strip(' ”"\n')
     if question and (at := folded.find(question)) >= 0:
         rest = text[at + len(question) :]
         prompt_start = found if 0 <= (found := folded.find(opening)) < at else at
         answer_first = any(token.entry.kind != "topic" for token in vocabulary_of(task).tokens(folded[:prompt_start]))
-        return text[:prompt_start] if answer_first or not rest.strip(" ”\"\n:：。") else rest
+        return text[:prompt_start] if answer_first or not rest.strip(' ”"\n:：。') else rest
     if len(opening) >= 6 and (at := folded.find(opening)) >= 0:
         if folded[:at].strip():
             return text[:at]  # the answer, then the prompt again
@@ -216,7 +218,9 @@ def _read_head(task: Task, text: str, folded: str) -> tuple[Findings, str | None
         if fields:  # reasoning first, then `标签：...`
             start = fields[-1].start()
             end_marker = _marker_pattern(task).search(folded, fields[-1].end())
-            late = read_prose(vocabulary, folded[start : end_marker.start() if end_marker else len(folded)].strip(" \n。.;!,*"))
+            late = read_prose(
+                vocabulary, folded[start : end_marker.start() if end_marker else len(folded)].strip(" \n。.;!,*")
+            )
             if not late.is_empty:
                 return late, text[marker.end() : start].strip() or None, True
     elif found.cut is not None:
@@ -235,9 +239,9 @@ def _marker_pattern(task: Task) -> re.Pattern[str]:
         anywhere = sorted({re.escape(word.strip(" :")) for word in anywhere}, key=len, reverse=True)
         clause = sorted(map(re.escape, clause), key=len, reverse=True)
         edge = r"(?:^|(?<=[\s。.;!?,、…)\]】*#_>“”\"'|:(【\[{\-]))"
-        colon = r"(?:是|为|如下|在于)?\s*[】\])*_”’\"]*\s*(?:[:=]|\n|—|--?(?=\s))"
+        colon = r"(?:是|为|如下|在于)?[ \t]{0,4}[】\])*_”’\"]{0,4}[ \t]{0,4}(?:[:=]|\n|—|--?(?=\s))"
         pattern = re.compile(
-            rf"(?:[(【\[#*_\-\s]*)(?:(?:判断|分析|具体)?(?:{'|'.join(anywhere)}){colon}|{edge}(?:{'|'.join(anywhere)})(?:是|为|如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))"
+            rf"(?:(?:判断|分析|具体)?(?:{'|'.join(anywhere)}){colon}|{edge}(?:{'|'.join(anywhere)})(?:是|为|如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))"
             rf"|{edge}(?:{'|'.join(clause)}){colon}|{edge}(?:{'|'.join(clause)})[】\]])"
             r"[\s:*_]*"
         )

@@ -28,9 +28,10 @@ def load_task(name_or_path: str) -> Task:
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or f".yaml{_VARIANT_MARK}" in name_or_path:
         path, _, variant = name_or_path.partition(_VARIANT_MARK)
         return _load(str(Path(path)), variant or None)
-    direct = _BUILTIN / f"{name_or_path}.yaml"
-    if name_or_path.isidentifier() and direct.is_file() and "variants" not in load_yaml(direct):
-        return _load(str(direct), None)
+    if name_or_path.isidentifier():  # most files are named after their task: no need to read all of them
+        for direct in _BUILTIN.rglob(f"{name_or_path}.yaml"):
+            if "variants" not in load_yaml(direct):
+                return _load(str(direct), None)
     index = _builtin_index()
     if name_or_path not in index:
         near = get_close_matches(name_or_path, index, n=3, cutoff=0.4) or sorted(index)[:3]
@@ -129,7 +130,9 @@ def _check_templates(task: Task, path: str) -> None:
         raise ConfigError(f"{path}: explanation = {task.explanation!r}: begin it with a marker, such as 理由：")
     lead = task.explanation.partition("{explanation}")[0]
     if not any(marker in lead for marker in task.markers):
-        raise ConfigError(f"{path}: markers = {list(task.markers)}: none is in explanation = {lead!r}; name the one it uses")
+        raise ConfigError(
+            f"{path}: markers = {list(task.markers)}: none is in explanation = {lead!r}; name the one it uses"
+        )
 
 
 def _check_labels(task: Task, path: str) -> None:
@@ -139,15 +142,21 @@ def _check_labels(task: Task, path: str) -> None:
             raise ConfigError(f"{path}: labels: slug {slug!r} is given twice; give each label its own")
     for label in task.labels:
         if label.parent is not None and task.kind != "hierarchical":
-            raise ConfigError(f"{path}: labels.{label.slug}.parent: only a task of kind hierarchical has parents; remove it")
+            raise ConfigError(
+                f"{path}: labels.{label.slug}.parent: only a task of kind hierarchical has parents; remove it"
+            )
         if label.parent is not None and label.parent not in slugs:
-            raise ConfigError(f"{path}: labels.{label.slug}.parent = {label.parent!r}: no such label; name one of the slugs")
+            raise ConfigError(
+                f"{path}: labels.{label.slug}.parent = {label.parent!r}: no such label; name one of the slugs"
+            )
         if label.parent is not None and task.by_slug[label.parent].parent is not None:
             raise ConfigError(
                 f"{path}: labels.{label.slug}.parent = {label.parent!r}: has a parent itself; two levels are the most"
             )
         if label.answer is None and task.answer is None:
-            raise ConfigError(f"{path}: answer: missing, and label {label.slug!r} has no answer of its own; write either")
+            raise ConfigError(
+                f"{path}: answer: missing, and label {label.slug!r} has no answer of its own; write either"
+            )
         if label.answer is not None and task.kind not in ("binary", "multiclass"):
             raise ConfigError(f"{path}: labels.{label.slug}.answer: only for binary and multiclass tasks; use `answer`")
     if task.kind == "hierarchical" and not task.answerable:
@@ -160,7 +169,9 @@ def _check_labels(task: Task, path: str) -> None:
     elif task.positive is not None:
         raise ConfigError(f"{path}: positive = {task.positive!r}: only for binary tasks; remove it")
     if task.none_answer is not None and task.kind in ("binary", "multiclass"):
-        raise ConfigError(f"{path}: none_answer: only for multilabel and hierarchical tasks; add a label for none instead")
+        raise ConfigError(
+            f"{path}: none_answer: only for multilabel and hierarchical tasks; add a label for none instead"
+        )
 
 
 def _check_names(task: Task, path: str) -> None:
@@ -182,7 +193,9 @@ def _check_names(task: Task, path: str) -> None:
         known = {fold(name) for name in (label.zh, label.en, *label.aliases, *label.narrower)}
         for name in label.ordinary:
             if fold(name) not in known:
-                raise ConfigError(f"{path}: labels.{label.slug}.ordinary: {name!r} is none of the label's names; add it there")
+                raise ConfigError(
+                    f"{path}: labels.{label.slug}.ordinary: {name!r} is none of the label's names; add it there"
+                )
 
 
 def _check_answers(task: Task, path: str) -> None:

@@ -75,10 +75,12 @@ _HAN = "[\u3400-\u9fff]"
 
 # --- Markdown and layout -------------------------------------------------------------------------------------------
 _EMPHASIS = re.compile(r"\*{1,3}|__|~~|`+|\\(?=[_*#])")
-_HEADING = re.compile(r"(?m)^\s*#{1,6}\s+")
-_BULLET = re.compile(r"(?m)^\s*(?:[-*+•·●○▪◦‣>]\s+|[•·●○▪◦‣]\s*)")
+_HEADING = re.compile(r"(?m)^[ \t]*#{1,6}[ \t]+")
+_BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•·●○▪◦‣>][ \t]+|[•·●○▪◦‣])")
 _NUMBER = r"(?:\d{1,2}|[一二三四五六七八九十]{1,2})"
-_LINE_NUMBER = re.compile(rf"(?m)^\s*(?:[(]?{_NUMBER}\s*[.、):]|第?{_NUMBER}[、,:]|[(]{_NUMBER}[)]|\d{{1,2}}(?={_HAN}))\s*(?=\S)")
+_LINE_NUMBER = re.compile(
+    rf"(?m)^[ \t]*(?:[(]?{_NUMBER}\s*[.、):]|第?{_NUMBER}[、,:]|[(]{_NUMBER}[)]|\d{{1,2}}(?={_HAN}))[ \t]*(?=\S)"
+)
 _INLINE_NUMBER = re.compile(rf"(?<=[\s,、;。:]){_NUMBER}\s*[.、)]\s*(?={_HAN}|[a-z]{{3}})|[(]\d{{1,2}}[)]\s*")
 _OPTION_LETTER = re.compile(r"(?m)(?:^|(?<=[\s:]))[(]?[a-h]\s*[.)、]\s*(?=\S)")
 _HAN_GAP = re.compile(rf"(?<={_HAN})[ \t\xa0]+(?={_HAN})")
@@ -95,7 +97,7 @@ _CONTRAST = re.compile(
 _SOFT_MARKER = re.compile(r"因为|由于|是因|原因是|\b(?:because|since|as the (?:post|poster|author|user))\b")
 
 # --- What may stand around an everyday word that is meant as a label ---------------------------------------------------
-_SEPARATOR = r"(?:[、,/;|+&\n。!?…:(){}\[\]【】<>→=–—#~\-]|->|和|以及|与|及|并且?|且|同时|还有|还|也|或者?|还是|其次|另外|\band\b|\bor\b|\balso\b|\bplus\b|\bwell as\b)"
+_SEPARATOR = r"(?:[、,/;|+&\n。!?…:(){}\[\]【】<>→=–—#~\-]|->|和|以及|与|及|并且?|且|同时|还有|还|也|或者?|还是|其次|另外|因此|所以|而是|但|却|\bso\b|\bthus\b|\bhence\b|\btherefore\b|\band\b|\bor\b|\balso\b|\bplus\b|\bwell as\b)"
 _DEGREE = (
     r"(?:较为|较|比较|很|非常|极其|极|相对|偏|十分|特别|更|明显的?|明确的?|显著的?|一些|一定的?|一种|某种|典型的?|轻微的?|强烈的?|过度的?|任何|"
     r"\b(?:very|relatively|quite|rather|clearly|a|an|the|some|any|of|clear|signs?|symptoms?|level)\b|\s)"
@@ -106,7 +108,8 @@ _LEAD = (
     r"\b(?:is|are|be|as|to|shows?|showing|has|have|having|exhibits?|displays?|indicates?|suggests?|reflects?|demonstrates?|"
     r"with|labels?|answer|prediction|category|class|risk|type|includes?|of|at|from|contains?|related|by|option|namely)\b)"
 )
-_LEFT_OF_ITEM = re.compile(rf"(?:^|{_SEPARATOR}|{_LEAD}(?:了|出|着|到|于|为|是|的|有|在)*)\s*{_DEGREE}*\s*$")
+_LEAD_ONLY = re.compile(rf"^\s*(?:{_LEAD})+\s*$")
+_LEFT_OF_ITEM = re.compile(rf"(?:^|{_SEPARATOR}|{_LEAD}(?:了|出|着|到|于|为|是|的|有|在)*)\s*{_DEGREE}*$")
 _TRAIL = (
     r"(?:认知|这|类|型|事件|错误|偏差|思维|谬误|现象|倾向|相关|有关|方面|因素|风险|等|问题|水平|程度|级|特征|表现|模式|两|三|四|情况|阶段|环节|"
     r"\b(?:cognitive|distortions?|thinking|risks?|symptoms?|issues?|bias|errors?|patterns?|types?|levels?|category|class|"
@@ -140,16 +143,17 @@ _GOVERNOR = re.compile(f"{_GOVERNOR_ZH}|{_GOVERNOR_EN}")
 _MAX_REACH_HAN, _MAX_REACH_LATIN = 10, 48
 _OPEN = re.compile(
     r"(?:无法|不能|难以|很难|不好|不足以|未能|没法|不便)[^,。;]{0,8}?(?:判断|确定|判定|确认|得知|评估|断定|得出|给出|排除|识别|区分|分类)|不排除|"
-    r"不确定|不清楚|不知道|未知|不明|是否|有没有|是不是|会不会|可选|候选|选项(?=\s*:|有|包括)|如果|假如|倘若|要是|假设|若(?!干)|"
+    r"不确定|不清楚|不知道|未知|不明(?!显)|是否|有没有|是不是|会不会|可选|候选|选项(?=\s*:|有|包括)|如果|假如|倘若|(?<!主)要是|假设|若(?!干)|"
     r"\b(?:cannot|can['’]?t|could not|couldn['’]?t|unable|not able|not possible|impossible|difficult|hard)\b[^,.;]{0,24}?"
     r"\b(?:determine[d]?|tell|say|assess|decide|judge|classify|conclude|rule out|help|assist|identify|provide|evaluate)\b|"
     r"\b(?:unclear|uncertain|unsure|not sure|insufficient|whether|if|unknown|don['’]?t know|do not know|not enough)\b"
 )
 _MAYBE = re.compile(r"可能|或许|也许|似乎|大概|疑似|\b(?:might|may|maybe|possibly|perhaps|probably|likely|seems?)\b")
 _EITHER = re.compile(r"还是|或者?|抑或|\bor\b")
-_VALUE_END = rf"\s*[)|]?\s*(?=$|[,、;。|(\s]|{_T})"
+_VALUE_END = r"\s*[)|]?\s*(?=$|[,、;。|(]|\s)"
 _NO_VALUE = re.compile(
-    rf"^\s*(?:是|为|[:=|(])?\s*(?:无|没有|否|不存在|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|不属于|不符合|0(?:\.0+)?|no|none|not present|absent|n/a|null|nil|false|×|✗|✘|❌|-{{1,3}}|—){_VALUE_END}"
+    r"^\s*(?:(?:是|为|[:=|(])\s*(?:无|没有|否|不存在|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|不属于|不符合|0(?:\.0+)?|no|none|not present|"
+    rf"absent|n/a|null|nil|false|×|✗|✘|❌|-{{1,3}}|—)|(?:无|否|0|×|✗|✘|❌)){_VALUE_END}"
 )
 _YES_VALUE = re.compile(rf"^\s*[:=|(]?\s*(?:有|是|存在|1(?:\.0+)?|yes|true|present|√|✓|✔|✅){_VALUE_END}")
 _DENIED_AFTER = re.compile(
@@ -165,7 +169,12 @@ _ITEM_BREAK = re.compile(r"[、,/;|+&\n]|和|以及|与|及|\band\b")
 
 # --- Parent and child --------------------------------------------------------------------------------------------------
 _LINK = re.compile(r"^\s*(?:##?|-+>?|–|—+|→|=+>|>+|:+|/|[(]|·|\||\\|\.|中的|下的|里的|之|的|[(]?即)?\s*$")
-_DEEPER = re.compile(r"^\s*(?:##?|-+>?|–|—+|→|=+>|>+|:+|/)\s*$")
+_DEEPER = re.compile(r"^\s*(?:##?|-+>?|–|—+|→|=+>|>+|:+)\s*$")
+
+
+def _tail(text: str, length: int = 40) -> str:
+    """The end of `text`; what is cut off counts as other words, not as the start of a clause."""
+    return text if len(text) <= length else "〇" + text[-length:]
 
 
 def read_prose(vocabulary: Vocabulary, head: str) -> Findings:
@@ -234,11 +243,12 @@ class _Reader:
 
     def _drop_reason(self, text: str) -> str:
         """Without a marker, `because ...` after a name begins the explanation."""
-        for match in _SOFT_MARKER.finditer(text):
-            if any(self._is_name(char) for char in text[: match.start()]):
-                self._dropped_reason = True
-                return text[: match.start()]
-        return text
+        first = next((place for place, char in enumerate(text) if self._is_name(char)), None)
+        match = _SOFT_MARKER.search(text, first) if first is not None else None
+        if match is None:
+            return text
+        self._dropped_reason = True
+        return text[: match.start()]
 
     def _is_token(self, char: str) -> bool:
         return 0 <= ord(char) - _FIRST_TOKEN < len(self._tokens)
@@ -284,7 +294,7 @@ class _Reader:
                     continue
             if char in " \n。,、;:!?" or not self._vocabulary.is_name_prefix(plain):
                 continue
-            if context == before or (_LEFT_OF_ITEM.search(context[-24:]) and (in_template or re.search(_T, context))):
+            if context == before or (_LEFT_OF_ITEM.search(_tail(context)) and (in_template or re.search(_T, context))):
                 return start
         return None
 
@@ -292,12 +302,19 @@ class _Reader:
 
     def _slots(self, sentence: str) -> list[str]:
         """`name: ... name: ...` on one line becomes one part for each name; other sentences stay whole."""
-        starts = [match.start(1) for match in re.finditer(rf"(?:^|[\s,、;|)。])({_T}\s*(?:[(][^()]*[)])?\s*[:=](?!=))", sentence)]
+        starts = [
+            match.start(1)
+            for match in re.finditer(rf"(?:^|[\s,、;|)。])({_T}\s*(?:[(][^()]*[)])?\s*[:=](?!=))", sentence)
+        ]
         starts = [start for start in starts if self._token(sentence[start]).entry.kind != "topic"]
         if not starts:
             return [sentence]
         bounds = [0, *[start for start in starts if start], len(sentence)]
-        return [part for left, right in zip(bounds, bounds[1:], strict=False) if (part := sentence[left:right].strip(" ,、|\t"))]
+        return [
+            part
+            for left, right in zip(bounds, bounds[1:], strict=False)
+            if (part := sentence[left:right].strip(" ,、|\t"))
+        ]
 
     def _read_slot(self, slot: str) -> None:
         match = re.match(rf"^[^{_T[1:-1]}]{{0,8}}?({_T})\s*(?:[(]([^()]*)[)])?\s*[:=]\s*(.*)$", slot, re.DOTALL)
@@ -341,7 +358,9 @@ class _Reader:
 
     def _read_clause(self, clause: str, inherits: bool) -> bool:
         """Reads one clause; returns whether a name in it was denied."""
-        places = [match.start() for match in re.finditer(_T, clause) if ord(match.group()) - _FIRST_TOKEN < len(self._tokens)]
+        places = [
+            match.start() for match in re.finditer(_T, clause) if ord(match.group()) - _FIRST_TOKEN < len(self._tokens)
+        ]
         if not places:
             if _NOTHING.match(clause):
                 self._found.says_none = True
@@ -358,22 +377,24 @@ class _Reader:
             left = clause[places[index - 1] + 1 if index else 0 : place]
             right = clause[place + 1 :]
             next_place = places[index + 1] if index + 1 < len(places) else len(clause)
-            if token.entry.strict and not self._stands_alone(clause, places, index, left, right):
+            if token.entry.strict and not self._stands_alone(left, right):
                 continue
             if is_open:
                 continue
             polarity = self._polarity(blanked, governors, place)
             if token.entry.kind == "topic":
-                owner = index and re.fullmatch(r"\s*的?\s*", left) and self._token(clause[places[index - 1]]).entry.kind != "topic"
+                owner = (
+                    index
+                    and re.fullmatch(r"\s*的?\s*", left)
+                    and self._token(clause[places[index - 1]]).entry.kind != "topic"
+                )
                 if (polarity == "denied" or _NO_VALUE.match(right)) and not owner and index + 1 == len(places):
                     self._deny(token)
                 continue
             after = clause[place + 1 : next_place]
             if _NO_VALUE.match(right) and not _YES_VALUE.match(right):
                 polarity = "asserted" if polarity == "denied" else "denied"
-            elif _DENIED_AFTER.match(after):
-                polarity = "denied"
-            elif inherits:
+            elif _DENIED_AFTER.match(after) or inherits:
                 polarity = "denied"
             if polarity == "denied":
                 self._deny(token)
@@ -385,9 +406,9 @@ class _Reader:
             self._found.flags.add("undecided")
         return denied_any
 
-    def _stands_alone(self, clause: str, places: list[int], index: int, left: str, right: str) -> bool:
+    def _stands_alone(self, left: str, right: str) -> bool:
         """Whether an everyday word is used as a label: an item between separators, lead-ins and other names."""
-        return bool(_LEFT_OF_ITEM.search(left) and _RIGHT_OF_ITEM.search(right))
+        return bool(_LEFT_OF_ITEM.search(_tail(left)) and _RIGHT_OF_ITEM.search(right[:40]))
 
     def _polarity(self, clause: str, governors: list[re.Match[str]], place: int) -> str:
         """`asserted`, `denied` or `open`, by the last word before the name that says or denies something."""
@@ -416,7 +437,12 @@ class _Reader:
         for place, token in accepted:
             gap = clause[previous[0] + 1 : place] if previous else None
             linked = previous is not None and gap is not None and _LINK.match(gap) is not None
-            if previous is not None and gap is not None and _EITHER.search(gap) and previous[1].entry.slug != token.entry.slug:
+            if (
+                previous is not None
+                and gap is not None
+                and _EITHER.search(gap)
+                and previous[1].entry.slug != token.entry.slug
+            ):
                 self._found.is_ambiguous = True
             if linked and previous is not None and gap is not None:
                 before = previous[1].entry
@@ -490,5 +516,11 @@ class _Reader:
                 return
         for item in items:
             rest = _SKIP_WORDS.sub("", item).strip()
-            if rest and not re.search(_T, item) and not _NOTHING.match(item) and not _GOVERNOR.match(rest):
+            if (
+                rest
+                and not re.search(_T, item)
+                and not _NOTHING.match(item)
+                and not _LEAD_ONLY.match(item)
+                and not _GOVERNOR.match(rest)
+            ):
                 self._found.flags.add("out_of_set_label")

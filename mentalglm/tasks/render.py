@@ -71,7 +71,7 @@ def _render_head(task: Task, labels: Sequence[Slug]) -> str:
 
 def _single_heads(digest: str, task: Task) -> dict[str, tuple[Slug, ...]]:
     if digest not in _SINGLE_HEADS:
-        heads = {_render_head(task, [slug]): (slug,) for slug in reversed(task.answerable)}
+        heads: dict[str, tuple[Slug, ...]] = {_render_head(task, [slug]): (slug,) for slug in reversed(task.answerable)}
         if task.none_answer is not None:
             heads[task.none_answer] = ()
         _SINGLE_HEADS[digest] = heads

@@ -10,9 +10,13 @@ from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Task
 from mentalglm.tasks.text import fold
 from mentalglm.tasks.vocabulary import Vocabulary
 
-_MAX_REPAIR = 8000
-"""Characters of a broken JSON answer that are repaired: labels come first, and repairing takes its time."""
+_MAX_READ = 8000
+"""Characters of a table that are read."""
+_MAX_REPAIR = 2500
+"""Characters of broken JSON that are repaired: labels come first, and repairing takes time by the square."""
 _MAX_DEPTH = 6
+_MAX_ITEMS = 64
+"""Items of a list that are read; no label set is longer, so a longer list repeats itself."""
 _FENCE = re.compile(r"```[a-z]*")
 _JSON_START = re.compile(r"[{]\s*(?:[\"'“‘]|[\w\u3400-\u9fff/]+\s*[:：]|[}])|[\[]\s*(?:[\"'“‘{\]]|[01]\s*[,\]])")
 _EXPLANATION_KEYS = {
@@ -28,9 +32,45 @@ _ANSWER_KEYS = {
     "response", "存在", "present", "final_answer", "最终答案",
 }  # fmt: skip
 _PARENT_KEYS = ("parent", "父类", "父类别", "父标签", "大类", "一级", "一级标签", "stage", "阶段")
-_CHILD_KEYS = ("child", "children", "子类", "子类别", "子标签", "小类", "二级", "二级标签", "label", "type", "标签", "类型", "labels")
+_CHILD_KEYS = (
+    "child",
+    "children",
+    "子类",
+    "子类别",
+    "子标签",
+    "小类",
+    "二级",
+    "二级标签",
+    "label",
+    "type",
+    "标签",
+    "类型",
+    "labels",
+)
 _TRUE = {"1", "1.0", "true", "yes", "是", "有", "存在", "体现", "√", "✓", "✔", "✅", "y"}
-_FALSE = {"0", "0.0", "false", "no", "否", "无", "没有", "不存在", "未体现", "none", "null", "n/a", "", "×", "✗", "✘", "❌", "n", "-", "不", "nan"}
+_FALSE = {
+    "0",
+    "0.0",
+    "false",
+    "no",
+    "否",
+    "无",
+    "没有",
+    "不存在",
+    "未体现",
+    "none",
+    "null",
+    "n/a",
+    "",
+    "×",
+    "✗",
+    "✘",
+    "❌",
+    "n",
+    "-",
+    "不",
+    "nan",
+}
 
 
 def read_structured(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None] | None:
@@ -137,7 +177,11 @@ class _JsonReader:
             if name in _EXPLANATION_KEYS:
                 if self.explanation is None and isinstance(each, str) and each.strip():
                     self.explanation = each.strip()
-            elif entry is not None and entry.kind != "topic" and not (entry.is_code and len(name) == 1 and not self._is_code_map(value)):
+            elif (
+                entry is not None
+                and entry.kind != "topic"
+                and not (entry.is_code and len(name) == 1 and not self._is_code_map(value))
+            ):
                 known = True
                 self._read_named(str(key), entry.kind, entry.slug, each, depth)
             elif name in _ANSWER_KEYS or (entry is not None and entry.kind == "topic"):
@@ -151,7 +195,9 @@ class _JsonReader:
                 self.read(each, depth + 1)
 
     def _is_code_map(self, value: dict[Any, Any]) -> bool:
-        return all(_is_flag(each) for each in value.values())
+        """Whether the keys are codes (A, B5) rather than the letters of an option list."""
+        entries = [self._vocabulary.entry_of(str(key)) for key in value if _fold_key(key) not in _EXPLANATION_KEYS]
+        return self._task.kind == "hierarchical" and all(entry is not None and entry.is_code for entry in entries)
 
     def _join_levels(self, value: dict[Any, Any]) -> str | None:
         """{"parent": ..., "child": ...} as `parent##child`."""
@@ -168,7 +214,7 @@ class _JsonReader:
         """A label as key: 0 and 1, 否 and 是, the sentence that shows it; a parent as key: its children."""
         self.saw_answer = True
         folded = fold(str(value)).strip() if isinstance(value, str | int | float | bool) or value is None else ""
-        if value in ([], {}) or value is None or folded in _FALSE and not isinstance(value, list | dict):
+        if value in ([], {}) or value is None or (folded in _FALSE and not isinstance(value, list | dict)):
             if kind != "foreign":
                 self.found.denied.add(slug)
         elif isinstance(value, float) and value not in (0.0, 1.0):
@@ -186,7 +232,9 @@ class _JsonReader:
             else:
                 children = value if isinstance(value, list) else [value]
                 for child in children:
-                    self._read_text(f"{key}{HIERARCHY_SEPARATOR}{child}" if self._is_named(child) else f"{key}：{child}")
+                    self._read_text(
+                        f"{key}{HIERARCHY_SEPARATOR}{child}" if self._is_named(child) else f"{key}：{child}"
+                    )
         else:
             self._read_text(key)
 
@@ -200,7 +248,7 @@ class _JsonReader:
         elif all(_is_bit(each) for each in value) and len(value) > 1:
             _read_bits(self._vocabulary, [str(int(each)) for each in value], self.found)
         else:
-            for each in value:
+            for each in value[:_MAX_ITEMS]:
                 self.read(each, depth + 1)
 
     def _read_scalar(self, value: Any) -> None:
@@ -222,7 +270,8 @@ class _JsonReader:
 
 
 def _fold_key(key: Any) -> str:
-    return re.sub(r"[\s\-]+", "_", fold(str(key)).strip())
+    """`Label 2`, `label2` -> `label`."""
+    return re.sub(r"_?\d+$", "", re.sub(r"[\s\-]+", "_", fold(str(key)).strip()))
 
 
 def _is_bit(value: Any) -> bool:
@@ -240,8 +289,8 @@ def _read_table(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None
     """Markdown tables: one column for each label, or one row for each."""
     if text.count("|") < 2 and "\t" not in text:
         return None
-    rows = list(_rows(text))
-    labels = {slug: True for slug in vocabulary.task.answerable}
+    rows = list(_rows(text[:_MAX_READ]))
+    labels = dict.fromkeys(vocabulary.task.answerable, True)
     for index, row in enumerate(rows):
         columns = [_slug_of(vocabulary, cell, labels) for cell in row]
         num_named = sum(slug is not None for slug in columns)

@@ -121,7 +121,9 @@ class Task(ConfigModel):
     @property
     def negative(self) -> Slug | None:
         """Binary tasks: the label that is not `positive`."""
-        return next((label.slug for label in self.labels if label.slug != self.positive), None) if self.positive else None
+        return (
+            next((label.slug for label in self.labels if label.slug != self.positive), None) if self.positive else None
+        )
 
     def name_of(self, slug: Slug) -> str:
         """How an answer of this task writes a label; a child of a hierarchical task as `parent##child`."""

@@ -134,7 +134,7 @@ def _flexible(key: str) -> str:
     """A key as a pattern that lets blanks and hyphens stand between Latin letters and around a slash."""
     parts: list[str] = []
     for index, char in enumerate(key):
-        if index and (_is_latin(key[index - 1]) and _is_latin(char) or "/" in (char, key[index - 1])):
+        if index and ((_is_latin(key[index - 1]) and _is_latin(char)) or "/" in (char, key[index - 1])):
             parts.append(r"\s*" if "/" in (char, key[index - 1]) else r"[\s\-'’]*")
         parts.append(re.escape(char))
     if _is_latin(key[-1]):

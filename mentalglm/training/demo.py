@@ -35,10 +35,15 @@ class DemoSettings:
     """What the demo model is built from. The defaults are those of the model in the package."""
 
     seed: int = 20261123
-    num_posts: int = 45_000
+    num_posts: int = 36_000
     """Generated posts, one example each: the tasks take turns."""
-    num_unfamiliar_posts: int = 2_500
+    num_unfamiliar_posts: int = 2_000
     """Posts from outside the generator, to which no label applies."""
+    num_copy_examples: int = 16_000
+    """Random tokens to be repeated. Explanations quote posts; without these, a model of this size learns to recite
+    phrases of the training posts instead of copying what is there."""
+    random_slot_share: float = 0.4
+    """Share of the slots of training posts that hold a random word, so that reciting does not pay."""
     max_vocab_size: int = 6144
     hidden_size: int = 192
     intermediate_size: int = 512
@@ -58,8 +63,17 @@ def build(output: Path, settings: DemoSettings) -> None:
     tokenizer = train_tokenizer(tokenizer_texts(), settings.max_vocab_size)
     records = training_records(settings)
     examples = [example for example in ExampleEncoder(tokenizer).encode(records) if example is not None]
-    model = _new_model(settings, len(tokenizer))
-    _train(model, examples, settings)
+    rng = random.Random(settings.seed)  # noqa: S311 - reproducible on purpose
+    rng.shuffle(examples)
+    copies = copy_examples(tokenizer, settings.num_copy_examples, rng)
+    # Copying first, with some posts among it; then posts alone.
+    num_early = min(len(copies) // 2, len(examples))
+    batches = [
+        *length_batches([*copies, *examples[:num_early]], settings.batch_tokens, rng),
+        *length_batches(examples[num_early:], settings.batch_tokens, rng),
+    ]
+    model = new_model(settings, len(tokenizer))
+    train(model, batches, settings)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
 
@@ -67,16 +81,27 @@ def build(output: Path, settings: DemoSettings) -> None:
 def training_records(settings: DemoSettings) -> list[Record]:
     """The training set, the same for the same settings on every machine."""
     tasks = [load_task(name) for name in TASKS]
-    # Random words in some slots: the model has to copy the phrase that it quotes, not to recite it.
     posts = [
-        *generate_posts(settings.num_posts, settings.seed, random_slot_share=0.15),
+        *generate_posts(settings.num_posts, settings.seed, random_slot_share=settings.random_slot_share),
         *unfamiliar_posts(settings.num_unfamiliar_posts, settings.seed),
     ]
-    return [_record(tasks[index % len(tasks)], post) for index, post in enumerate(posts)]
+    records = []
+    for index, post in enumerate(posts):
+        task = tasks[index % len(tasks)]
+        records.append(Record(task, post.text, post.labels[task.name], post.explanations[task.name]))
+    return records
 
 
-def _record(task: Task, post: SyntheticPost) -> Record:
-    return Record(task, post.text, post.labels[task.name], post.explanations[task.name])
+def copy_examples(tokenizer: Any, num_examples: int, rng: random.Random) -> list[Example]:
+    """A user turn of random tokens and an answer that repeats it."""
+    before, after = tokenizer.encode("[gMASK]<sop><|user|>\n"), tokenizer.encode("<|assistant|>")
+    lead, end = tokenizer.encode("\n"), tokenizer.encode("<|user|>")
+    examples = []
+    for _ in range(num_examples):
+        tokens = [rng.randrange(len(SPECIAL_TOKENS), len(tokenizer)) for _ in range(rng.randrange(6, 25))]
+        prompt = [*before, *tokens, *after]
+        examples.append(Example([*prompt, *lead, *tokens, *end], len(prompt)))
+    return examples
 
 
 def tokenizer_texts() -> Iterator[str]:
@@ -91,7 +116,7 @@ def tokenizer_texts() -> Iterator[str]:
             yield from re.split("(" + "|".join(map(re.escape, names)) + ")", template)
 
 
-def _new_model(settings: DemoSettings, vocab_size: int) -> Any:
+def new_model(settings: DemoSettings, vocab_size: int) -> Any:
     from transformers import GenerationConfig, GlmConfig, GlmForCausalLM
 
     ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
@@ -116,9 +141,8 @@ def _new_model(settings: DemoSettings, vocab_size: int) -> Any:
     return model
 
 
-def _train(model: Any, examples: Sequence[Example], settings: DemoSettings) -> None:
-    """AdamW with warm-up and cosine decay, one pass over the examples, in float32."""
-    batches = list(_batches(examples, settings.batch_tokens, random.Random(settings.seed)))  # noqa: S311
+def train(model: Any, batches: Sequence[Sequence[Example]], settings: DemoSettings) -> None:
+    """AdamW with warm-up and cosine decay, one pass over the batches, in float32."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -161,7 +185,7 @@ def answer_loss(model: Any, batch: Sequence[Example]) -> Tensor:
     return cross_entropy(model.lm_head(hidden[:, :-1][learned[:, 1:]]), token_ids[:, 1:][learned[:, 1:]])
 
 
-def _batches(examples: Sequence[Example], batch_tokens: int, rng: random.Random) -> Iterator[list[Example]]:
+def length_batches(examples: Sequence[Example], batch_tokens: int, rng: random.Random) -> Iterator[list[Example]]:
     """Examples of like length together; the order is random but for that."""
     shuffled = rng.sample(examples, len(examples))
     for start in range(0, len(shuffled), 4096):

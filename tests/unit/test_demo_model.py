@@ -163,11 +163,11 @@ def test_a_tokenizer_without_glm4s_turn_tokens_is_refused() -> None:
 def test_the_loss_counts_answer_tokens_alone_and_padding_changes_nothing() -> None:
     import torch
 
-    from mentalglm.training.demo import DemoSettings, _new_model, answer_loss
+    from mentalglm.training.demo import DemoSettings, answer_loss, new_model
     from mentalglm.training.examples import Example
 
     torch.manual_seed(0)
-    model = _new_model(DemoSettings(hidden_size=64, intermediate_size=64, num_hidden_layers=2), 50).eval()
+    model = new_model(DemoSettings(hidden_size=64, intermediate_size=64, num_hidden_layers=2), 50).eval()
     short, long = Example([3, 9, 8, 7, 6], 2), Example([3, 9, 8, 7, 6, 11, 12, 13], 6)
     with torch.inference_mode():
         logprobs = [
@@ -183,16 +183,16 @@ def test_the_loss_counts_answer_tokens_alone_and_padding_changes_nothing() -> No
 def test_a_small_model_learns_in_a_few_steps(tokenizer: Any) -> None:
     import torch
 
-    from mentalglm.training.demo import DemoSettings, _new_model, _train, answer_loss
+    from mentalglm.training.demo import DemoSettings, answer_loss, length_batches, new_model, train
 
     torch.manual_seed(0)
     settings_ = DemoSettings(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_warmup_steps=5)
     task = TASK["suicide_risk"]
     records = [Record(task, p.text, p.labels[task.name], p.explanations[task.name]) for p in generate_posts(400, 1)]
     examples = [example for example in ExampleEncoder(tokenizer).encode(records) if example]
-    model = _new_model(settings_, len(tokenizer))
+    model = new_model(settings_, len(tokenizer))
     before = float(answer_loss(model, examples[:20]))
-    _train(model, examples, settings_)
+    train(model, list(length_batches(examples, 1024, random.Random(0))), settings_)
     assert float(answer_loss(model, examples[:20])) < before - 1.0
 
 
