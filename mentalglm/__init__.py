@@ -1,2 +1,1 @@
 """Distributed batch scoring for explainable mental-health analysis of Chinese social media."""
-

@@ -4,6 +4,9 @@ A `UserError` is printed as one line without a traceback; any other exception is
 traceback. Messages name the field, the value and the fix, and never carry post text, prompts, completions or secrets.
 """
 
+import traceback
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what, where, how to fix."""
@@ -33,3 +36,16 @@ class InterruptedRunError(UserError):
     """The run was stopped before its end; the same command goes on where it stopped."""
 
     exit_code = 75
+
+
+class InternalError(UserError):
+    """A defect of ours where posts are handled. Its own message is withheld, since it may quote a post."""
+
+    @classmethod
+    def withholding(cls, error: BaseException) -> "InternalError":
+        """Class and place of `error`, without its message."""
+        frames = [
+            f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+            for frame in traceback.extract_tb(error.__traceback__)[-4:]
+        ]
+        return cls(f"internal error: {type(error).__name__} at {' > '.join(frames)}; please report it with this line")

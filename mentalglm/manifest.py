@@ -88,8 +88,8 @@ def readme(manifest: Mapping[str, Any]) -> str:
     lines += [
         "",
         "`labels` holds the labels of a row whose `status` is `ok` (an empty list: no label applies) and is null for "
-        "any other status: such a row has no result, which is not the same as a low risk. `errors/*.parquet` lists these "
-        "rows with a reason. `confidence` is the probability that the model gave to its answer, `probability` "
+        "any other status: such a row has no result, which is not the same as a low risk. `errors/*.parquet` lists "
+        "these rows with a reason. `confidence` is the probability that the model gave to its answer, `probability` "
         "(binary tasks) that of the positive label against the negative one. `manifest.json` says what made "
         "the numbers.",
         "",

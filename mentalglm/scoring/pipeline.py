@@ -338,9 +338,9 @@ def _connect() -> None:
         # Without an address ray.init() would join whatever cluster happens to run on this machine.
         address = os.environ.get("RAY_ADDRESS", "local")
         local = {"include_dashboard": False} if address == "local" else {}
-        handler = signal.getsignal(signal.SIGTERM)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        signal.signal(signal.SIGTERM, handler)  # Ray's own exits at once, with a code of its own
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits at once, with a code of its own
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 

@@ -15,7 +15,7 @@ from mentalglm.corpus import CorruptShardError, Posts, ShardReader
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.engine.protocol import Engine, Request
-from mentalglm.errors import UserError
+from mentalglm.errors import InternalError, UserError
 from mentalglm.scoring.ledger import Ledger, ShardCommit
 from mentalglm.scoring.predictions import Outcome, interpret, prediction_schema, prediction_table
 from mentalglm.tasks import Task, answer_heads, render_prompt
@@ -72,6 +72,8 @@ class ShardScorer:
                     return {"commit": [commit.model_dump_json()], "error": [""]}
                 except UserError as error:
                     self._error = error
+                except Exception as error:  # its message may quote a post, and Ray would log it
+                    self._error = InternalError.withholding(error)
         told = json.dumps([type(self._error).__name__, str(self._error)]) if self._error else ""
         return {"commit": [""], "error": [told]}
 

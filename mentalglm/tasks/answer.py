@@ -60,7 +60,8 @@ class ParsedAnswer:
 
 
 _ROLE_TOKEN = re.compile(
-    r"<\|[a-z_]{1,24}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>|\[(?:gMASK|MASK|sMASK)\]|<(?:sop|eop|eos|bos|s|pad)>|</s>|\[/?INST\]|"
+    r"<\|[a-z_]{1,24}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>|\[(?:gMASK|MASK|sMASK)\]|<(?:sop|eop|eos|bos|s|pad)>|"
+    r"</s>|\[/?INST\]|"
     r"<(?:start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )
@@ -71,22 +72,30 @@ _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | 
 _MARKER_WORDS = {
     "anywhere": ("理由", "解释", "reasoning", "explanation", "rationale"),
     "clause": (
-        "原因", "分析", "依据", "说明", "推理", "解析", "理据", "推理过程", "判断依据", "证据", "reason", "reasons", "analysis", "justification",
+        "原因", "分析", "依据", "说明", "推理", "解析", "理据", "推理过程", "判断依据", "证据", "reason",
+        "reasons", "analysis", "justification",
         "evidence", "explanations",
     ),
 }  # fmt: skip
 _ANSWER_FIELD = re.compile(
     r"(?:^|[\n。.;!,])[\s*#\-【\[]{0,6}(?:因此|所以|综上所?述?|therefore|so)?[,\s]{0,3}(?:the\s)?(?:最终|最后|final\s)?"
-    r"(?:答案|标签|结论|回答|判断结果|预测标签|预测结果|分类结果|判断|labels?|answer|prediction|conclusion|output)[\s*】\]]{0,6}(?:[:=]|是|为|\bis\b)"
+    r"(?:答案|标签|结论|回答|判断结果|预测标签|预测结果|分类结果|判断|labels?|answer|prediction|conclusion|"
+    r"output)[\s*】\]]{0,6}(?:[:=]|是|为|\bis\b)"
 )
 _REFUSAL = re.compile(
-    r"抱歉|对不起|不好意思|很遗憾|请原谅|请谅解|敬请谅解|(?:无法|不能|不便|不会|没办法|没有办法|拒绝)(?:为[您你])?(?:提供|协助|帮助|回答|满足|处理|完成|继续|参与|讨论|回应|执行|对此|进行(?:这|此|该|心理|医|诊|评))|"
-    r"作为(?:一[个名款种位])?(?:\s*ai|人工智能|语言模型|大模型|智能助手|助手|虚拟)|我(?:只)?是(?:一[个名款种])?(?:\s*ai|人工智能|语言模型)|"
+    r"抱歉|对不起|不好意思|很遗憾|请原谅|请谅解|敬请谅解|(?:无法|不能|不便|不会|没办法|没有办法|"
+    r"拒绝)(?:为[您你])?(?:提供|协助|帮助|回答|满足|处理|完成|继续|参与|讨论|回应|执行|对此|进行(?:这|此|该|"
+    r"心理|医|诊|评))|"
+    r"作为(?:一[个名款种位])?(?:\s*ai|人工智能|语言模型|大模型|智能助手|助手|虚拟)|"
+    r"我(?:只)?是(?:一[个名款种])?(?:\s*ai|人工智能|语言模型)|"
     r"热线|心理援助|危机干预|寻求[^。]{0,8}(?:帮助|支持|援助)|(?:联系|咨询)[^。]{0,8}(?:专业|医生|咨询师|医院)|"
     r"违反[^。]{0,12}(?:政策|规定|准则|规范|原则)|(?:敏感|不当|违规)内容|我不是(?:医生|心理|专业)|"
-    r"\bsorry\b|apologi[sz]e|\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|must decline)|\bi['’]m (?:unable|not able|not comfortable)|"
-    r"\bunable to (?:assist|help|provide|comply|fulfil|answer|process)|\bas an? (?:ai|artificial|language|large)\b|\blanguage model\b|"
-    r"\b(?:hot|life|crisis )line\b|\b988\b|\bseek(?:ing)? (?:\w+ )?(?:help|support)\b|\breach out to\b|\b(?:policy|policies|guidelines)\b|"
+    r"\bsorry\b|apologi[sz]e|\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|"
+    r"must decline)|\bi['’]m (?:unable|not able|not comfortable)|"
+    r"\bunable to (?:assist|help|provide|comply|fulfil|answer|process)|\bas an? (?:ai|artificial|language|"
+    r"large)\b|\blanguage model\b|"
+    r"\b(?:hot|life|crisis )line\b|\b988\b|\bseek(?:ing)? (?:\w+ )?(?:help|support)\b|\breach out to\b|"
+    r"\b(?:policy|policies|guidelines)\b|"
     r"\bdecline\b|\bnot (?:a|an) (?:doctor|therapist|medical|mental)|\bmental health professional\b"
 )
 _MAX_SCANNED = 4000
@@ -241,7 +250,8 @@ def _marker_pattern(task: Task) -> re.Pattern[str]:
         edge = r"(?:^|(?<=[\s。.;!?,、…)\]】*#_>“”\"'|:(【\[{\-]))"
         colon = r"(?:是|为|如下|在于)?[ \t]{0,4}[】\])*_”’\"]{0,4}[ \t]{0,4}(?:[:=]|\n|—|--?(?=\s))"
         pattern = re.compile(
-            rf"(?:(?:判断|分析|具体)?(?:{'|'.join(anywhere)}){colon}|{edge}(?:{'|'.join(anywhere)})(?:是|为|如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))"
+            rf"(?:(?:判断|分析|具体)?(?:{'|'.join(anywhere)}){colon}|{edge}(?:{'|'.join(anywhere)})(?:是|为|"
+            rf"如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))"
             rf"|{edge}(?:{'|'.join(clause)}){colon}|{edge}(?:{'|'.join(clause)})[】\]])"
             r"[\s:*_]*"
         )

@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def _check_answers(task: Task, path: str) -> None:
     slugs = task.answerable
     subsets: list[tuple[str, ...]] = [(slug,) for slug in slugs]
     if task.kind in ("multilabel", "hierarchical"):
-        subsets += list(zip(slugs, slugs[1:], strict=False)) if len(slugs) > 2 else []
+        subsets += list(pairwise(slugs)) if len(slugs) > 2 else []
         if task.none_allowed:
             subsets.append(())
     for subset in subsets:
@@ -212,5 +213,6 @@ def _check_answers(task: Task, path: str) -> None:
             if parsed.status != "ok" or parsed.labels != subset or parsed.explanation != explanation:
                 raise ConfigError(
                     f"{path}: answer: the answer for {', '.join(subset) or 'none'} reads back as "
-                    f"{', '.join(parsed.labels) or parsed.reason or 'none'}; make label names, separator and answers distinct"
+                    f"{', '.join(parsed.labels) or parsed.reason or 'none'}; "
+                    "make label names, separator and answers distinct"
                 )

@@ -7,6 +7,7 @@ and put one private-use character in the place of each; drop quotations of the p
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mentalglm.tasks.task import Slug, Task
 from mentalglm.tasks.text import fold
@@ -73,7 +74,7 @@ _FIRST_TOKEN = 0xE000
 _T = "[\ue000-\uf8ff]"
 _HAN = "[\u3400-\u9fff]"
 
-# --- Markdown and layout -------------------------------------------------------------------------------------------
+# --- Markdown and layout ---
 _EMPHASIS = re.compile(r"\*{1,3}|__|~~|`+|\\(?=[_*#])")
 _HEADING = re.compile(r"(?m)^[ \t]*#{1,6}[ \t]+")
 _BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•·●○▪◦‣>][ \t]+|[•·●○▪◦‣])")
@@ -88,7 +89,7 @@ _SHORT_QUOTE = re.compile(r"[“\"‘「『《]([^“”\"‘’「」『』《�
 _QUOTE = re.compile(r"[“\"「『《]([^“”\"「」『』《》\n]*)[”\"」』》]|(?<![a-z])[‘']([^‘’'\n]{1,60})[’'](?![a-z])")
 _LATIN_STOP = re.compile(rf"\.(?=\s|$|{_HAN}|{_T}|[”\"')\]])")
 
-# --- Sentences, clauses ----------------------------------------------------------------------------------------------
+# --- Sentences, clauses ---
 _SENTENCE = re.compile(r"[^。!?;\n…]*[。!?;\n…]*")
 _CONTRAST = re.compile(
     r"(?=而是|而属于|而体现|而应|但是?|却|反而|因此|所以|故而?(?=属|判|为)|从而|可见|综上|总之)"
@@ -96,78 +97,105 @@ _CONTRAST = re.compile(
 )
 _SOFT_MARKER = re.compile(r"因为|由于|是因|原因是|\b(?:because|since|as the (?:post|poster|author|user))\b")
 
-# --- What may stand around an everyday word that is meant as a label ---------------------------------------------------
-_SEPARATOR = r"(?:[、,/;|+&\n。!?…:(){}\[\]【】<>→=–—#~\-]|->|和|以及|与|及|并且?|且|同时|还有|还|也|或者?|还是|其次|另外|因此|所以|而是|但|却|\bso\b|\bthus\b|\bhence\b|\btherefore\b|\band\b|\bor\b|\balso\b|\bplus\b|\bwell as\b)"
+# --- What may stand around an everyday word that is meant as a label ---
+_SEPARATOR = (
+    r"(?:[、,/;|+&\n。!?…:(){}\[\]【】<>→=–—#~\-]|->|和|以及|与|及|并且?|且|同时|还有|还|也|或者?|还是|其次|另外|"
+    r"因此|所以|而是|但|却|\bso\b|\bthus\b|\bhence\b|\btherefore\b|\band\b|\bor\b|\balso\b|\bplus\b|\bwell as\b)"
+)
 _DEGREE = (
-    r"(?:较为|较|比较|很|非常|极其|极|相对|偏|十分|特别|更|明显的?|明确的?|显著的?|一些|一定的?|一种|某种|典型的?|轻微的?|强烈的?|过度的?|任何|"
+    r"(?:较为|较|比较|很|非常|极其|极|相对|偏|十分|特别|更|明显的?|明确的?|显著的?|一些|一定的?|一种|某种|"
+    r"典型的?|轻微的?|强烈的?|过度的?|任何|"
     r"\b(?:very|relatively|quite|rather|clearly|a|an|the|some|any|of|clear|signs?|symptoms?|level)\b|\s)"
 )
 _LEAD = (
-    r"(?:体现|表现|属于|存在|反映|显示|是|为|有|即|涉及|包括|包含|含有|含|具有|呈现|展现|展示|归类?|判断|判定|评估|评定|分类|预测|标签|答案|类型|类别|结果|"
+    r"(?:体现|表现|属于|存在|反映|显示|是|为|有|即|涉及|包括|包含|含有|含|具有|呈现|展现|展示|归类?|判断|判定|"
+    r"评估|评定|分类|预测|标签|答案|类型|类别|结果|"
     r"结论|等级|级别|程度|风险|水平|回答|输出|处于|中的|下的|里的|关于|患|选择?|"
-    r"\b(?:is|are|be|as|to|shows?|showing|has|have|having|exhibits?|displays?|indicates?|suggests?|reflects?|demonstrates?|"
-    r"with|labels?|answer|prediction|category|class|risk|type|includes?|of|at|from|contains?|related|by|option|namely)\b)"
+    r"\b(?:is|are|be|as|to|shows?|showing|has|have|having|exhibits?|displays?|indicates?|suggests?|reflects?|"
+    r"demonstrates?|"
+    r"with|labels?|answer|prediction|category|class|risk|type|includes?|of|at|from|contains?|related|by|"
+    r"option|namely)\b)"
 )
 _LEAD_ONLY = re.compile(rf"^\s*(?:{_LEAD})+\s*$")
 _LEFT_OF_ITEM = re.compile(rf"(?:^|{_SEPARATOR}|{_LEAD}(?:了|出|着|到|于|为|是|的|有|在)*)\s*{_DEGREE}*$")
 _TRAIL = (
-    r"(?:认知|这|类|型|事件|错误|偏差|思维|谬误|现象|倾向|相关|有关|方面|因素|风险|等|问题|水平|程度|级|特征|表现|模式|两|三|四|情况|阶段|环节|"
-    r"\b(?:cognitive|distortions?|thinking|risks?|symptoms?|issues?|bias|errors?|patterns?|types?|levels?|category|class|"
+    r"(?:认知|这|类|型|事件|错误|偏差|思维|谬误|现象|倾向|相关|有关|方面|因素|风险|等|问题|水平|程度|级|特征|"
+    r"表现|模式|两|三|四|情况|阶段|环节|"
+    r"\b(?:cognitive|distortions?|thinking|risks?|symptoms?|issues?|bias|errors?|patterns?|types?|levels?|"
+    r"category|class|"
     r"problems?|related|dimension|disorders?|causes?|in|is|for|here|present|as)\b)"
 )
 _RIGHT_OF_ITEM = re.compile(rf"^\s*(?:$|{_SEPARATOR}|[.”\"']|的?\s*{_TRAIL}|的\s*$|{_T}|的\s*{_T})")
 
-# --- Who governs a name ------------------------------------------------------------------------------------------------
+# --- Who governs a name ---
 _NOT_NEGATION = re.compile(
-    r"不仅仅?|不但|不只|不光|不单|毫无疑问|毫无疑义|无疑|不得不|不可否认|除非|非常|是非|无论|不管|不断|不满|不安|不良|不幸|不同|不少|无助|无望|"
+    r"不仅仅?|不但|不只|不光|不单|毫无疑问|毫无疑义|无疑|不得不|不可否认|除非|非常|是非|无论|不管|不断|不满|"
+    r"不安|不良|不幸|不同|不少|无助|无望|"
     r"无价值|无意义|无能|无力|无奈|无用|无聊|没用|行为|因为|以为|作为|为了|成为|为什么|认为|人为|"
     r"\bnot (?:only|just|merely|simply)\b|\bno doubt\b|\bwithout (?:a )?doubt\b"
 )
 _NEGATION_WORD = r"并没有|并未|没有|未曾|未能|并不|不会|不能|不足以|无法|并无|毫无|并非|不再|不应|不|没|未|无"
-_ADVERB = r"(?:明显|直接|明确|充分|真正|完全|一定|能够|能|应该|应当|应|会|必|足以|清晰|具体|显著|真的|强烈|可以|被|太|很|再|地|单纯)"
+_ADVERB = (
+    r"(?:明显|直接|明确|充分|真正|完全|一定|能够|能|应该|应当|应|会|必|足以|清晰|具体|显著|真的|强烈|可以|被|太|"
+    r"很|再|地|单纯)"
+)
 _VERB = (
-    r"体现|表现|属于|存在|反映|显示|涉及|包含|包括|含有|构成|符合|具有|呈现|展现|展示|判断|判定|归为|归类|归入|患|达到|出现|发现|看到|看出|见到|提到|"
+    r"体现|表现|属于|存在|反映|显示|涉及|包含|包括|含有|构成|符合|具有|呈现|展现|展示|判断|判定|归为|归类|"
+    r"归入|患|达到|出现|发现|看到|看出|见到|提到|"
     r"说明|表明|表达|提示|暗示|支持|满足|处于|是|为|有|含|算|见|像"
 )
-_GOVERNOR_ZH = rf"(?P<zneg>{_NEGATION_WORD})?{_ADVERB}*(?P<zverb>{_VERB})|(?P<zbare>没有|没|无|毫无|并无|缺乏|缺少|排除|否认|并非|而非|非|不|未)"
+_GOVERNOR_ZH = (
+    rf"(?P<zneg>{_NEGATION_WORD})?{_ADVERB}*(?P<zverb>{_VERB})|(?P<zbare>没有|没|无|毫无|并无|缺乏|缺少|排除|否认|"
+    rf"并非|而非|非|不|未)"
+)
 _VERB_EN = (
-    r"(?:shows?|showing|exhibits?|displays?|indicates?|suggests?|reflects?|demonstrates?|has|have|had|is|are|was|be|belongs?|contains?|"
-    r"presents?|suffer(?:s|ing)?|involves?|includes?|reveals?|classified|label+ed|falls?|expresses|expressing|experienc(?:es|ing)|appears?|seems?|fits?)"
+    r"(?:shows?|showing|exhibits?|displays?|indicates?|suggests?|reflects?|demonstrates?|has|have|had|is|are|"
+    r"was|be|belongs?|contains?|"
+    r"presents?|suffer(?:s|ing)?|involves?|includes?|reveals?|classified|label+ed|falls?|expresses|expressing|"
+    r"experienc(?:es|ing)|appears?|seems?|fits?)"
 )
 _GOVERNOR_EN = (
     rf"(?P<eneg>\b(?:not|never|no|nor|neither|cannot)\b|n['’]t\b)\s+(?:[a-z]+\s+){{0,2}}?(?P<everb>{_VERB_EN})\b"
-    r"|(?P<ebare>\b(?:not|no|without|neither|nor|never|lacks?|lacking|rather than|instead of|absence of|absent|free of|den(?:y|ies)|"
+    r"|(?P<ebare>\b(?:not|no|without|neither|nor|never|lacks?|lacking|rather than|instead of|absence of|"
+    r"absent|free of|den(?:y|ies)|"
     rf"rules? out|ruled out)\b|n['’]t\b)|(?P<epos>\b{_VERB_EN}\b)"
 )
 _GOVERNOR = re.compile(f"{_GOVERNOR_ZH}|{_GOVERNOR_EN}")
 _MAX_REACH_HAN, _MAX_REACH_LATIN = 10, 48
 _OPEN = re.compile(
-    r"(?:无法|不能|难以|很难|不好|不足以|未能|没法|不便)[^,。;]{0,8}?(?:判断|确定|判定|确认|得知|评估|断定|得出|给出|排除|识别|区分|分类)|不排除|"
-    r"不确定|不清楚|不知道|未知|不明(?!显)|是否|有没有|是不是|会不会|可选|候选|选项(?=\s*:|有|包括)|如果|假如|倘若|(?<!主)要是|假设|若(?!干)|"
-    r"\b(?:cannot|can['’]?t|could not|couldn['’]?t|unable|not able|not possible|impossible|difficult|hard)\b[^,.;]{0,24}?"
-    r"\b(?:determine[d]?|tell|say|assess|decide|judge|classify|conclude|rule out|help|assist|identify|provide|evaluate)\b|"
+    r"(?:无法|不能|难以|很难|不好|不足以|未能|没法|不便)[^,。;]{0,8}?(?:判断|确定|判定|确认|得知|评估|断定|"
+    r"得出|给出|排除|识别|区分|分类)|不排除|"
+    r"不确定|不清楚|不知道|未知|不明(?!显)|是否|有没有|是不是|会不会|可选|候选|选项(?=\s*:|有|包括)|如果|假如|"
+    r"倘若|(?<!主)要是|假设|若(?!干)|"
+    r"\b(?:cannot|can['’]?t|could not|couldn['’]?t|unable|not able|not possible|impossible|difficult|"
+    r"hard)\b[^,.;]{0,24}?"
+    r"\b(?:determine[d]?|tell|say|assess|decide|judge|classify|conclude|rule out|help|assist|identify|provide|"
+    r"evaluate)\b|"
     r"\b(?:unclear|uncertain|unsure|not sure|insufficient|whether|if|unknown|don['’]?t know|do not know|not enough)\b"
 )
 _MAYBE = re.compile(r"可能|或许|也许|似乎|大概|疑似|\b(?:might|may|maybe|possibly|perhaps|probably|likely|seems?)\b")
 _EITHER = re.compile(r"还是|或者?|抑或|\bor\b")
 _VALUE_END = r"\s*[)|]?\s*(?=$|[,、;。|(]|\s)"
 _NO_VALUE = re.compile(
-    r"^\s*(?:(?:是|为|[:=|(])\s*(?:无|没有|否|不存在|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|不属于|不符合|0(?:\.0+)?|no|none|not present|"
+    r"^\s*(?:(?:是|为|[:=|(])\s*(?:无|没有|否|不存在|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|"
+    r"不属于|不符合|0(?:\.0+)?|no|none|not present|"
     rf"absent|n/a|null|nil|false|×|✗|✘|❌|-{{1,3}}|—)|(?:无|否|0|×|✗|✘|❌)){_VALUE_END}"
 )
 _YES_VALUE = re.compile(rf"^\s*[:=|(]?\s*(?:有|是|存在|1(?:\.0+)?|yes|true|present|√|✓|✔|✅){_VALUE_END}")
 _DENIED_AFTER = re.compile(
-    r"^(?:的|这一|方面)*(?:迹象|特征|表现|倾向|标签)?(?:都|均|也)?(?:并)?(?:不(?:存在|明显|成立|适用|符合|大|高|算)|没有(?:体现|出现|表现)|未(?:体现|出现|见)|"
+    r"^(?:的|这一|方面)*(?:迹象|特征|表现|倾向|标签)?(?:都|均|也)?(?:并)?(?:不(?:存在|明显|成立|适用|符合|大|"
+    r"高|算)|没有(?:体现|出现|表现)|未(?:体现|出现|见)|"
     r"\s*(?:is|are|does|do)(?: not|n['’]t)\b|\s*(?:not present|absent))"
 )
 _NOTHING = re.compile(
     r"^\s*(?:(?:答案|标签|结果|结论|类型|类别|labels?|answer|prediction|output)\s*(?:[:=]|是|为)?\s*)?"
-    r"(?:无|没有|暂无|都没有|均无|均不存在|以上(?:都|均)?(?:不是|没有|无)|无任何|不存在|未体现|没有体现|none(?: of (?:the above|them|these))?|nothing|n/a|null|no)\s*$"
+    r"(?:无|没有|暂无|都没有|均无|均不存在|以上(?:都|均)?(?:不是|没有|无)|无任何|不存在|未体现|没有体现|"
+    r"none(?: of (?:the above|them|these))?|nothing|n/a|null|no)\s*$"
 )
 _SKIP_WORDS = re.compile(rf"(?:{_DEGREE}|的|等|类型?|两种|三种|这|几种|了|[“”\"'‘’。.!])+")
 _ITEM_BREAK = re.compile(r"[、,/;|+&\n]|和|以及|与|及|\band\b")
 
-# --- Parent and child --------------------------------------------------------------------------------------------------
+# --- Parent and child ---
 _LINK = re.compile(r"^\s*(?:##?|-+>?|–|—+|→|=+>|>+|:+|/|[(]|·|\||\\|\.|中的|下的|里的|之|的|[(]?即)?\s*$")
 _DEEPER = re.compile(r"^\s*(?:##?|-+>?|–|—+|→|=+>|>+|:+)\s*$")
 
@@ -310,11 +338,7 @@ class _Reader:
         if not starts:
             return [sentence]
         bounds = [0, *[start for start in starts if start], len(sentence)]
-        return [
-            part
-            for left, right in zip(bounds, bounds[1:], strict=False)
-            if (part := sentence[left:right].strip(" ,、|\t"))
-        ]
+        return [part for left, right in pairwise(bounds) if (part := sentence[left:right].strip(" ,、|\t"))]
 
     def _read_slot(self, slot: str) -> None:
         match = re.match(rf"^[^{_T[1:-1]}]{{0,8}}?({_T})\s*(?:[(]([^()]*)[)])?\s*[:=]\s*(.*)$", slot, re.DOTALL)

@@ -20,15 +20,21 @@ _MAX_ITEMS = 64
 _FENCE = re.compile(r"```[a-z]*")
 _JSON_START = re.compile(r"[{]\s*(?:[\"'“‘]|[\w\u3400-\u9fff/]+\s*[:：]|[}])|[\[]\s*(?:[\"'“‘{\]]|[01]\s*[,\]])")
 _EXPLANATION_KEYS = {
-    "理由", "解释", "原因", "分析", "说明", "依据", "推理", "推理过程", "判断依据", "reason", "reasons", "reasoning", "explanation", "explanations", "rationale",
+    "理由", "解释", "原因", "分析", "说明", "依据", "推理", "推理过程", "判断依据", "reason", "reasons",
+    "reasoning", "explanation", "explanations", "rationale",
     "analysis", "justification", "evidence", "证据", "thought", "thoughts", "comment",
 }  # fmt: skip
 _ANSWER_KEYS = {
-    "label", "labels", "标签", "答案", "回答", "answer", "answers", "prediction", "predictions", "predicted_label", "predicted_labels", "预测", "预测标签",
-    "预测结果", "类别", "分类", "分类结果", "类型", "结果", "result", "results", "output", "class", "classes", "category", "categories", "判断", "结论", "conclusion",
-    "风险", "风险等级", "风险水平", "risk", "risk_level", "level", "suicide_risk", "cognitive_distortion", "cognitive_distortions", "distortion", "distortions",
-    "认知路径", "路径", "pathway", "pathways", "path", "cognitive_pathway", "data", "items", "名称", "name", "child", "children", "子类", "子类别", "子标签", "二级",
-    "二级标签", "parent", "父类", "父类别", "父标签", "大类", "一级", "一级标签", "小类", "stage", "阶段", "type", "types", "label_zh", "labels_zh", "type_name",
+    "label", "labels", "标签", "答案", "回答", "answer", "answers", "prediction", "predictions",
+    "predicted_label", "predicted_labels", "预测", "预测标签",
+    "预测结果", "类别", "分类", "分类结果", "类型", "结果", "result", "results", "output", "class",
+    "classes", "category", "categories", "判断", "结论", "conclusion",
+    "风险", "风险等级", "风险水平", "risk", "risk_level", "level", "suicide_risk", "cognitive_distortion",
+    "cognitive_distortions", "distortion", "distortions",
+    "认知路径", "路径", "pathway", "pathways", "path", "cognitive_pathway", "data", "items", "名称",
+    "name", "child", "children", "子类", "子类别", "子标签", "二级",
+    "二级标签", "parent", "父类", "父类别", "父标签", "大类", "一级", "一级标签", "小类", "stage", "阶段",
+    "type", "types", "label_zh", "labels_zh", "type_name",
     "response", "存在", "present", "final_answer", "最终答案",
 }  # fmt: skip
 _PARENT_KEYS = ("parent", "父类", "父类别", "父标签", "大类", "一级", "一级标签", "stage", "阶段")

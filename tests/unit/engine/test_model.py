@@ -85,4 +85,8 @@ def test_engine_arguments_are_passed_on_as_they_are(folder: Path) -> None:
     config = VllmEngineConfig(engine_args={"quantization": "fp8", "enforce_eager": True})
     model = ResolvedModel("x", str(folder), "digest")
     arguments = engine_arguments(config, GenerationConfig(), model, num_gpus=2)
-    assert (arguments["quantization"], arguments["enforce_eager"], arguments["tensor_parallel_size"]) == ("fp8", True, 2)
+    assert (arguments["quantization"], arguments["enforce_eager"], arguments["tensor_parallel_size"]) == (
+        "fp8",
+        True,
+        2,
+    )

@@ -100,10 +100,15 @@ def test_imhi_training_data_is_what_the_tasks_render() -> None:
         rows = [json.loads(line) for line in (_SHARED / f"imhi.{stem}.train.jsonl").read_text("utf-8").splitlines()]
         for index, row in enumerate(rows):
             slug = row["label"].replace(" ", "_")
-            assert (render_answer(task, [slug], None) == row["answer"]) is True, f"answer of row {index}"
-            assert render_prompt(task, "").after.endswith(f"Question: {row['question']}")
+            before_answer = f"Question: {row['question']}"
             answer = parse_answer(task, f"{row['answer']} Reasoning: {row['explanation']}")
-            assert (answer.labels == (slug,)) is True, f"labels of row {index}"
+            # Plain booleans: a failing test must not print a post.
+            same_prompt = render_prompt(task, "").after.endswith(before_answer)
+            same_answer = render_answer(task, [slug], None) == row["answer"]
+            same_label = answer.labels == (slug,)
+            assert same_prompt, f"question of row {index}"
+            assert same_answer, f"answer of row {index}"
+            assert same_label, f"label of row {index}"
 
 
 def _own() -> dict[str, Any]:
