@@ -31,10 +31,9 @@ COMMON_CHARACTERS = "".join(
 """The 3,755 characters of GB 2312 level 1, which the standard chose as the commonest of written Chinese."""
 
 _SLOT = re.compile(r"\{([a-z]+)\}")
-_LEADING_SLOTS = re.compile(r"((?:\{[a-z]+\})*)(.*)")
 _PHRASES = Path(__file__).parents[1] / "demo" / "phrases.yaml"
 
-# Which child of the cognitive pathway a distortion falls under (docs: SocialCD's 12 labels against CP's 10 beliefs).
+# Which child of the cognitive pathway a distortion falls under (SocialCD's 12 labels, CP's 10 beliefs).
 PATHWAY_OF_DISTORTION = {
     "all_or_nothing_thinking": "all_or_nothing_thinking",
     "overgeneralization": "overgeneralization",
@@ -71,7 +70,7 @@ class SyntheticPost:
     explanations: Mapping[str, str]
     """Task to one sentence that quotes the deciding phrase of the post, where one decides."""
     cues: tuple[str, ...]
-    """The phrases of the post that decide labels, as they stand in it."""
+    """Of each phrase of the post that decides a label, the part that an explanation quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +79,9 @@ class _Cue:
     """Section of the phrase file: distortions, pathway, suicide_risk."""
     label: str
     sentence: str
-    text: str
-    """What the explanation quotes: the sentence without what fills slots at its beginning. (A tiny model finds a
-    phrase by its first words, so these must be words that it knows.)"""
+    quote: str
+    """What the explanation quotes: a part of the sentence without slots. (A tiny model recognises a phrase well, but
+    does not learn to copy words that it has never seen.)"""
 
 
 def generate_posts(
@@ -108,7 +107,7 @@ def generate_posts(
         number += rng.randrange(10**6, 10**8)
         created_at += timedelta(seconds=rng.randrange(5, 900))
         labels, explanations = _annotate(cues)
-        yield SyntheticPost(str(number), text, created_at, labels, explanations, tuple(cue.text for cue in cues))
+        yield SyntheticPost(str(number), text, created_at, labels, explanations, tuple(cue.quote for cue in cues))
 
 
 def unfamiliar_posts(num_posts: int, seed: int) -> Iterator[SyntheticPost]:
@@ -186,7 +185,7 @@ class _Writer:
         cues = self._cues()
         sentences = [cue.sentence for cue in cues]
         num_neutral = max(_draw(rng, _NUM_NEUTRAL), 0 if cues else 1)
-        sentences += [self._fill(template, {}) for template in rng.sample(phrases["neutral"], num_neutral)]
+        sentences += [self._fill(template) for template in rng.sample(phrases["neutral"], num_neutral)]
         rng.shuffle(sentences)
         text = "".join(map(self._finish_sentence, sentences))
         text = text.rstrip("，\n ") if rng.random() < 0.7 else text.rstrip("，。\n ")
@@ -197,7 +196,7 @@ class _Writer:
             text += " http://t.cn/A6" + "".join(rng.choices("abcdefghijkmnpqrstuvwxyzABCDEFGH23456789", k=6))
         if rng.random() < 0.15:  # some people type half-width commas
             text = text.replace("，", ",")
-            cues = [replace(cue, text=cue.text.replace("，", ",")) for cue in cues]
+            cues = [replace(cue, quote=cue.quote.replace("，", ",")) for cue in cues]
         return text, cues
 
     def _cues(self) -> list[_Cue]:
@@ -212,12 +211,7 @@ class _Writer:
         return [self._cue(kind, label, rng.choice(phrases[kind][label]["cues"])) for kind, label in chosen]
 
     def _cue(self, kind: str, label: str, template: str) -> _Cue:
-        # The values of leading slots end where the first word of the phrase begins.
-        head, body = _LEADING_SLOTS.match(template).groups()  # type: ignore[union-attr]  # matches any text
-        values: dict[str, str] = {}
-        lead = self._fill(head, values)
-        text = self._fill(body, values)
-        return _Cue(kind, label, lead + text, text)
+        return _Cue(kind, label, self._fill(template), _quote(template))
 
     def _finish_sentence(self, sentence: str) -> str:
         rng, phrases = self._rng, _phrases()
@@ -225,12 +219,10 @@ class _Writer:
         emoji = rng.choice(phrases["emoji"]) * rng.choice((1, 1, 1, 2, 3)) if rng.random() < 0.12 else ""
         return f"{opener}{sentence}{emoji}{_draw(rng, _ENDS)}"
 
-    def _fill(self, template: str, values: dict[str, str]) -> str:
-        """The template with a value for each slot; `values` are those of slots that already have one."""
+    def _fill(self, template: str) -> str:
+        """The template with a value for each slot; a slot named twice has one value."""
         for name in dict.fromkeys(_SLOT.findall(template)):
-            if name not in values:
-                values[name] = self._value(_phrases()["slots"][name])
-            template = template.replace(f"{{{name}}}", values[name])
+            template = template.replace(f"{{{name}}}", self._value(_phrases()["slots"][name]))
         return template
 
     def _value(self, slot: Mapping[str, Sequence[str]]) -> str:
@@ -283,21 +275,21 @@ def _annotate(cues: Sequence[_Cue]) -> tuple[dict[str, tuple[str, ...]], dict[st
     order = _label_order("cognitive_pathway")
     # High risk is no step of the pathway; the other cues are one each.
     steps = [(_pathway_label(cue), cue) for cue in cues if cue != risk or cue.label == "low"]
-    steps.sort(key=lambda step: (order[step[0]], step[1].text))
+    steps.sort(key=lambda step: (order[step[0]], step[1].quote))
 
     risk_reason = phrases["suicide_risk"][risk.label if risk else "none"]["reason"]
-    risk_explanation = f"“{risk.text}”{risk_reason}。" if risk else f"{risk_reason}。"
+    risk_explanation = f"“{risk.quote}”{risk_reason}。" if risk else f"{risk_reason}。"
     if distortions:
         distortion_explanation = _explain(
-            (cue.text, phrases["distortions"][cue.label]["reason"]) for cue in distortions
+            (cue.quote, phrases["distortions"][cue.label]["reason"]) for cue in distortions
         )
     elif steps:
         label, cue = steps[0]
-        distortion_explanation = _explain([(cue.text, phrases["not_distorted"][_pathway_parents()[label]])])
+        distortion_explanation = _explain([(cue.quote, phrases["not_distorted"][_pathway_parents()[label]])])
     else:
         distortion_explanation = phrases["none"]["cognitive_distortion"] + "。"
     if steps:
-        pathway_explanation = _explain((cue.text, _step_reason(label, cue)) for label, cue in steps)
+        pathway_explanation = _explain((cue.quote, _step_reason(label, cue)) for label, cue in steps)
     else:
         pathway_explanation = phrases["none"]["cognitive_pathway"] + "。"
     return {
@@ -309,6 +301,20 @@ def _annotate(cues: Sequence[_Cue]) -> tuple[dict[str, tuple[str, ...]], dict[st
         "cognitive_distortion": distortion_explanation,
         "cognitive_pathway": pathway_explanation,
     }
+
+
+def _quote(template: str) -> str:
+    """The longest part of a phrase between slots, of whole clauses where there are any."""
+    parts = _SLOT.split(template)[::2]
+    # A part in the middle ends at its last comma, and one that does not begin the phrase begins after its first, so
+    # that clauses cut by a slot are left out; the words after a slot at the very beginning are a whole clause.
+    clauses = []
+    for index, part in enumerate(parts):
+        begins = index == 0 or not any(parts[:index])
+        whole = part if begins else part.partition("，")[2]
+        clauses.append(whole if index == len(parts) - 1 else whole.rpartition("，")[0])
+    best = max(clauses, key=len) or max(parts, key=len)
+    return best.strip("，").lstrip("的")
 
 
 def _explain(quotes: Iterable[tuple[str, str]]) -> str:

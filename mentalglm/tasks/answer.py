@@ -89,7 +89,7 @@ _REFUSAL = re.compile(
     r"作为(?:一[个名款种位])?(?:\s*ai|人工智能|语言模型|大模型|智能助手|助手|虚拟)|"
     r"我(?:只)?是(?:一[个名款种])?(?:\s*ai|人工智能|语言模型)|"
     r"热线|心理援助|危机干预|寻求[^。]{0,8}(?:帮助|支持|援助)|(?:联系|咨询)[^。]{0,8}(?:专业|医生|咨询师|医院)|"
-    r"违反[^。]{0,12}(?:政策|规定|准则|规范|原则)|(?:敏感|不当|违规)内容|我不是(?:医生|心理|专业)|"
+    r"违反[^。]{0,12}(?:政策|规定|准则|规范|原则)|(?:敏感|不当|违规)(?:内容|话题)|不便(?:评论|评价|评估)|我不是(?:医生|心理|专业)|"
     r"\bsorry\b|apologi[sz]e|\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|"
     r"must decline)|\bi['’]m (?:unable|not able|not comfortable)|"
     r"\bunable to (?:assist|help|provide|comply|fulfil|answer|process)|\bas an? (?:ai|artificial|language|"
@@ -99,6 +99,7 @@ _REFUSAL = re.compile(
     r"\bdecline\b|\bnot (?:a|an) (?:doctor|therapist|medical|mental)|\bmental health professional\b"
 )
 _MAX_SCANNED = 4000
+_STRUCTURE = re.compile(r"[{\[|\t]|[01]\D{0,3}[01]")
 
 
 def parse_answer(task: Task, raw: str, *, finish_reason: str | None = None) -> ParsedAnswer:
@@ -114,7 +115,7 @@ def parse_answer(task: Task, raw: str, *, finish_reason: str | None = None) -> P
         return ParsedAnswer("ok", labels, _parents_of(task, labels), explanation, flags)
 
     vocabulary = vocabulary_of(task)
-    structured = read_structured(vocabulary, text)
+    structured = read_structured(vocabulary, text, _head_end(task, text))
     if structured is not None:
         found, explanation = structured
         return _judge(task, found, explanation, fold(text), is_cut=is_cut and found.cut is not None, saw_marker=True)
@@ -122,6 +123,17 @@ def parse_answer(task: Task, raw: str, *, finish_reason: str | None = None) -> P
     folded = fold(text)
     found, explanation, saw_marker = _read_head(task, text, folded)
     return _judge(task, found, explanation, folded, is_cut=is_cut, saw_marker=saw_marker)
+
+
+def _head_end(task: Task, text: str) -> int:
+    """Where the explanation begins, if the answer says something before it, else the end: a list or an object
+    behind that place is part of the explanation."""
+    folded = fold(text)
+    marker = _marker_pattern(task).search(folded)
+    if marker is None or not _STRUCTURE.search(text):
+        return len(text)
+    head = read_prose(vocabulary_of(task), folded[: marker.start()].strip())
+    return marker.start() if head.mentions else len(text)
 
 
 def label_rows(task: Task) -> list[dict[str, Any]]:

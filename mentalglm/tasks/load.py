@@ -29,18 +29,23 @@ def load_task(name_or_path: str) -> Task:
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or f".yaml{_VARIANT_MARK}" in name_or_path:
         path, _, variant = name_or_path.partition(_VARIANT_MARK)
         return _load(str(Path(path)), variant or None)
-    if name_or_path.isidentifier():  # most files are named after their task: no need to read all of them
-        for direct in _BUILTIN.rglob(f"{name_or_path}.yaml"):
+    return _load_builtin(name_or_path)
+
+
+@lru_cache(maxsize=256)
+def _load_builtin(name: str) -> Task:
+    if name.isidentifier():  # most files are named after their task: no need to read all of them
+        for direct in _BUILTIN.rglob(f"{name}.yaml"):
             if "variants" not in load_yaml(direct):
                 return _load(str(direct), None)
     index = _builtin_index()
-    if name_or_path not in index:
-        near = get_close_matches(name_or_path, index, n=3, cutoff=0.4) or sorted(index)[:3]
+    if name not in index:
+        near = get_close_matches(name, index, n=3, cutoff=0.4) or sorted(index)[:3]
         raise ConfigError(
-            f"task {name_or_path!r}: no such built-in task; near names: {', '.join(near)}; "
+            f"task {name!r}: no such built-in task; near names: {', '.join(near)}; "
             "a task file of your own is named by its path, such as ./task.yaml"
         )
-    return _load(*index[name_or_path])
+    return _load(*index[name])
 
 
 @lru_cache(maxsize=1)

@@ -177,7 +177,7 @@ _MAYBE = re.compile(r"可能|或许|也许|似乎|大概|疑似|\b(?:might|may|m
 _EITHER = re.compile(r"还是|或者?|抑或|\bor\b")
 _VALUE_END = r"\s*[)|]?\s*(?=$|[,、;。|(]|\s)"
 _NO_VALUE = re.compile(
-    r"^\s*(?:(?:是|为|[:=|(])\s*(?:无|没有|否|不存在|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|"
+    r"^\s*(?:(?:是|为|[:=|(]|##?)\s*(?:无|没有|否|不存在|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|"
     r"不属于|不符合|0(?:\.0+)?|no|none|not present|"
     rf"absent|n/a|null|nil|false|×|✗|✘|❌|-{{1,3}}|—)|(?:无|否|0|×|✗|✘|❌)){_VALUE_END}"
 )
@@ -381,7 +381,7 @@ class _Reader:
                 sentence_denies = self._read_clause(clause, inherits)
 
     def _read_clause(self, clause: str, inherits: bool) -> bool:
-        """Reads one clause; returns whether a name in it was denied."""
+        """Reads one clause; returns whether it denies a name in a way that may go on over the next comma."""
         places = [
             match.start() for match in re.finditer(_T, clause) if ord(match.group()) - _FIRST_TOKEN < len(self._tokens)
         ]
@@ -416,13 +416,14 @@ class _Reader:
                     self._deny(token)
                 continue
             after = clause[place + 1 : next_place]
+            carries_on = polarity == "denied" or inherits  # 没有 A，B; but not A：无，B
             if _NO_VALUE.match(right) and not _YES_VALUE.match(right):
                 polarity = "asserted" if polarity == "denied" else "denied"
             elif _DENIED_AFTER.match(after) or inherits:
                 polarity = "denied"
             if polarity == "denied":
                 self._deny(token)
-                denied_any = True
+                denied_any |= carries_on
             elif polarity == "asserted":
                 accepted.append((place, token))
         self._assert_chain(clause, accepted)
@@ -533,7 +534,12 @@ class _Reader:
             items = _ITEM_BREAK.split(region)
         else:
             lines = text.strip("。!.\n ").split("\n")
-            items = [item for line in lines for item in re.split(r"[、,/]", re.sub(r"^[^:]{0,8}:", "", line))]
+            items = [
+                item
+                for line in lines
+                if not re.match(rf"\s*{_T}[^:]{{0,8}}:", line)
+                for item in re.split(r"[、,/]", re.sub(r"^[^:]{0,8}:", "", line))
+            ]
             if len(items) < 2 or max(len(item.strip()) for item in items) > 8:
                 return
             if not any(re.fullmatch(rf"\s*{_T}\s*", item) for item in items):

@@ -79,18 +79,22 @@ _FALSE = {
 }
 
 
-def read_structured(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None] | None:
-    """Findings and explanation of an answer with a structure; None where `text` (clean, not folded) has none."""
-    return _read_json(vocabulary, text) or _read_table(vocabulary, text) or _read_vector(vocabulary, text)
+def read_structured(vocabulary: Vocabulary, text: str, head_end: int) -> tuple[Findings, str | None] | None:
+    """Findings and explanation of an answer with a structure; None where `text` (clean, not folded) has none.
+
+    A structure that begins behind `head_end` belongs to the explanation and is not read.
+    """
+    head = text[:head_end]
+    return _read_json(vocabulary, text, head_end) or _read_table(vocabulary, head) or _read_vector(vocabulary, head)
 
 
 # --- JSON
 
 
-def _read_json(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None] | None:
-    body = _FENCE.sub("", text)
+def _read_json(vocabulary: Vocabulary, text: str, head_end: int) -> tuple[Findings, str | None] | None:
+    body = _FENCE.sub(lambda fence: " " * len(fence.group()), text)
     start = _JSON_START.search(body)
-    if start is None:
+    if start is None or start.start() >= head_end:
         return None
     body = body[start.start() :]
     end, cut_at = _json_extent(body)

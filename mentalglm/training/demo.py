@@ -35,15 +35,12 @@ class DemoSettings:
     """What the demo model is built from. The defaults are those of the model in the package."""
 
     seed: int = 20261123
-    num_posts: int = 36_000
+    num_posts: int = 32_000
     """Generated posts, one example each: the tasks take turns."""
     num_unfamiliar_posts: int = 2_000
     """Posts from outside the generator, to which no label applies."""
-    num_copy_examples: int = 16_000
-    """Random tokens to be repeated. Explanations quote posts; without these, a model of this size learns to recite
-    phrases of the training posts instead of copying what is there."""
-    random_slot_share: float = 0.4
-    """Share of the slots of training posts that hold a random word, so that reciting does not pay."""
+    random_slot_share: float = 0.1
+    """Share of the slots of training posts that hold a random word, so that labels do not hang on known words."""
     max_vocab_size: int = 6144
     hidden_size: int = 192
     intermediate_size: int = 512
@@ -64,14 +61,7 @@ def build(output: Path, settings: DemoSettings) -> None:
     records = training_records(settings)
     examples = [example for example in ExampleEncoder(tokenizer).encode(records) if example is not None]
     rng = random.Random(settings.seed)  # noqa: S311 - reproducible on purpose
-    rng.shuffle(examples)
-    copies = copy_examples(tokenizer, settings.num_copy_examples, rng)
-    # Copying first, with some posts among it; then posts alone.
-    num_early = min(len(copies) // 2, len(examples))
-    batches = [
-        *length_batches([*copies, *examples[:num_early]], settings.batch_tokens, rng),
-        *length_batches(examples[num_early:], settings.batch_tokens, rng),
-    ]
+    batches = list(length_batches(examples, settings.batch_tokens, rng))
     model = new_model(settings, len(tokenizer))
     train(model, batches, settings)
     model.to(torch.bfloat16).save_pretrained(output)
@@ -90,18 +80,6 @@ def training_records(settings: DemoSettings) -> list[Record]:
         task = tasks[index % len(tasks)]
         records.append(Record(task, post.text, post.labels[task.name], post.explanations[task.name]))
     return records
-
-
-def copy_examples(tokenizer: Any, num_examples: int, rng: random.Random) -> list[Example]:
-    """A user turn of random tokens and an answer that repeats it."""
-    before, after = tokenizer.encode("[gMASK]<sop><|user|>\n"), tokenizer.encode("<|assistant|>")
-    lead, end = tokenizer.encode("\n"), tokenizer.encode("<|user|>")
-    examples = []
-    for _ in range(num_examples):
-        tokens = [rng.randrange(len(SPECIAL_TOKENS), len(tokenizer)) for _ in range(rng.randrange(6, 25))]
-        prompt = [*before, *tokens, *after]
-        examples.append(Example([*prompt, *lead, *tokens, *end], len(prompt)))
-    return examples
 
 
 def tokenizer_texts() -> Iterator[str]:

@@ -48,7 +48,7 @@ def test_posts_are_the_same_in_every_process() -> None:
         subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
         for env in environments
     }
-    assert digests == {"GOLDEN\n"}
+    assert digests == {"d9302ec7685348ec845fc7491111f8b7e89d58058d7400173391a8d8b8f98097\n"}
 
 
 @settings(max_examples=10, deadline=None)
@@ -87,6 +87,7 @@ def test_explanations_quote_the_post_and_are_short(seed: int, held_out: bool) ->
             quoted = quotations(explanation)
             assert all(quotation in post.cues for quotation in quoted)
             assert len(explanation) - sum(map(len, quoted)) <= 30 * max(len(quoted), 1)
+            assert all(2 < len(quotation) < 30 for quotation in quoted)
             if post.labels[name] and post.labels[name] != ("low_risk",):
                 assert len(quoted) >= len(post.labels[name])
 
@@ -112,7 +113,7 @@ def test_held_out_posts_never_occur_among_training_posts(seed: int) -> None:
 
 def test_held_out_values_stand_in_no_training_post() -> None:
     training = "\n".join(post.text for post in generate_posts(3000, 5))
-    for value in ("仓鼠", "荨麻疹", "窝囊废", "煲仔饭", "身份证", "投标书"):
+    for value in ("仓鼠", "荨麻疹", "煲仔饭", "身份证", "投标书"):
         assert value not in training
         assert value not in set(phrase_fragments())
         assert any(value in post.text for post in generate_posts(3000, 5, held_out=True))

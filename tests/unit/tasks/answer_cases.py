@@ -554,6 +554,11 @@ PATHWAY = [
 SECOND_LOOK = [
     Case(R, "该帖子属于高自杀风险类别", OK, HIGH),
     Case(R, "There is no high suicide risk in this post, so low.", OK, LOW),
+    Case(R, '高自杀风险。理由：{"label": "低自杀风险"}', OK, HIGH),
+    Case(R, "这是一个敏感话题，我不便评论。", REFUSED),
+    Case(D, '读心术。解释：["放大"]', OK, "mind_reading"),
+    Case(D, '分析：他没有证据。\n```json\n{"labels": ["读心术"]}\n```', OK, "mind_reading"),
+    Case(P, "驳斥##无，认知歪曲##妄下结论", OK, "jumping_to_conclusions", parents="belief"),
     Case(R, "高。低。", FAILED, reason="ambiguous"),
     Case(R, "风险不明显，属于低自杀风险", OK, LOW),
     Case(R, "高自杀风险\n\n用户：下一个帖子\n助手：低自杀风险", OK, HIGH),
