@@ -11,6 +11,7 @@ help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed: requirements-cpu.lock
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else 'mentalglm needs Python 3.11: make PYTHON=/path/to/python3.11')"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --no-deps "$(TORCH)" \
 	  || $(BIN)/python -m pip install -q --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"

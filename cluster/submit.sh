@@ -3,4 +3,5 @@
 #   cluster/submit.sh configs/score/weibo-gpu.yaml [--set key=value ...]
 set -euo pipefail
 : "${RAY_ADDRESS:?set RAY_ADDRESS to the address of the dashboard, such as http://127.0.0.1:8265}"
+cd "$(dirname "$0")/.."
 exec ray job submit --working-dir . --runtime-env cluster/runtime-env.yaml -- python -m jobs.score "$@"

@@ -1,6 +1,7 @@
 """The `mentalglm` command. Heavy packages are imported by the command that needs them: --help answers at once."""
 
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -36,16 +37,15 @@ def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption 
     from mentalglm.scoring import score as score_posts
     from mentalglm.scoring.summary import print_plan, print_summary
 
-    if dry_run:
-        plan, tasks = plan_run(settings)
-        print_plan(settings, plan, tasks)
-        return
     try:
-        summary = score_posts(settings)
+        if dry_run:
+            plan, tasks = plan_run(settings)
+            print_plan(settings, plan, tasks)
+        else:
+            print_summary(score_posts(settings))
     except KeyboardInterrupt:
-        again = " ".join(["mentalglm score", str(config), *(f"--set {each}" for each in set_ or [])])
-        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {again}") from None
-    print_summary(summary)
+        again = ["mentalglm", "score", str(config), *(part for each in set_ or [] for part in ("--set", each))]
+        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {shlex.join(again)}") from None
 
 
 @app.command()
@@ -67,17 +67,21 @@ def parse(
 
     settings = load_task(task)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file else sys.stdin.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as UTF-8 text ({type(error).__name__})") from None
-    for number, line in enumerate(lines, 1):
+        text = (file.read_bytes() if file else sys.stdin.buffer.read()).decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({type(error).__name__}); name a file of JSON lines") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file or 'standard input'}: not UTF-8; convert it") from None
+    for number, line in enumerate(text.split("\n"), 1):  # and nowhere else: JSON may hold other line separators
         if not line.strip():
             continue
         try:
             raw = json.loads(line)["raw"]
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(f'line {number}: not a JSON object with a key "raw"') from None
-        print(json.dumps(parse_row(settings, raw if isinstance(raw, str) else ""), ensure_ascii=False))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ConfigError(f'line {number}: not a JSON object with a key "raw"; write {{"raw": "..."}}') from None
+        if not isinstance(raw, str):
+            raise ConfigError(f'line {number}: "raw" is {type(raw).__name__}; give the answer as a string')
+        print(json.dumps(parse_row(settings, raw), ensure_ascii=False))
 
 
 @app.command()

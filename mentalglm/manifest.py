@@ -1,8 +1,6 @@
 """The record of a run: what was scored, with what, and how it went. It never holds post text or a secret."""
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -31,10 +29,16 @@ def code_version() -> dict[str, str]:
 
 
 def footer(
-    *, model: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], generation: Mapping[str, Any], explain: str
+    *,
+    run_id: str,
+    model: Mapping[str, Any],
+    tasks: Sequence[Mapping[str, Any]],
+    generation: Mapping[str, Any],
+    explain: str,
 ) -> dict[str, Any]:
     """What the footer of every data file says, under the key `mentalglm`."""
     return {
+        "run_id": run_id,
         "model": dict(model),
         "tasks": [dict(task) for task in tasks],
         "generation": dict(generation),
@@ -53,9 +57,7 @@ def manifest(
     seconds: float,
 ) -> dict[str, Any]:
     """`manifest.json` of a finished run."""
-    canonical = json.dumps(fingerprint, sort_keys=True, ensure_ascii=False).encode()
     return {
-        "run_id": hashlib.sha256(canonical).hexdigest()[:16],
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "input": dict(input),

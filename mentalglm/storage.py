@@ -7,6 +7,7 @@ disk a hard link, which is atomic and fails when the name exists.
 
 import os
 import re
+import time
 import uuid
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.fs as pafs
 
 from mentalglm.errors import ConfigError
 
+_MAX_CONFLICTS = 6
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 
 
@@ -71,6 +73,13 @@ def list_names(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
+
+
+def has_files(uri: str) -> bool:
+    """Whether there is any file in the folder `uri` or below it."""
+    fs, path = filesystem(uri)
+    infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    return any(info.type == pafs.FileType.File for info in infos)
 
 
 def put_if_absent(uri: str, data: bytes, staging: str | None = None) -> bool:
@@ -159,11 +168,17 @@ def _s3_put(uri: str, data: bytes, **conditions: str) -> bool:
     bucket, _, key = uri[len("s3://") :].partition("/")
     # Tells our own object from another writer's when a reply was lost and the retry finds the key taken.
     write_id = uuid.uuid4().hex
-    try:
-        _s3_client().put_object(Bucket=bucket, Key=key, Body=data, Metadata={"write-id": write_id}, **conditions)
-        return True
-    except ClientError as error:
-        if error.response["ResponseMetadata"].get("HTTPStatusCode") not in (409, 412):
-            raise
+    for attempt in range(_MAX_CONFLICTS):
+        try:
+            _s3_client().put_object(Bucket=bucket, Key=key, Body=data, Metadata={"write-id": write_id}, **conditions)
+            return True
+        except ClientError as error:
+            status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+            if status == 412:
+                break
+            # 409: another conditional write was under way, and may yet fail; S3 asks to try again.
+            if status != 409 or attempt == _MAX_CONFLICTS - 1:
+                raise
+            time.sleep(0.1 * 2**attempt)
     head = _s3_client().head_object(Bucket=bucket, Key=key)
     return bool(head["Metadata"].get("write-id") == write_id)

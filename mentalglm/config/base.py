@@ -38,6 +38,8 @@ def parse_yaml(source: str, name: str) -> Any:
     """Like `load_yaml`, for text that is already read; `name` stands in the error message."""
     try:
         return yaml.load(source, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with unique keys
+    except (ValueError, RecursionError) as error:  # PyYAML lets them through: 2001-99-99, [[[[...
+        raise ConfigError(f"{name}: not a config ({type(error).__name__}); write plain keys and values") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -93,7 +95,8 @@ def validate(model: type[ModelT], data: Any, name: str) -> ModelT:
         elif first["type"] == "missing":
             shown = ""
         else:
-            shown = f" = {_shorten(first['input'])}"
+            secret = first["loc"][-1:] == ("base_url",)
+            shown = "" if secret else f" = {_shorten(first['input'])}"
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(f"{name}: {key}{shown}: {message}{more}") from None
 

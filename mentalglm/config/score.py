@@ -1,10 +1,20 @@
 """Config of a score job: the YAML that a researcher writes."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
+
+# Arguments of vLLM's engine that the config has under its own names, or that are not the user's to set.
+_OUR_ENGINE_ARGUMENTS = frozenset(
+    {"model", "tokenizer", "revision", "dtype", "max_model_len", "max_num_seqs", "tensor_parallel_size"}
+    | {"trust_remote_code", "load_format", "enable_lora", "max_loras", "max_lora_rank", "disable_log_stats"}
+    | {"hf_token", "enable_log_requests"}
+)
 
 
 class InputConfig(ConfigModel):
@@ -43,6 +53,15 @@ class OutputConfig(ConfigModel):
     """Not available yet: must be empty."""
     keep_text: bool = False
     """Copy the post text into the output. Off by default, since the output is shared more widely than the crawl."""
+
+    @field_validator("uri")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        scheme, separator, rest = value.partition("://")
+        path = rest if separator else value
+        if not path.strip("/ ") or (separator and scheme == "file" and not rest.startswith("/")):
+            raise ValueError("names no folder; write a path, file:///path or s3://bucket/path")
+        return value
 
     @field_validator("partition_by")
     @classmethod
@@ -94,11 +113,17 @@ class VllmEngineConfig(ConfigModel):
     max_model_len: int | None = Field(default=None, ge=64)
     """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, if the model allows it."""
     dtype: str = "auto"
-    start_timeout_s: float = Field(default=1800, gt=0)
     row_timeout_s: float = Field(default=600, gt=0)
     """A row without an answer after this long becomes `engine_error`."""
     engine_args: dict[str, Any] = {}
     """More arguments of vLLM's `AsyncEngineArgs`, passed as they are."""
+
+    @field_validator("engine_args")
+    @classmethod
+    def _leave_ours_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in sorted(_OUR_ENGINE_ARGUMENTS & value.keys()):
+            raise ValueError(f"{key!r} has a key of its own in this config, or is fixed for safety; remove it here")
+        return value
 
 
 class OpenAIEngineConfig(ConfigModel):
@@ -109,6 +134,20 @@ class OpenAIEngineConfig(ConfigModel):
     """Address up to and with `/v1`."""
     model: str
     """Name of the model at the endpoint."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        address = urlsplit(value)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("is no http(s) address; write it like https://api.openai.com/v1")
+        if "@" in address.netloc or address.query or address.fragment:
+            # Raised here, before the address is written into the run's folder, and without quoting it.
+            raise ValueError(
+                "must hold no user name, password or query; the key goes into the variable api_key_env names"
+            )
+        return value
+
     api_key_env: str | None = "OPENAI_API_KEY"
     """Environment variable that holds the key; null for an endpoint without keys. The key itself never stands here."""
     num_engines: int = Field(default=1, ge=1)
@@ -135,6 +174,13 @@ class EchoEngineConfig(ConfigModel):
 EngineConfig = Annotated[VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig, Field(discriminator="kind")]
 
 
+def _parts(uri: str) -> tuple[str, ...]:
+    """A URI as the parts of its path, so that one folder can be seen to lie in another."""
+    if uri.lower().startswith("s3://"):
+        return ("s3:", *(part for part in uri[5:].split("/") if part))
+    return Path(os.path.abspath(Path(uri.removeprefix("file://")).expanduser())).parts  # noqa: PTH100 - it need not exist
+
+
 class ScoreConfig(ConfigModel):
     """Score every post of the input on every task."""
 
@@ -152,6 +198,16 @@ class ScoreConfig(ConfigModel):
     """Rows of a shard: the unit of work and of commit."""
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     """The run ends with exit code 4 when a larger share of the predictions has failed."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> "ScoreConfig":
+        source, output = (_parts(uri) for uri in (self.input.uri, self.output.uri))
+        if source == output[: len(source)] or output == source[: len(output)]:
+            raise ValueError(
+                f"output.uri {self.output.uri!r} lies inside input.uri {self.input.uri!r}, or the other way round: the "
+                "results would be read as posts; name a folder beside it"
+            )
+        return self
 
     @field_validator("engine", mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """Ids that occur more than once, found over a corpus of any size in bounded memory."""
 
+import errno
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+
+from mentalglm.errors import InputError
 
 _BUCKET_ROWS = 4_000_000
 _NUM_STREAMS = 4
@@ -27,6 +30,7 @@ def find_repeated(streams: Iterable[Iterable[tuple[int, pa.Array]]], num_rows: i
     once. Nulls and empty ids do not count. Ids are compared by hashes of 128 bits: among 10^9 ids the chance that two
     that differ are taken for equal is below 10^-20. Takes 24 bytes of memory for each row up to 4 million rows; beyond
     that, 24 bytes each in a temporary folder and memory for 4 million.
+    Raises: InputError when the disk of that folder is full.
     """
     num_buckets = max(1, -(-num_rows // _BUCKET_ROWS))
     if num_buckets == 1:
@@ -34,13 +38,21 @@ def find_repeated(streams: Iterable[Iterable[tuple[int, pa.Array]]], num_rows: i
             found = pool.map(lambda stream: [_entries(first, ids) for first, ids in stream], streams)
             parts = [entries for entries_of_stream in found for entries in entries_of_stream]
         return _repeated_in(np.concatenate([np.empty(0, _ENTRY), *parts]))
-    with tempfile.TemporaryDirectory(prefix="mentalglm-ids-") as folder:
-        paths = [Path(folder, str(bucket)) for bucket in range(num_buckets)]
-        with ExitStack() as stack, ThreadPoolExecutor(_NUM_STREAMS) as pool:
-            buckets = [_Bucket(stack.enter_context(path.open("wb"))) for path in paths]
-            for _ in pool.map(lambda stream: _distribute(stream, buckets), streams):
-                pass
-        repeated, later = zip(*(_repeated_in(np.fromfile(path, _ENTRY)) for path in paths), strict=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mentalglm-ids-") as folder:
+            paths = [Path(folder, str(bucket)) for bucket in range(num_buckets)]
+            with ExitStack() as stack, ThreadPoolExecutor(_NUM_STREAMS) as pool:
+                buckets = [_Bucket(stack.enter_context(path.open("wb"))) for path in paths]
+                for _ in pool.map(lambda stream: _distribute(stream, buckets), streams):
+                    pass
+            repeated, later = zip(*(_repeated_in(np.fromfile(path, _ENTRY)) for path in paths), strict=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"TMPDIR = {tempfile.gettempdir()}: no space left for the ids of {num_rows} rows "
+            f"({num_rows * _ENTRY.itemsize / 1e9:.1f} GB); set TMPDIR to a folder with that much room"
+        ) from None
     return np.sort(np.concatenate(repeated)), np.sort(np.concatenate(later))
 
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +29,10 @@ _BOM = b"\xef\xbb\xbf"
 _MAX_CSV_FIELD = 64 * 1024 * 1024
 _NUM_SAMPLE_LINES = 1000
 _MAX_KEY_BYTES = 4096  # of a column's name as JSON
+# Two Chinese characters of GB2312 side by side. A cut UTF-8 character leaves at most three such bytes.
+_GBK_RUN = re.compile(rb"(?:[\xa1-\xf7][\xa1-\xfe]){2}")
+# How spreadsheets and data frames write a whole number that they hold as floating point.
+_FLOAT_ID = re.compile(r"[+-]?(?:[0-9]+\.0*|[0-9]+(?:[.,][0-9]*)?[eE][+-][0-9]+|[0-9]+\.[0-9]*[eE][0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,8 @@ def scan(fs: pafs.FileSystem, path: str, format_: Format, columns: Iterable[str]
         records: Iterator[tuple[Any, int]] = _csv_records(lines)
         while header is None and (record := next(records, None)) is not None:
             fields, start = record
+            if fields is None:
+                raise UnreadableFileError("not_csv", _header_problem(fs, path))
             header = _header(fields) if fields else None
         position = start
     else:
@@ -133,11 +140,28 @@ def _sampled(lines: Iterator[bytes]) -> Iterator[bytes]:
     sample = list(islice(lines, _NUM_SAMPLE_LINES))
     if sample and sample[0][:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UnreadableFileError("not_utf8", "is UTF-16; convert it to UTF-8 (iconv -f utf-16 -t utf-8)")
-    foreign = sum(_decodes(line, "gb18030") and not _decodes(line, "utf-8") for line in sample)
-    if foreign >= 3 and foreign * 2 > sum(not line.isascii() for line in sample):
+    if _is_gbk([line for line in sample if not line.isascii()]):
         raise UnreadableFileError("not_utf8", "looks like GBK; convert it to UTF-8 (iconv -f gb18030 -t utf-8)")
     yield from sample
     yield from lines
+
+
+def _is_gbk(lines: list[bytes]) -> bool:
+    """Whether these lines with bytes beyond ASCII are GBK, and not UTF-8 with some damage.
+
+    Read as UTF-8, GBK gives mostly errors: about two for each Chinese character, and a stray valid one for every three.
+    """
+    foreign = [line for line in lines if not _decodes(line, "utf-8")]
+    as_gbk = [line for line in foreign if _decodes(line, "gb18030")]
+    if len(as_gbk) * 2 <= len(foreign) or not any(_GBK_RUN.search(line) for line in as_gbk):
+        return False
+    num_errors = num_valid = 0
+    for line in lines:
+        text = line.decode(errors="replace")
+        errors = text.count(REPLACEMENT)
+        num_errors += errors
+        num_valid += len(text) - len(text.encode("ascii", "ignore")) - errors
+    return num_errors > num_valid
 
 
 def _decodes(line: bytes, encoding: str) -> bool:
@@ -157,26 +181,45 @@ def _jsonl_records(lines: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def _csv_records(lines: Iterable[bytes]) -> Iterator[tuple[list[str] | None, int]]:
-    """(fields as Latin-1, end in bytes); no fields for a blank line, None where the line is not CSV."""
+    """(fields as Latin-1, end in bytes); no fields for a blank line, None where the line is not CSV.
+
+    A record that is not CSV costs its first line only: reading goes on at the next one. A stray quote would else
+    swallow the lines up to the next quote. So a range that ends within such a record holds the same rows too.
+    """
+    source = iter(lines)
+    again: deque[bytes] = deque()
+    taken: list[bytes] = []
     end = 0
 
     def text() -> Iterator[str]:
-        nonlocal end
-        for line in lines:
-            end += len(line)
+        while (line := again.popleft() if again else next(source, None)) is not None:
+            taken.append(line)
             yield line.decode("latin-1")
 
     csv.field_size_limit(_MAX_CSV_FIELD)
-    reader = csv.reader(text())
+    reader = csv.reader(text(), strict=True)
     while True:
+        taken.clear()
         try:
             fields = next(reader, None)
         except csv.Error:
+            again.extendleft(reversed(taken[1:]))
+            end += len(taken[0])
             yield None, end
+            reader = csv.reader(text(), strict=True)  # one that has met the end of the text stays there
             continue
         if fields is None:
             return
+        end += sum(map(len, taken))
         yield ([] if len(fields) == 1 and not fields[0].strip() else fields), end
+
+
+def _header_problem(fs: pafs.FileSystem, path: str) -> str:
+    with fs.open_input_stream(path) as stream:
+        first_line = stream.read(_BLOCK_BYTES).lstrip().partition(b"\n")[0].rstrip(b"\r")
+    if b"\r" in first_line:
+        return "is not CSV as we read it: its line ends are CR; convert them to LF (tr '\\r' '\\n')"
+    return 'is not CSV: a quote in its header is stray or not closed; quote fields with " and double a " inside one'
 
 
 def _header(fields: list[str]) -> list[str]:
@@ -324,7 +367,9 @@ class _RowBuilder:
             self._add(None, None, {}, "repeated_header")  # some crawlers write it again on every run
             return
         # Crawlers append a TAB to keep spreadsheets from rounding the number.
-        self._add(None if broken else post_id.strip("\t"), text, kept, "id_not_utf8" if broken else None)
+        post_id = post_id.strip("\t")
+        problem = "id_not_utf8" if broken else "float_id" if _FLOAT_ID.fullmatch(post_id.strip()) else None
+        self._add(None if problem else post_id, text, kept, problem)
 
     def _json_id(self, value: dict[str, Any], *, line_replaced: bool) -> tuple[str | None, str | None]:
         post_id = value.get(self._config.id_column)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,8 @@ Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
 _NUM_THREADS = 16
 _IDS_AT_ONCE = 65_536
 _TAIL_BYTES = 64 * 1024
+# The first line of a CSV without a header is a post: an id or a long text, which must not be shown.
+_NOT_A_NAME = re.compile(r"\s*[0-9]{6,}\s*|.{65,}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,9 @@ class Quarantined:
     """None where the file does not tell."""
 
     def describe(self) -> str:
-        """One line for people."""
-        return f"{self.file} {self.detail} ({self.reason})"
+        """One line for people: file, what is wrong, reason and, where known, the number of its rows."""
+        rows = "" if self.num_rows is None else f", {self.num_rows} row{'' if self.num_rows == 1 else 's'}"
+        return f"{self.file} {self.detail} ({self.reason}{rows})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +308,8 @@ def _inspect(fs: pafs.FileSystem, root: str, listed: ListedFile, config: InputCo
             columns = [config.id_column, config.text_column, *config.keep_columns]
             text = lines.scan(fs, path, listed.format, columns, shard_rows)
             num_rows, ranges = text.num_rows, text.ranges
-            if num_rows:
+            # The header of a CSV is looked at without rows too: it may be the only row of a file that has no header.
+            if num_rows or (listed.format == "csv" and text.available):
                 _check_columns(config, text.columns, text.available)
             digest = text.digest
             kept = {name: pa.string() for name in config.keep_columns if name in text.columns}
@@ -330,6 +335,10 @@ def _check_columns(config: InputConfig, present: Collection[str], available: Seq
             raise UnreadableFileError("duplicate_column", f"has two columns named {column!r}; rename one")
     for column in (config.id_column, config.text_column):
         if column not in present:
+            if any(_NOT_A_NAME.fullmatch(name) for name in available):
+                raise UnreadableFileError(
+                    "missing_column", f"has no column {column!r}; where names belong it has what may be a post"
+                )
             shown = ", ".join(available[:40]) + (", ..." if len(available) > 40 else "")
             raise UnreadableFileError("missing_column", f"has no column {column!r}; it has: {shown or 'none'}")
 

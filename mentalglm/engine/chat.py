@@ -6,6 +6,7 @@ to which every special token is ordinary text. `<|assistant|>` inside a post thu
 """
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -48,6 +49,7 @@ class ChatEncoder:
         self._full = backend
         self._plain = _without_special_tokens(backend)
         self._frames: dict[str | None, _Frame] = {}
+        self._lock = threading.Lock()
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:
         """One entry for each prompt, in order; None where it does not fit (`overlong: fail`, or nothing is left of
@@ -58,7 +60,7 @@ class ChatEncoder:
                 entry.flags = ("special_token_in_text",)
                 if not entry.frame.piecewise:
                     self._break_special_tokens(entry)
-        for frame in set(self._frames.values()):
+        for frame in {entry.frame for entry in entries}:
             batch = [entry for entry in entries if entry.frame is frame]
             encoder = self._plain if frame.piecewise else self._full
             encodings = encoder.encode_batch_fast([entry.run() for entry in batch], add_special_tokens=False)
@@ -114,9 +116,10 @@ class ChatEncoder:
         entry.prompt = replace(entry.prompt, text=broken)
 
     def _frame(self, system: str | None) -> "_Frame":
-        if system not in self._frames:
-            self._frames[system] = self._build_frame(system)
-        return self._frames[system]
+        with self._lock:  # several shards are encoded at once, each in a thread
+            if system not in self._frames:
+                self._frames[system] = self._build_frame(system)
+            return self._frames[system]
 
     def _build_frame(self, system: str | None) -> "_Frame":
         if not self._tokenizer.chat_template:

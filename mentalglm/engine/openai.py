@@ -70,7 +70,9 @@ def neutralise_special_tokens(text: str) -> str:
 
     Reads the same to a person and to the model, but is no longer one token. Emoji of Weibo, such as [泪], are kept.
     """
-    return _SPECIAL_TOKEN.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], text)
+    while (broken := _SPECIAL_TOKEN.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], text)) != text:
+        text = broken  # one token may have stood inside another
+    return text
 
 
 class OpenAIEngine:
@@ -94,20 +96,9 @@ class OpenAIEngine:
     ) -> None:
         """Opens no connection. `transport` replaces the network.
 
-        Raises: ConfigError, when `base_url` is not an address or the key is missing or cannot be one.
+        Raises: ConfigError, when the key is missing or cannot be one.
         """
-        address = urlsplit(config.base_url)
-        self._host = address.netloc
-        if "@" in self._host:
-            raise ConfigError(
-                "engine.base_url: holds a user name or password, which would be kept with the results; "
-                "put the key into the environment variable that engine.api_key_env names"
-            )
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ConfigError(
-                f"engine.base_url = {config.base_url!r}: not an http(s) address; "
-                "write it like https://api.openai.com/v1"
-            )
+        self._host = urlsplit(config.base_url).netloc
         # Else a line with the address for every request; and what they write at DEBUG is not ours to vouch for.
         for name in ("openai", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)

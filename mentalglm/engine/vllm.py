@@ -79,6 +79,7 @@ class VllmEngine:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # else their errors are logged, message and all
 
     async def close(self) -> None:
         """Ends the engine's processes."""
@@ -88,6 +89,7 @@ class VllmEngine:
         self, index: int, request: Request, encoded: EncodedPrompt | None
     ) -> tuple[int, Completion]:
         from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineGenerateError
 
         if encoded is None:
             return index, Completion(text="", finish_reason="too_long")
@@ -96,7 +98,7 @@ class VllmEngine:
                 output = await asyncio.wait_for(self._generate(request, encoded), self._timeout_s)
             except TimeoutError:
                 return index, Completion(text="", finish_reason="error", flags=encoded.flags, error="timeout")
-            except (ValueError, VLLMClientError) as error:  # vLLM refuses this one request
+            except (ValueError, VLLMClientError, EngineGenerateError) as error:  # this request alone
                 return index, Completion(
                     text="", finish_reason="error", flags=encoded.flags, error=type(error).__name__
                 )
@@ -241,9 +243,14 @@ def engine_arguments(
 
 
 def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
+    try:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise ConfigError(
+            f"engine.kind = vllm: it cannot be imported on this node ({error.name or type(error).__name__}); "
+            "install mentalglm[gpu] where there are GPUs, else `make setup`"
+        ) from error
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, enable_log_requests=False))
     except Exception as error:

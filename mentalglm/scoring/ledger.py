@@ -5,7 +5,7 @@ written last. A shard without a record is scored again, and what a dead attempt 
 and no order of a listing matters.
 
     data/task=<task>/shard-<number>.parquet    errors/shard-<number>.parquet
-    _run/fingerprint.json    _run/plan.parquet    _run/commits/<number>.json
+    _run/run.json    _run/plan-<digest>.parquet    _run/commits/<number>.json
     manifest.json    README.md    _SUCCESS         (in this order, when all shards are committed)
 """
 
@@ -49,6 +49,8 @@ class ShardCommit(BaseModel):
     """task -> label -> number of predictions with it."""
     files: dict[str, str]
     """Path below the run -> sha256 of the content."""
+    engine: dict[str, str]
+    """What answered: engine, version, model, device."""
     num_prompt_tokens: int
     num_output_tokens: int
     seconds: float
@@ -68,6 +70,7 @@ class Ledger:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self._staging = storage.join(self.uri, "_run", "tmp")
+        self._record: dict[str, Any] | None = None
 
     def is_complete(self) -> bool:
         """Whether `_SUCCESS` is there."""
@@ -76,28 +79,50 @@ class Ledger:
     def read_fingerprint(self) -> dict[str, Any] | None:
         """What defines the numbers of the run, or None where there is no run yet.
 
-        Raises: ConfigError when the folder holds something else.
+        Raises: ConfigError when the folder holds something else, or cannot be used.
         """
-        data = storage.read_bytes(self._path("_run", "fingerprint.json"))
-        if data is None:
-            if storage.list_names(self._path("data")) or self.is_complete():
-                raise ConfigError(f"output.uri = {self.uri}: holds files that are not of a run; name an empty folder")
-            return None
-        fingerprint: dict[str, Any] = json.loads(data)
+        try:
+            data = storage.read_bytes(self._path("_run", "run.json"))
+            if data is None:
+                if self.is_complete() or any(storage.has_files(self._path(name)) for name in ("data", "errors")):
+                    raise ConfigError(
+                        f"output.uri = {self.uri}: holds results that belong to no run (was _run/ deleted?); "
+                        "name an empty folder, or delete the whole folder"
+                    )
+                return None
+        except OSError as error:
+            raise self._unusable(error) from None
+        self._record = json.loads(data)
+        fingerprint: dict[str, Any] = self._record["fingerprint"]
         return fingerprint
 
-    def create(self, fingerprint: Mapping[str, Any], plan: CorpusPlan) -> None:
-        """Lays down the plan, then the fingerprint: from then on the run exists."""
+    def create(self, fingerprint: Mapping[str, Any], plan: CorpusPlan) -> bool:
+        """Lays down the plan, then the record that names it: from then on the run exists.
+
+        False where another process was first: its run stands. Raises: ConfigError when the folder cannot be written.
+        """
         sink = io.BytesIO()
         pq.write_table(plan.to_table(), sink, compression="zstd")
-        storage.put(self._path("_run", "plan.parquet"), sink.getvalue())
-        self._put_json(("_run", "fingerprint.json"), fingerprint)
+        name = f"plan-{hashlib.sha256(sink.getvalue()).hexdigest()[:16]}.parquet"
+        record = {"run_id": run_id(fingerprint), "plan": name, "fingerprint": dict(fingerprint)}
+        try:
+            storage.put(self._path("_run", name), sink.getvalue())
+            path = self._path("_run", "run.json")
+            if not storage.put_if_absent(path, _json_bytes(record), self._staging):
+                return False
+        except OSError as error:
+            raise self._unusable(error) from None
+        self._record = record
+        return True
 
     def read_plan(self) -> CorpusPlan:
         """The plan as it was made when the run began."""
-        data = storage.read_bytes(self._path("_run", "plan.parquet"))
+        if self._record is None:
+            self.read_fingerprint()
+        assert self._record is not None, "a run has a record before it has workers"
+        data = storage.read_bytes(self._path("_run", self._record["plan"]))
         if data is None:
-            raise InputError(f"{self.uri}: _run/plan.parquet is missing; the run is damaged, begin a new one")
+            raise InputError(f"{self.uri}: _run/{self._record['plan']} is missing; the run is damaged, begin a new one")
         return CorpusPlan.from_table(pq.read_table(pa.BufferReader(data)))
 
     def read_commits(self) -> list[ShardCommit]:
@@ -114,6 +139,7 @@ class Ledger:
         outcomes: Mapping[str, Sequence[Outcome]],
         provenance: dict[str, Any],
         *,
+        engine: dict[str, str],
         seconds: float,
     ) -> ShardCommit:
         """Writes the predictions of a shard, its failed rows and its record, and returns the record that stands."""
@@ -143,6 +169,7 @@ class Ledger:
                 statuses=statuses,
                 labels=labels,
                 files=files,
+                engine=engine,
                 num_prompt_tokens=sum(outcome.num_prompt_tokens or 0 for outcome in every),
                 num_output_tokens=sum(outcome.num_output_tokens or 0 for outcome in every),
                 seconds=seconds,
@@ -158,6 +185,7 @@ class Ledger:
                 statuses={},
                 labels={},
                 files={},
+                engine={},
                 num_prompt_tokens=0,
                 num_output_tokens=0,
                 seconds=0.0,
@@ -190,14 +218,32 @@ class Ledger:
             standing = storage.read_bytes(path)
             assert standing is not None
             data, table = standing, pq.ParquetFile(pa.BufferReader(standing)).read()
+            footer = json.loads((table.schema.metadata or {}).get(b"mentalglm", b"{}"))
+            if footer.get("run_id") != provenance.get("run_id"):
+                raise ConfigError(f"output.uri = {self.uri}: {'/'.join(parts)} is of another run; name an empty folder")
         files["/".join(parts)] = hashlib.sha256(data).hexdigest()
         return table
 
     def _put_json(self, parts: tuple[str, ...], value: Mapping[str, Any]) -> None:
-        storage.put(self._path(*parts), (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
+        storage.put(self._path(*parts), _json_bytes(value))
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"output.uri = {self.uri}: cannot be used as a folder ({type(error).__name__}); "
+            "name a folder that this user, on every node, may write"
+        )
 
     def _path(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
+
+
+def run_id(fingerprint: Mapping[str, Any]) -> str:
+    """Short name of everything that defines a run's numbers."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 class Totals:
@@ -209,6 +255,10 @@ class Totals:
         self.num_shards = 0
         self.num_rows = 0
         self.num_quarantined = 0
+        self.engines: list[dict[str, str]] = []
+        """What answered; more than one entry where machines differ."""
+        self.quarantined: list[ShardCommit] = []
+        """The shards that could not be read."""
         self.num_prompt_tokens = 0
         self.num_output_tokens = 0
         for commit in commits:
@@ -219,6 +269,10 @@ class Totals:
         self.num_shards += 1
         self.num_rows += commit.num_rows
         self.num_quarantined += commit.num_quarantined
+        if commit.engine and commit.engine not in self.engines:
+            self.engines.append(commit.engine)
+        if commit.quarantined is not None:
+            self.quarantined.append(commit)
         self.num_prompt_tokens += commit.num_prompt_tokens
         self.num_output_tokens += commit.num_output_tokens
         for task, counts in commit.statuses.items():
@@ -235,6 +289,11 @@ class Totals:
     def num_predictions(self) -> int:
         """Rows of the output."""
         return self.by_status.total()
+
+    @property
+    def num_unusable(self) -> int:
+        """Predictions of rows that are no posts, or have no text."""
+        return sum(n for status, n in self.by_status.items() if status in INPUT_STATUSES)
 
     @property
     def num_failed(self) -> int:

@@ -16,13 +16,19 @@ from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, 
 from mentalglm.corpus import CorpusPlan, check_unchanged, plan_corpus
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, UserError
-from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
+from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals, run_id
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.progress import RunProgress
 from mentalglm.scoring.worker import RunBoard, RunSpec, ShardScorer
 from mentalglm.tasks import PARSER_VERSION, Task, load_task
 
 _POLL_INTERVAL_S = 0.5
+
+# vLLM arguments that decide how fast and where, not what: they may change on resume.
+_RESOURCE_ARGUMENTS = frozenset(
+    {"gpu_memory_utilization", "swap_space", "cpu_offload_gb", "max_num_batched_tokens", "enforce_eager", "block_size"}
+    | {"pipeline_parallel_size", "distributed_executor_backend", "enable_prefix_caching", "async_scheduling"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,9 @@ class RunSummary:
 
     uri: str
     totals: Totals
-    num_quarantined_files: int
+    num_unreadable_files: int
+    num_unreadable_rows: int
+    """Rows of unreadable files whose number is known, and of unreadable parts of the others."""
     seconds: float
     already_complete: bool = False
 
@@ -51,19 +59,23 @@ def score(config: ScoreConfig) -> RunSummary:
     pending = _pending_shards(plan, commits)
     complete = not pending and ledger.is_complete()
     if not complete:
-        footer = _footer(config, tasks, model)
+        footer = _footer(config, tasks, model, run_id(ledger.read_fingerprint() or {}))
         budget = _ErrorBudget(config.max_error_rate, plan.num_rows * len(tasks))
         if error := budget.error(totals):
             raise error
         for commit in _score_shards(config, tasks, model, pending, plan, totals, budget, footer):
             totals.add(commit)
+        budget.num_predictions = totals.num_predictions - totals.num_unusable
+        if error := budget.error(totals):
+            raise error
         _check_conservation(plan, totals, tasks)
         record = _manifest(ledger, plan, totals, footer, seconds=time.monotonic() - started)
         ledger.publish(record, manifest.readme(record))
     return RunSummary(
         uri=ledger.uri,
         totals=totals,
-        num_quarantined_files=len(plan.quarantined),
+        num_unreadable_files=len(plan.quarantined),
+        num_unreadable_rows=_num_unreadable_rows(plan, totals),
         seconds=time.monotonic() - started,
         already_complete=complete,
     )
@@ -72,8 +84,10 @@ def score(config: ScoreConfig) -> RunSummary:
 def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
     tasks = _load_tasks(config)
-    if isinstance(config.engine, VllmEngineConfig):
-        resolve_model(config.model)
+    model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
+    ledger = Ledger(config.output.uri)
+    if ledger.read_fingerprint() is not None:
+        return _check_standing_run(ledger, config, tasks, model), tasks
     plan = plan_corpus(config.input, config.shard_rows)
     prediction_schema(config, plan.kept_schema)
     return plan, tasks
@@ -90,12 +104,20 @@ def _load_tasks(config: ScoreConfig) -> tuple[Task, ...]:
 
 def _open_run(ledger: Ledger, config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel | None) -> CorpusPlan:
     """The run's plan: a new one, or the one that an interrupted run has laid down, if it is the same run."""
-    standing = ledger.read_fingerprint()
-    if standing is None:
+    if ledger.read_fingerprint() is None:
         plan = plan_corpus(config.input, config.shard_rows)
         prediction_schema(config, plan.kept_schema)
-        ledger.create(_fingerprint(config, tasks, model, plan), plan)
-        return plan
+        if ledger.create(_fingerprint(config, tasks, model, plan), plan):
+            return plan
+    return _check_standing_run(ledger, config, tasks, model)
+
+
+def _check_standing_run(
+    ledger: Ledger, config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel | None
+) -> CorpusPlan:
+    """The plan of the run in the folder. Raises: ConfigError or InputError when this job is another one."""
+    standing = ledger.read_fingerprint()
+    assert standing is not None
     plan = ledger.read_plan()
     check_unchanged(plan, config.input)
     difference = _difference(standing, _fingerprint(config, tasks, model, plan))
@@ -114,7 +136,8 @@ def _fingerprint(
     engine: dict[str, Any] = {"kind": config.engine.kind}
     if isinstance(config.engine, VllmEngineConfig):
         engine |= {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len}
-        engine |= {"engine_args": config.engine.engine_args}
+        numeric = {key: value for key, value in config.engine.engine_args.items() if key not in _RESOURCE_ARGUMENTS}
+        engine |= {"engine_args": numeric}
     elif isinstance(config.engine, OpenAIEngineConfig):
         engine |= {"base_url": config.engine.base_url, "model": config.engine.model}
     return {
@@ -175,7 +198,7 @@ def _score_shards(
 
     _connect()
     num_engines = min(config.engine.num_engines, len(pending))
-    num_gpus, num_cpus = _resources(config)
+    num_gpus, num_cpus = _resources(config, num_engines)
     shards_in_flight = _shards_in_flight(config, len(tasks))
     spec = RunSpec(config, tasks, model, num_gpus, footer, shards_in_flight)
     board = ray.remote(num_cpus=0)(RunBoard).remote()
@@ -240,28 +263,29 @@ class _watch:  # noqa: N801 - reads as a statement
         while not self._stop.wait(_POLL_INTERVAL_S):
             try:
                 running = ray.get(self._board.read.remote(), timeout=5)
-            except ray.exceptions.RayError:
+                counts = Counter(self._totals.by_status)
+            except (ray.exceptions.RayError, RuntimeError):  # RuntimeError: a commit was counted meanwhile
                 continue  # the display is not worth a run
-            counts = Counter(self._totals.by_status)
             for each in running.values():
                 counts.update(each)
             self._progress.update(counts)
 
 
 class _ErrorBudget:
-    """Stops a run as soon as more predictions have failed than the whole run may have."""
+    """Ends a run as soon as more predictions have failed than the whole run may have."""
 
     def __init__(self, max_error_rate: float, num_predictions: int) -> None:
         self._rate = max_error_rate
-        self._num_predictions = num_predictions
+        self.num_predictions = num_predictions
+        """The most there can be; at the end those that a model was asked for."""
 
     def error(self, totals: Totals) -> ErrorBudgetExceededError | None:
         """What to end the run with, once the budget is spent."""
-        if totals.num_failed <= self._rate * self._num_predictions:
+        if totals.num_failed <= self._rate * self.num_predictions:
             return None
         failed = ", ".join(f"{status} {n}" for status, n in totals.by_status.most_common() if status != "ok")
         return ErrorBudgetExceededError(
-            f"max_error_rate = {self._rate}: {totals.num_failed} of {self._num_predictions} predictions failed "
+            f"max_error_rate = {self._rate}: {totals.num_failed} of {self.num_predictions} predictions failed "
             f"({failed}); errors/ lists them. Mend the cause, or raise max_error_rate, and run the same command again: "
             "it goes on where this stopped"
         )
@@ -280,7 +304,7 @@ def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...
         raise InputError("input.uri: not one row of the input can be read; manifest of the run: see _run/commits")
 
 
-def _footer(config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel | None) -> dict[str, Any]:
+def _footer(config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel | None, run: str) -> dict[str, Any]:
     if model is not None:
         named = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
         named |= {"adapter": config.model.adapter}
@@ -289,6 +313,7 @@ def _footer(config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel |
     else:
         named = {"name": config.engine.kind}
     return manifest.footer(
+        run_id=run,
         model={"engine": config.engine.kind, **named},
         tasks=[{"name": task.name, "version": task.version, "digest": task.digest} for task in tasks],
         generation=config.generation.model_dump(),
@@ -306,18 +331,27 @@ def _manifest(
             "digest": plan.digest,
             "num_files": len(plan.files),
             "num_rows": plan.num_rows,
-            "quarantined": [each.describe() for each in plan.quarantined],
+            "quarantined": [each.describe() for each in plan.quarantined]
+            + [
+                f"{plan.shard(each.shard).file}: {each.num_quarantined} rows: {each.quarantined}"
+                for each in totals.quarantined
+            ],
         },
         output={
             "num_predictions": totals.num_predictions,
-            "num_unreadable_rows": totals.num_quarantined,
+            "num_unreadable_rows": _num_unreadable_rows(plan, totals),
             "statuses": {task: dict(counts) for task, counts in totals.statuses.items()},
             "labels": {task: dict(counts) for task, counts in totals.labels.items()},
+            "engines": totals.engines,
             "num_prompt_tokens": totals.num_prompt_tokens,
             "num_output_tokens": totals.num_output_tokens,
         },
         seconds=seconds,
     )
+
+
+def _num_unreadable_rows(plan: CorpusPlan, totals: Totals) -> int:
+    return totals.num_quarantined + sum(each.num_rows or 0 for each in plan.quarantined)
 
 
 def _connect() -> None:
@@ -337,25 +371,31 @@ def _connect() -> None:
     if not ray.is_initialized():
         # Without an address ray.init() would join whatever cluster happens to run on this machine.
         address = os.environ.get("RAY_ADDRESS", "local")
+        if address.startswith("http"):
+            raise ConfigError(
+                f"RAY_ADDRESS = {address}: is the address for submitting jobs; use cluster/submit.sh, or unset it"
+            )
         local = {"include_dashboard": False} if address == "local" else {}
         on_sigterm = signal.getsignal(signal.SIGTERM)
+        in_main_thread = threading.current_thread() is threading.main_thread()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits at once, with a code of its own
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits at once, with a code of its own
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
-def _resources(config: ScoreConfig) -> tuple[int, float]:
+def _resources(config: ScoreConfig, num_engines: int) -> tuple[int, float]:
     """(GPUs, CPUs) of one engine. Raises: ConfigError when the cluster cannot hold the engines."""
     import ray
 
     available = ray.cluster_resources()
     if not isinstance(config.engine, VllmEngineConfig):
-        return 0, 1 if available.get("CPU", 0) >= config.engine.num_engines else 0
+        return 0, 1 if available.get("CPU", 0) >= num_engines else 0
     num_gpus = config.engine.num_gpus
     if num_gpus is None:
         num_gpus = 1 if available.get("GPU") else 0
     for name, each in (("GPU", num_gpus), ("CPU", config.engine.num_cpus)):
-        wanted = each * config.engine.num_engines
+        wanted = each * num_engines
         if wanted > available.get(name, 0):
             raise ConfigError(
                 f"engine.num_engines = {config.engine.num_engines}: needs {wanted:g} {name}s, the cluster has "

@@ -101,7 +101,7 @@ def interpret(task: Task, completion: Completion, *, explain: bool) -> Outcome:
         labels=answer.labels,
         parents=answer.parents if task.kind == "hierarchical" else None,
         explanation=answer.explanation if explain else None,
-        confidence=_probability(completion.head_logprob),
+        confidence=_confidence(task, completion, answer.explanation),
         probability=completion.positive_probability,
         flags=flags,
         **usage,
@@ -112,7 +112,7 @@ def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
     """Schema of a run's data files. Raises: ConfigError when a kept column has the name of one of ours."""
     ours = {field.name for field in _COLUMNS} | {"task"} | ({"text"} if config.output.keep_text else set())
     for name in kept.names:
-        if name in ours:
+        if name.casefold() in ours:  # most SQL engines do not tell Labels from labels
             raise ConfigError(f"input.keep_columns names {name!r}, which is a column of the output; rename it")
     text = [pa.field("text", pa.string())] if config.output.keep_text else []
     return pa.schema([*_COLUMNS, *text, *kept])
@@ -177,5 +177,14 @@ def to_parquet(table: pa.Table, provenance: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _probability(logprob: float | None) -> float | None:
-    return None if logprob is None else math.exp(min(logprob, 0.0))
+def _confidence(task: Task, completion: Completion, explanation: str | None) -> float | None:
+    """Probability of the answer's head as generated.
+
+    None where the explanation began at a marker that is not the task's: the engine ends the head at those alone, so
+    its figure would be of the explanation too, and small because that is long.
+    """
+    if completion.head_logprob is None:
+        return None
+    if explanation and not any(marker in completion.text for marker in task.markers):
+        return None
+    return math.exp(min(completion.head_logprob, 0.0))

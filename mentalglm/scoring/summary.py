@@ -27,10 +27,10 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
             ", ".join(f"{label} {n}" for label, n in totals.labels[task].most_common(5)) or "-",
         )
     console.print(table)
-    if totals.num_quarantined or summary.num_quarantined_files:
+    if summary.num_unreadable_rows or summary.num_unreadable_files:
         console.print(
-            f"unreadable: {summary.num_quarantined_files} files, {totals.num_quarantined} rows; "
-            "manifest.json and _run/commits have the reasons",
+            f"unreadable: {summary.num_unreadable_files} files, {summary.num_unreadable_rows} rows; "
+            "manifest.json has the reasons under input.quarantined",
             style="yellow",
         )
     took = "complete already" if summary.already_complete else f"in {duration(summary.seconds)}"

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +14,9 @@ import pyarrow as pa
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader
 from mentalglm.engine.echo import EchoEngine
-from mentalglm.engine.model import ResolvedModel
+from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Engine, Request
-from mentalglm.errors import InternalError, UserError
+from mentalglm.errors import ConfigError, InputError, InternalError, UserError
 from mentalglm.scoring.ledger import Ledger, ShardCommit
 from mentalglm.scoring.predictions import Outcome, interpret, prediction_schema, prediction_table
 from mentalglm.tasks import Task, answer_heads, render_prompt
@@ -58,6 +59,8 @@ class ShardScorer:
         except UserError as error:
             # Told with the first shard: an actor that fails to start is only started again.
             self._error = error
+        except Exception as error:
+            self._error = InternalError.withholding(error)
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{"shard": [number]} -> {"commit": [its record as JSON], "error": [what ends the run, as JSON]}.
@@ -84,6 +87,11 @@ class ShardScorer:
         try:
             posts = await loop.run_in_executor(self._reading, self._reader.read, self._plan.shard(shard))
         except CorruptShardError as error:
+            if error.reason in ("input_missing", "input_changed"):  # may pass; a verdict would stand for ever
+                raise InputError(
+                    f"input.uri: {error.file} is gone or has changed while it was scored ({error.reason}); "
+                    "put it back and run the same command again, or begin a new run in another folder"
+                ) from None
             num_rows = self._plan.shard(shard).num_rows
             return await loop.run_in_executor(
                 self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
@@ -126,10 +134,18 @@ class ShardScorer:
         return outcomes
 
     def _commit(self, shard: int, posts: Posts, outcomes: dict[str, list[Outcome]], started: float) -> ShardCommit:
+        assert self._engine is not None
         tables: dict[str, pa.Table] = {
             task: prediction_table(self._schema, posts, each) for task, each in outcomes.items()
         }
-        return self._ledger.commit(shard, tables, outcomes, self._spec.provenance, seconds=time.monotonic() - started)
+        return self._ledger.commit(
+            shard,
+            tables,
+            outcomes,
+            self._spec.provenance,
+            engine=self._engine.description,
+            seconds=time.monotonic() - started,
+        )
 
     def _report(self, shard: int, counts: Counter[str]) -> None:
         self._board.report.remote(shard, {status: n for status, n in counts.items() if n > 0})
@@ -186,4 +202,12 @@ def _build_engine(spec: RunSpec) -> Engine:
     from mentalglm.engine.vllm import VllmEngine
 
     assert spec.model is not None
-    return VllmEngine(config, generation, spec.model, num_gpus=spec.num_gpus)
+    model = spec.model
+    if not Path(model.path).is_dir():  # another node than the driver's, which found the model for itself
+        model = resolve_model(spec.config.model)
+        if model.digest != spec.model.digest:
+            raise ConfigError(
+                f"model.path = {model.name!r}: this node has other files under that name than the driver's node; "
+                "put the same model on every node, or pin model.revision"
+            )
+    return VllmEngine(config, generation, model, num_gpus=spec.num_gpus)

@@ -19,10 +19,11 @@ Policy of the hard cases:
 - A child under a wrong parent: the child is believed (flag `hierarchy_conflict`). A parent without a child: `ok`
   (flag `parent_only`). A third level is ignored (flag `third_level`).
 - At least three quarters of six or more labels: the list was echoed (`label_list_echoed`). Posts have five at most.
-- A number between 0 and 1 is no decision; a vector must have one bit for each label.
+- A number between 0 and 1, a percentage or a step of a scale is no decision; a vector must have one bit for each label.
 - Cut off inside a label, a list or JSON: `truncated`, with the labels that were complete. Cut off inside the
   explanation: `ok` (flag `explanation_truncated`).
-- Apologies, hotlines and "as an AI" without a label: `refused`. With a label they are politeness.
+- Apologies, hotlines and "as an AI" without a label: `refused`. With a label they are politeness; but "I cannot ..."
+  is a refusal that may name the risk, unless a plain statement of the label stands before it.
 """
 
 import re
@@ -98,6 +99,19 @@ _REFUSAL = re.compile(
     r"\b(?:policy|policies|guidelines)\b|"
     r"\bdecline\b|\bnot (?:a|an) (?:doctor|therapist|medical|mental)|\bmental health professional\b"
 )
+_INABILITY = re.compile(
+    r"(?:我们?|本人|助手|模型)[^。!?;\n]{0,8}?(?:无法|不能|不便|没办法|没有办法|拒绝|不会)[^。!?;\n]{0,10}?"
+    r"(?:回答|协助|提供|处理|分析|评估|评价|帮助|满足|完成|讨论|回应)|"
+    r"(?:抱歉|对不起|不好意思)[^。!?;\n]{0,30}(?:无法|不能|不便|拒绝)|"
+    r"\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|must decline|decline)[^.!?;\n]{0,16}?"
+    r"\b(?:answer|assist|help|provide|analy[sz]e|assess|evaluate|comply|process|classify|discuss|engage|respond|do)\b|"
+    r"\bi['’]m (?:unable|not able)\b|\bi (?:must )?decline\b"
+)
+_STATEMENT_LEAD = re.compile(
+    r"(?:(?:最终)?(?:答案|标签|结论|回答|判断结果|预测|结果)|(?:the\s)?(?:final\s)?(?:label|answer|prediction|output)s?|"
+    r"(?:自杀)?风险(?:等级|水平)?|risk(?: level)?)?(?:是|为|\bis\b)?[\s*#\-_:=\[【(“\"']*"
+)
+_YES_NO = frozenset({"yes", "no", "none", "是", "是的", "否", "不", "不是", "没有", "无", "对"})
 _MAX_SCANNED = 4000
 _STRUCTURE = re.compile(r"[{\[|\t]|[01]\D{0,3}[01]")
 
@@ -230,9 +244,11 @@ def _read_head(task: Task, text: str, folded: str) -> tuple[Findings, str | None
     """Findings in the head, the explanation as written, and whether there was a marker."""
     vocabulary = vocabulary_of(task)
     marker = _marker_pattern(task).search(folded)
+    head = folded[: marker.start() if marker else None].strip()
+    found = read_prose(vocabulary, head)
+    found.is_refused = _is_refused(task, head)
     if marker is None:
-        return read_prose(vocabulary, folded.strip()), None, False
-    found = read_prose(vocabulary, folded[: marker.start()].strip())
+        return found, None, False
     explanation = text[marker.end() :].strip().strip("*").strip()
     if not found.mentions and not found.says_none:
         fields = list(_ANSWER_FIELD.finditer(folded, marker.end()))
@@ -243,11 +259,31 @@ def _read_head(task: Task, text: str, folded: str) -> tuple[Findings, str | None
                 vocabulary, folded[start : end_marker.start() if end_marker else len(folded)].strip(" \n。.;!,*")
             )
             if not late.is_empty:
+                late.is_refused = found.is_refused
                 return late, text[marker.end() : start].strip() or None, True
     elif found.cut is not None:
         found.cut = None  # what is followed by an explanation is complete
     found.ends_complete = True
     return found, explanation or None, True
+
+
+def _is_refused(task: Task, head: str) -> bool:
+    """Whether the head says `I cannot`, unless a plain statement of a label stands before that."""
+    head = head[:_MAX_SCANNED]
+    inability = _INABILITY.search(head)
+    if inability is None:
+        return False
+    first = next(vocabulary_of(task).tokens(head), None)
+    if first is None or inability.start() < first.start:
+        before = fold(task.answer or "").partition("{labels}")[0].strip()
+        return not (before and before in head[inability.end() :])
+    if first.surface in _YES_NO or not re.search(r"[。.!?;\n]", head[first.end : inability.start()]):
+        return True  # No, I cannot answer
+    lead = head[: first.start].strip()
+    templates = [task.answer, task.none_answer, *(label.answer for label in task.labels)]
+    openings = [fold(each).partition("{labels}")[0].strip() for each in templates if each]
+    is_plain = _STATEMENT_LEAD.fullmatch(lead) or any(lead and each.startswith(lead) for each in openings)
+    return not is_plain
 
 
 def _marker_pattern(task: Task) -> re.Pattern[str]:
@@ -301,6 +337,8 @@ def _judge(
         kept_parents = (parents if status == "ok" else _parents_of(task, labels)) if with_labels else ()
         return ParsedAnswer(status, kept, kept_parents, explanation, tuple(sorted(flags)), reason)
 
+    if found.is_refused:
+        return end("refused", "refusal")
     cut = found.cut or ("cut_in_list" if is_cut and not saw_marker and not found.ends_complete else None)
     if _is_echoed(task, len(labels)):
         return end("parse_failed", "label_list_echoed")

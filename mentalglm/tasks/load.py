@@ -11,6 +11,7 @@ from mentalglm.errors import ConfigError
 from mentalglm.tasks.answer import parse_answer, render_answer
 from mentalglm.tasks.task import Task
 from mentalglm.tasks.text import fold
+from mentalglm.tasks.vocabulary import spelling_key, vocabulary_of
 
 _BUILTIN = Path(__file__).parent / "builtin"
 _VARIANT_MARK = "#"
@@ -121,6 +122,7 @@ def _check(task: Task, path: str) -> None:
     _check_templates(task, path)
     _check_labels(task, path)
     _check_names(task, path)
+    vocabulary_of(task)  # compiles
     _check_answers(task, path)
 
 
@@ -132,6 +134,9 @@ def _check_templates(task: Task, path: str) -> None:
         count = template.count(placeholder)
         if count != 1:
             raise ConfigError(f"{path}: {field} = {template!r}: has {placeholder} {count} times; write it exactly once")
+    for marker in task.markers:
+        if not fold(marker).strip(" :\n"):
+            raise ConfigError(f"{path}: markers = {list(task.markers)}: {marker!r} marks nothing; remove it")
     if not task.explanation.partition("{explanation}")[0].strip():
         raise ConfigError(f"{path}: explanation = {task.explanation!r}: begin it with a marker, such as 理由：")
     lead = task.explanation.partition("{explanation}")[0]
@@ -190,9 +195,10 @@ def _check_names(task: Task, path: str) -> None:
     ]
     names += [(name, "foreign") for name in task.foreign] + [(name, "topics") for name in task.topics]
     for name, slug in names:
-        key = fold(name).strip()
+        key = spelling_key(name)
         if not key:
-            raise ConfigError(f"{path}: labels.{slug}: an empty name or alias; remove it")
+            field = slug if slug in ("foreign", "topics") else f"labels.{slug}"
+            raise ConfigError(f"{path}: {field}: {name!r} is an empty name or alias (no letters to match); remove it")
         if owner.setdefault(key, slug) != slug:
             raise ConfigError(f"{path}: labels: {name!r} names both {owner[key]} and {slug}; keep it in one place")
     for label in task.labels:

@@ -32,6 +32,8 @@ class Findings:
     """Names a label that is not in the set."""
     is_ambiguous: bool = False
     """Offers labels as alternatives, or names one in two ways that do not agree."""
+    is_refused: bool = False
+    """Says that it cannot answer."""
     cut: str | None = None
     """Where the answer breaks off: `cut_in_label`, `cut_in_list`, `cut_in_json`, `cut_in_table`."""
     ends_complete: bool = True
@@ -82,7 +84,7 @@ _NUMBER = r"(?:\d{1,2}|[一二三四五六七八九十]{1,2})"
 _LINE_NUMBER = re.compile(
     rf"(?m)^[ \t]*(?:[(]?{_NUMBER}\s*[.、):]|第?{_NUMBER}[、,:]|[(]{_NUMBER}[)]|\d{{1,2}}(?={_HAN}))[ \t]*(?=\S)"
 )
-_INLINE_NUMBER = re.compile(rf"(?<=[\s,、;。:]){_NUMBER}\s*[.、)]\s*(?={_HAN}|[a-z]{{3}})|[(]\d{{1,2}}[)]\s*")
+_INLINE_NUMBER = re.compile(rf"(?<=[\s,、;。:]){_NUMBER}\s*[.、)]\s*(?={_HAN}|[a-z]{{3}})|[(](?!0[)])\d{{1,2}}[)]\s*")
 _OPTION_LETTER = re.compile(r"(?m)(?:^|(?<=[\s:]))[(]?[a-h]\s*[.)、]\s*(?=\S)")
 _HAN_GAP = re.compile(rf"(?<={_HAN})[ \t\xa0]+(?={_HAN})")
 _SHORT_QUOTE = re.compile(r"[“\"‘「『《]([^“”\"‘’「」『』《》。!?,\n]{1,4})[”\"’」』》]")
@@ -129,7 +131,7 @@ _RIGHT_OF_ITEM = re.compile(rf"^\s*(?:$|{_SEPARATOR}|[.”\"']|的?\s*{_TRAIL}|�
 
 # --- Who governs a name ---
 _NOT_NEGATION = re.compile(
-    r"不仅仅?|不但|不只|不光|不单|毫无疑问|毫无疑义|无疑|不得不|不可否认|除非|非常|是非|无论|不管|不断|不满|"
+    r"不仅仅?|不但|不只|不光|不单|毫无疑问|毫无疑义|无疑|不得不|不可否认|除非|非常|是非|无论|不管|不断|不满(?!足)|"
     r"不安|不良|不幸|不同|不少|无助|无望|"
     r"无价值|无意义|无能|无力|无奈|无用|无聊|没用|行为|因为|以为|作为|为了|成为|为什么|认为|人为|"
     r"\bnot (?:only|just|merely|simply)\b|\bno doubt\b|\bwithout (?:a )?doubt\b"
@@ -166,7 +168,9 @@ _OPEN = re.compile(
     r"(?:无法|不能|难以|很难|不好|不足以|未能|没法|不便)[^,。;]{0,8}?(?:判断|确定|判定|确认|得知|评估|断定|"
     r"得出|给出|排除|识别|区分|分类)|不排除|"
     r"不确定|不清楚|不知道|未知|不明(?!显)|是否|有没有|是不是|会不会|可选|候选|选项(?=\s*:|有|包括)|如果|假如|"
-    r"倘若|(?<!主)要是|假设|若(?!干)|"
+    r"倘若|(?<![主次重])要是|假设|若(?!干)|与其|看似|貌似|表面上?|乍一?看|不(?:太|大)?可能|不见得|未必|"
+    r"(?:很难|难以)(?:说|算|称|认为|认定|归|判|构成)|(?:算|称|谈|够|说)不上|不能(?:说|算|认为|认定|归|称|视)|"
+    rf"{_T}于\s*{_T}|\b(?:unlikely|improbable|hardly|doubtful|not likely)\b|"
     r"\b(?:cannot|can['’]?t|could not|couldn['’]?t|unable|not able|not possible|impossible|difficult|"
     r"hard)\b[^,.;]{0,24}?"
     r"\b(?:determine[d]?|tell|say|assess|decide|judge|classify|conclude|rule out|help|assist|identify|provide|"
@@ -177,15 +181,53 @@ _MAYBE = re.compile(r"可能|或许|也许|似乎|大概|疑似|\b(?:might|may|m
 _EITHER = re.compile(r"还是|或者?|抑或|\bor\b")
 _VALUE_END = r"\s*[)|]?\s*(?=$|[,、;。|(]|\s)"
 _NO_VALUE = re.compile(
-    r"^\s*(?:(?:是|为|[:=|(]|##?)\s*(?:无|没有|否|不存在|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|"
+    r"^\s*(?:(?:是|为|[:=|(]|##?|[-–—]+(?=\s*[否无没不]))\s*(?:无|没有|否|没|不存在|缺失|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|"
     r"不属于|不符合|0(?:\.0+)?|no|none|not present|"
-    rf"absent|n/a|null|nil|false|×|✗|✘|❌|-{{1,3}}|—)|(?:无|否|0|×|✗|✘|❌)){_VALUE_END}"
+    rf"absent|missing|n/a|null|nil|false|×|✗|✘|❌|-{{1,3}}|—)|(?:皆|均|都)?(?:无|没有|否|0|×|✗|✘|❌)){_VALUE_END}"
 )
 _YES_VALUE = re.compile(rf"^\s*[:=|(]?\s*(?:有|是|存在|1(?:\.0+)?|yes|true|present|√|✓|✔|✅){_VALUE_END}")
+_DENIAL = (
+    r"(?:并)?(?:不(?:存在|明显|成立|适用|符合|满足|大|高|算|正确|准确|对(?=$))|没有(?:体现|出现|表现)|未(?:体现|出现|见)|"
+    r"缺失|缺乏|欠缺|(?:是|属于)?(?:错误的|错的|误判)|(?:被|已)?排除|"
+    r"\s*(?:is|are|was|were|does|do)(?: not|n['’]t)\b|\s*(?:is|are|was|were)?\s*(?:both |all )?"
+    r"(?:not present|absent|missing|lacking|wrong|incorrect|excluded|ruled out))"
+)
 _DENIED_AFTER = re.compile(
-    r"^(?:的|这一|方面)*(?:迹象|特征|表现|倾向|标签)?(?:都|均|也)?(?:并)?(?:不(?:存在|明显|成立|适用|符合|大|"
-    r"高|算)|没有(?:体现|出现|表现)|未(?:体现|出现|见)|"
-    r"\s*(?:is|are|does|do)(?: not|n['’]t)\b|\s*(?:not present|absent))"
+    rf"^(?:的|这一|方面)*(?:迹象|特征|表现|倾向|标签|判断|结论)?(?:都|均|皆|也)?{_DENIAL}"
+    r"|^(?:的|\s)*(?:可能性|概率|几率|probability|likelihood|chance)[^,。;]{0,6}?"
+    r"(?:低|小|不大|不高|没有|微乎其微|为零|为0|\blow\b|\bsmall\b)"
+)
+_LIST = r"(?:[、/|+&\s]|和|以及|与|及|并且?|且|或者?|还有|\band\b|\bor\b)"
+_ALL_DENIED = re.compile(
+    rf"(?:^(?:{_T}|{_LIST}|,)*{_T}|{_T}(?:{_LIST}*{_T})*)(?:这?[两三四几]种|等|的(?:迹象|表现))?[,\s]*"
+    rf"(?:(?:都|均|皆|全)(?:没有|没|无|未|不(?!仅|只|但)|{_DENIAL})"
+    r"|\s(?:are|were|do)\s+(?:both\s+|all\s+)?(?:not\b|absent|missing|lacking|unlikely|wrong|incorrect)"
+    r"|\s(?:are|were|do)n['’]t\b)[^,。;]*"
+)
+"""A list and a denial of all of it: 甲、乙都没有."""
+_GRADE = re.compile(
+    r"^[)\]]?\s*(?:的?(?:概率|几率|可能性|得分|评分|分数|比例|probability|likelihood|score))?\s*(?:[:=(]|是|为|约)?\s*"
+    r"(?:约|大约|\babout\b)?\s*(?:(?!0\.0+(?!\d)|1\.0+(?!\d))\d*\.\d+|\d+(?:\.\d+)?\s*%|百分之)"
+)
+"""A probability behind a name: where to cut is not ours to say."""
+_CHANCE = re.compile(r"^[^,。;!?\n]{0,6}(?:可能性|概率|几率|probability|likelihood|chance)[^,。;!?\n]{0,6}$")
+_SCALE = re.compile(r"\s*(?:[(,]?\s*(?:共|满分|总分|out of\b)|[级分星]|/\s*\d|[-~到至]\s*\d)")
+_VALUE_GAP = re.compile(r"[ \t]*[:=|(][ \t]*|[ \t]+")
+_QUESTIONED = re.compile(rf"({_T})\s*[?]\s*(?=(?:yes|no|是|否|有|没有|无)(?:的)?\s*(?:[.。,;!\n]|$))")
+_EXCEPT = re.compile(
+    rf"除了?\s*((?:{_T}|{_LIST})*{_T}(?:{_LIST}*{_T})*)\s*(?:以外|之外|外)"
+    rf"|(?:other than|except(?: for)?|besides|apart from)\s+((?:{_T}|{_LIST})*{_T})"
+)
+_NEGATIVE = re.compile(r"没有|没|无|未|不|\b(?:no|not|none|nothing)\b")
+_CONDITION = re.compile(
+    rf"(?:如果|假如|倘若|假设|若(?!干)|(?<![主次重])要是)[^。]*?(?:则|那么|就)[^。]*{_T}|^\s*if\b[^。]*{_T}"
+    rf"|(?:否则|\botherwise\b)[^。]*{_T}"
+)
+_BETWEEN = re.compile(rf"{_T}之间|\bbetween\s+{_T}")
+_OTHER = re.compile(r"(?:其他|其它|别的|更多|\bother|\bfurther|\badditional)(?:的|任何|类型的?)?\s*$")
+_OTHER_RISK = re.compile(
+    r"(?:抑郁症?|焦虑症?|他杀|自残|自伤|暴力|伤人|犯罪|复发|疾病|健康|经济|财务|心脏病?|\bdepression|\banxiety|"
+    rf"\bhomicide|\bviolence|\brelapse|\bself-harm)的?\s*(?:(?:风险|程度|水平|等级|\brisk)(?:\s|是|为|is|{_DEGREE}|:)*)?$"
 )
 _NOTHING = re.compile(
     r"^\s*(?:(?:答案|标签|结果|结论|类型|类别|labels?|answer|prediction|output)\s*(?:[:=]|是|为)?\s*)?"
@@ -227,14 +269,19 @@ class _Reader:
         text = _QUOTE.sub(self._unquote, text)
         text = _LATIN_STOP.sub("。", text)
         text = self._drop_reason(text)
-        text = self._drop_unfinished(text)
+        text = _QUESTIONED.sub(r"\1:", text)
+        text = self._drop_unfinished(self._complete_children(text))
         if self._found.cut is None:
             self._note_unknown_items(text)
         for match in _SENTENCE.finditer(text):
             sentence = match.group()
             if "?" in sentence[-4:]:
                 continue  # a question is no answer: the prompt echoed, or doubt
-            for slot in self._slots(sentence.strip("。!;\n… \t")):
+            if _CONDITION.search(sentence):
+                self._found.flags.add("undecided")
+                self._found.is_ambiguous |= re.search(r"否则|\botherwise\b", sentence) is not None
+                continue
+            for slot in self._slots(self._read_exception(sentence.strip("。!;\n… \t"))):
                 self._read_slot(slot)
         return self._found
 
@@ -255,10 +302,25 @@ class _Reader:
         parts: list[str] = []
         end = 0
         for token in self._vocabulary.tokens(text):
+            if self._is_value(text, token):
+                continue
             parts += [text[end : token.start], chr(_FIRST_TOKEN + len(self._tokens))]
             self._tokens.append(token)
             end = token.end
         return "".join([*parts, text[end:]])
+
+    def _is_value(self, text: str, token: Token) -> bool:
+        """Whether a name is no label where it stands but the value of the name before it, or a step of a scale."""
+        if token.surface in ("0", "1") and _SCALE.match(text, token.end):
+            return True
+        if not self._tokens or self._tokens[-1].entry.kind == "topic":
+            return False
+        before = self._tokens[-1]
+        gap = text[before.end : token.start]
+        if token.surface in ("0", "1"):
+            same = before.entry.slug == token.entry.slug and "(" in gap  # 低自杀风险（0）: its code
+            return _VALUE_GAP.fullmatch(gap) is not None and before.surface not in ("0", "1") and not same
+        return token.entry.strict and _CHANCE.match(gap) is not None
 
     def _unquote(self, match: re.Match[str]) -> str:
         """Quotation marks around names go; any other quotation is the post's voice, not the answer's."""
@@ -293,7 +355,7 @@ class _Reader:
         """`text` without a label that breaks off at its end; notes where an answer without an end breaks off."""
         end = text.rstrip(" \t")
         self._found.ends_complete = not end or end[-1] in "。!;\n…)]】}"
-        if self._found.ends_complete or self._dropped_reason:
+        if self._found.ends_complete or self._dropped_reason or re.search(rf"{_T}\s*[-–—:=(]+\s*否$", end):
             return text
         before = self._template[0]
         if before and len(end) > 1 and before.startswith(end):
@@ -328,6 +390,36 @@ class _Reader:
 
     # --- Slots
 
+    def _complete_children(self, text: str) -> str:
+        """`parent: word` with the first word of one of its children (驳斥：有效) names that child."""
+
+        def complete(match: re.Match[str]) -> str:
+            parent, word = self._token(match.group(1)), match.group(2)
+            if parent.entry.kind != "parent":
+                return match.group()
+            is_name = len(word) == 1 and self._is_token(word)
+            if is_name and not self._token(word).entry.strict:
+                return match.group()
+            word = self._token(word).surface if is_name else word
+            children = [label for label in self._task.labels if label.parent == parent.entry.slug]
+            fitting = [label for label in children if label.zh.startswith(word)]
+            if len(fitting) != 1 or any(word in label.aliases for label in children):
+                return match.group()
+            token = next(self._vocabulary.tokens(fold(fitting[0].zh)))
+            self._tokens.append(token)
+            return f"{match.group(1)}:{chr(_FIRST_TOKEN + len(self._tokens) - 1)}"
+
+        return re.sub(rf"({_T})\s*:\s*({_T}|{_HAN}{{2,4}})(?=\s*(?:$|[,、。;\n]))", complete, text)
+
+    def _read_exception(self, sentence: str) -> str:
+        """除甲以外没有 asserts 甲 and nothing else; any other sentence stays as it is."""
+        match = _EXCEPT.search(sentence)
+        rest = sentence[: match.start()] + "," + sentence[match.end() :] if match else ""
+        if match is None or not _NEGATIVE.search(_NOT_NEGATION.sub("", rest)):
+            return sentence
+        self._found.is_ambiguous |= any(map(self._is_name, rest))
+        return match.group(1) or match.group(2)
+
     def _slots(self, sentence: str) -> list[str]:
         """`name: ... name: ...` on one line becomes one part for each name; other sentences stay whole."""
         starts = [
@@ -349,7 +441,7 @@ class _Reader:
         if token.entry.kind in ("topic", "foreign") and not (token.entry.kind == "foreign" and rest):
             self._read_clauses(slot)
             return
-        if _NO_VALUE.match(rest) or not rest.strip():
+        if _NO_VALUE.match(f":{rest}") or not rest.strip():
             if rest.strip():
                 self._deny(token)
             else:
@@ -358,14 +450,18 @@ class _Reader:
         if token.entry.kind == "parent":
             self._read_clauses(slot)
             return
+        if _GRADE.match(rest):
+            self._found.is_ambiguous = True
+            return
         names = [self._token(char) for char in rest if self._is_name(char)]
         if names and not re.sub(rf"{_T}|{_SEPARATOR}|\s", "", rest):
             if token.entry.is_code and names[0].entry.slug == token.entry.slug:
                 self._read_clauses(rest)
                 return
-            if token.entry.is_code:
-                self._found.is_ambiguous = True
-                return
+            if token.entry.is_code or self._task.kind in ("binary", "multiclass"):
+                self._found.is_ambiguous |= token.entry.is_code or names[0].entry.slug != token.entry.slug
+                if self._found.is_ambiguous:
+                    return
         self._read_clauses(slot[: slot.index(match.group(1)) + 1])  # `{name}: a sentence of the post`
 
     # --- Clauses
@@ -375,10 +471,17 @@ class _Reader:
         single = self._task.kind in ("binary", "multiclass")
         for part in _CONTRAST.split(text):
             sentence_denies = False
+            part = _ALL_DENIED.sub(self._deny_all, part)
             for clause in re.split(r"(?<!\d),|,(?!\d)", part):
                 bare = not re.sub(rf"{_T}|{_SEPARATOR}|{_SKIP_WORDS.pattern}|\s", "", clause)
                 inherits = sentence_denies and bare and not single
                 sentence_denies = self._read_clause(clause, inherits)
+
+    def _deny_all(self, match: re.Match[str]) -> str:
+        for char in match.group():
+            if self._is_token(char):
+                self._deny(self._token(char))
+        return "〇"
 
     def _read_clause(self, clause: str, inherits: bool) -> bool:
         """Reads one clause; returns whether it denies a name in a way that may go on over the next comma."""
@@ -392,6 +495,7 @@ class _Reader:
         blanked = _NOT_NEGATION.sub(lambda match: "〇" * len(match.group()), clause)
         governors = list(_GOVERNOR.finditer(blanked))
         is_open = _OPEN.search(clause) is not None
+        self._found.is_ambiguous |= _BETWEEN.search(clause) is not None
         if _MAYBE.search(clause):
             self._found.flags.add("hedged")
         denied_any = False
@@ -403,6 +507,8 @@ class _Reader:
             next_place = places[index + 1] if index + 1 < len(places) else len(clause)
             if token.entry.strict and not self._stands_alone(left, right):
                 continue
+            if _OTHER_RISK.search(left):
+                continue
             if is_open:
                 continue
             polarity = self._polarity(blanked, governors, place)
@@ -412,10 +518,18 @@ class _Reader:
                     and re.fullmatch(r"\s*的?\s*", left)
                     and self._token(clause[places[index - 1]]).entry.kind != "topic"
                 )
-                if (polarity == "denied" or _NO_VALUE.match(right)) and not owner and index + 1 == len(places):
+                if (
+                    (polarity == "denied" or _NO_VALUE.match(right))
+                    and not owner
+                    and not _OTHER.search(left)
+                    and index + 1 == len(places)
+                ):
                     self._deny(token)
                 continue
             after = clause[place + 1 : next_place]
+            if _GRADE.match(right):
+                self._found.is_ambiguous = True
+                continue
             carries_on = polarity == "denied" or inherits  # 没有 A，B; but not A：无，B
             if _NO_VALUE.match(right) and not _YES_VALUE.match(right):
                 polarity = "asserted" if polarity == "denied" else "denied"
@@ -461,6 +575,10 @@ class _Reader:
         depth = 0
         for place, token in accepted:
             gap = clause[previous[0] + 1 : place] if previous else None
+            if previous is not None and gap is not None and re.fullmatch(r"\s*[-~–—到至]+\s*", gap):
+                self._found.is_ambiguous |= all(
+                    each.entry.is_code and each.entry.kind == "label" for each in (previous[1], token)
+                )
             linked = previous is not None and gap is not None and _LINK.match(gap) is not None
             if (
                 previous is not None

@@ -53,6 +53,12 @@ _CHILD_KEYS = (
     "类型",
     "labels",
 )
+_NEGATION_KEYS = {"negated", "negation", "is_negated", "negative", "否定", "denied"}
+_PRESENCE_KEYS = {
+    "present", "presence", "is_present", "exists", "applies", "applicable", "detected", "asserted", "value",
+    "存在", "是否存在", "体现", "是否体现", "有无", "值",
+}  # fmt: skip
+_CHANCE_KEYS = {"probability", "prob", "likelihood", "概率", "可能性"}
 _TRUE = {"1", "1.0", "true", "yes", "是", "有", "存在", "体现", "√", "✓", "✔", "✅", "y"}
 _FALSE = {
     "0",
@@ -174,6 +180,8 @@ class _JsonReader:
             self._read_scalar(value)
 
     def _read_dict(self, value: dict[Any, Any], depth: int) -> None:
+        if self._read_denial(value, depth):
+            return
         known = False
         joined = self._join_levels(value)
         if joined is not None:
@@ -203,6 +211,29 @@ class _JsonReader:
             nested = [each for each in others if isinstance(each, dict | list)]
             for each in nested or (others if len(others) == 1 else []):
                 self.read(each, depth + 1)
+
+    def _read_denial(self, value: dict[Any, Any], depth: int) -> bool:
+        """{"label": ..., "present": false}: the labels that the rest names are denied, not asserted."""
+        keys = {_fold_key(key): each for key, each in value.items()}
+        if any(_is_flag(keys[key]) and fold(str(keys[key])).strip() in _TRUE for key in _NEGATION_KEYS & keys.keys()):
+            self.saw_answer = self.found.is_ambiguous = True
+            return True
+        if any(_is_low(keys[key]) for key in _CHANCE_KEYS & keys.keys()):
+            self.saw_answer = self.found.is_ambiguous = True
+            return True
+        flags = [key for key in _PRESENCE_KEYS & keys.keys() if _is_flag(keys[key])]
+        if not flags:
+            return False
+        inner = _JsonReader(self._vocabulary)
+        inner.read({key: each for key, each in value.items() if _fold_key(key) not in flags}, depth + 1)
+        named = {*inner.found.asserted, *inner.found.parents}
+        if not named or any(fold(str(keys[key])).strip() in _TRUE for key in flags):
+            return False
+        self.saw_answer = True
+        self.found.denied |= named | inner.found.denied
+        self.found.is_ambiguous |= inner.found.is_ambiguous
+        self.explanation = self.explanation or inner.explanation
+        return True
 
     def _is_code_map(self, value: dict[Any, Any]) -> bool:
         """Whether the keys are codes (A, B5) rather than the letters of an option list."""
@@ -288,6 +319,13 @@ def _is_bit(value: Any) -> bool:
     return (isinstance(value, int) and value in (0, 1)) or (isinstance(value, str) and value.strip() in ("0", "1"))
 
 
+def _is_low(value: Any) -> bool:
+    """Whether a label with this probability is not the answer; how a text counts, cannot be told."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return isinstance(value, str) and re.search("[低小]|low|small|[%.]", fold(value)) is not None
+    return value < 0.5
+
+
 def _is_flag(value: Any) -> bool:
     return value is None or isinstance(value, bool) or fold(str(value)).strip() in _TRUE | _FALSE
 
@@ -304,7 +342,7 @@ def _read_table(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None
     for index, row in enumerate(rows):
         columns = [_slug_of(vocabulary, cell, labels) for cell in row]
         num_named = sum(slug is not None for slug in columns)
-        if num_named < 3 or num_named < len(columns) - 2:
+        if num_named < min(3, len(labels)) or num_named < len(columns) - 2:
             continue
         return _read_columns(vocabulary, columns, rows[index + 1 :]), None
     num_labels = len(labels)

@@ -105,6 +105,11 @@ def vocabulary_of(task: Task) -> Vocabulary:
 _COMPILED: dict[str, Vocabulary] = {}
 
 
+def spelling_key(name: str) -> str:
+    """What is left of `name` for matching; names with one key are one name. May be empty."""
+    return _key(fold(name))
+
+
 def _key(folded: str) -> str:
     """What two spellings of a name share: hyphens, blanks and quotation marks do not count."""
     return _SKIPPED.sub("", folded)

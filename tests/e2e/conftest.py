@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,22 @@ REPOSITORY = Path(__file__).parents[2]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def run_in(
+    folder: Path, *command: str, stdin: str = "", timeout_s: float = 400, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a command of the environment in `folder`; returns what it printed and its exit code."""
+    return subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=timeout_s,
+        env={**os.environ, "COLUMNS": "200", "PATH": f"{BIN}:{os.environ['PATH']}", **environment},
+    )
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs a command of the environment in the test's folder; returns what it printed and its exit code."""
-
-    def run(
-        *command: str, stdin: str = "", timeout_s: float = 400, **environment: str
-    ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(BIN / command[0]), *command[1:]],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=timeout_s,
-            env={**os.environ, "COLUMNS": "200", "PATH": f"{BIN}:{os.environ['PATH']}", **environment},
-        )
-
-    return run
+    """`run_in` the test's own folder."""
+    return partial(run_in, tmp_path)

@@ -59,4 +59,3 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert table.num_rows == 2 * NUM_ROWS
     assert len(set(zip(table["post_id"].to_pylist(), table["task"].to_pylist(), strict=True))) == 2 * NUM_ROWS
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in done.items())
-    assert list((tmp_path / "out" / "_run" / "tmp").iterdir()) == []

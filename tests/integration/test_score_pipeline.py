@@ -3,6 +3,9 @@
 import hashlib
 import json
 import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from mentalglm import storage
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError
 from mentalglm.scoring import score
-from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.ledger import Ledger, Totals
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -248,16 +251,56 @@ def test_pandas_polars_and_duckdb_read_the_output(finished: Path) -> None:
     assert [row[1:] for row in duckdb.sql(query).fetchall()] == [(80, 80)] * 3
 
 
-def test_too_many_failures_end_the_run_with_what_failed(folder: Path) -> None:
-    # An endpoint that is not there: rows fail, or the run does; neither is a success.
-    engine = {
-        "kind": "openai",
-        "base_url": "http://127.0.0.1:9/v1",
-        "model": "m",
-        "api_key_env": None,
-        "max_retries": 0,
-    }
-    with pytest.raises((ErrorBudgetExceededError, ConfigError)) as caught:
+class Babbler(BaseHTTPRequestHandler):
+    """An endpoint that answers the first questions well and then talks about the weather."""
+
+    num_answers = 0
+    num_good_answers = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Babbler.num_answers += 1
+        good = Babbler.num_answers <= Babbler.num_good_answers
+        answer = "这篇帖子体现了低自杀风险。理由：没有计划。" if good else "今天天气不错。"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
+        body = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def babbler() -> Iterator[dict[str, Any]]:
+    """The config of an engine that fails more and more rows."""
+    Babbler.num_answers, Babbler.num_good_answers = 0, 20
+    with ThreadingHTTPServer(("127.0.0.1", 0), Babbler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        yield {"kind": "openai", "base_url": url, "model": "m", "api_key_env": None, "max_concurrency": 1}
+        server.shutdown()
+
+
+def test_a_spent_error_budget_ends_the_run_and_a_larger_one_goes_on(folder: Path, babbler: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {"tasks": ["suicide_risk"], "engine": babbler, "shard_rows": 8}
+    with pytest.raises(ErrorBudgetExceededError, match=r"max_error_rate = 0\.1: .*parse_failed"):
+        score(config(folder, max_error_rate=0.1, **changes))
+    assert not (folder / "out" / "_SUCCESS").exists()
+    num_committed = Totals(Ledger(str(folder / "out")).read_commits()).num_predictions
+    assert 20 < num_committed <= 80
+    num_asked = Babbler.num_answers
+    summary = score(config(folder, max_error_rate=1.0, **changes))
+    assert summary.totals.by_status == {"ok": 20, "parse_failed": 60}
+    assert Babbler.num_answers == num_asked + 80 - num_committed  # nothing is asked, and paid for, twice
+    assert pq.read_table(folder / "out" / "errors").num_rows == 60
+
+
+def test_an_endpoint_that_is_not_there_ends_the_run_in_one_line(folder: Path) -> None:
+    url = "http://127.0.0.1:9/v1"
+    engine = {"kind": "openai", "base_url": url, "model": "m", "api_key_env": None, "max_retries": 0}
+    with pytest.raises(ConfigError, match=r"engine\.base_url: no connection"):
         score(config(folder, engine=engine))
-    assert "今天天气" not in str(caught.value)
     assert not (folder / "out" / "_SUCCESS").exists()

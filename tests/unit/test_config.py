@@ -52,6 +52,12 @@ def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:
         ({"input": {"uri": "a", "keep_columns": ["text"]}}, ["keep_columns", "keep_text"]),
         ({"input": {}}, ["input.uri"]),
         ({"shard_rows": "many"}, ["shard_rows", "many"]),
+        ({"input": {"uri": "crawl"}, "output": {"uri": "./crawl/../crawl/out/"}}, ["output.uri", "beside"]),
+        ({"input": {"uri": "s3://b/crawl/x"}, "output": {"uri": "s3://b/crawl"}}, ["output.uri", "beside"]),
+        ({"output": {"uri": "/"}}, ["output.uri", "names no folder"]),
+        ({"output": {"uri": "s3://"}}, ["output.uri", "names no folder"]),
+        ({"engine": {"engine_args": {"trust_remote_code": True}}}, ["engine_args", "trust_remote_code"]),
+        ({"engine": {"kind": "openai", "base_url": "host/v1", "model": "m"}}, ["base_url", "https://"]),
     ],
 )
 def test_a_mistake_is_one_line_with_key_and_value(tmp_path: Path, change: dict[str, object], words: list[str]) -> None:
@@ -61,6 +67,14 @@ def test_a_mistake_is_one_line_with_key_and_value(tmp_path: Path, change: dict[s
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("url", ["http://user:SECRET@host/v1", "http://host/v1?key=SECRET", "host/SECRET"])
+def test_a_secret_in_an_address_is_refused_without_being_quoted(tmp_path: Path, url: str) -> None:
+    engine = {"kind": "openai", "base_url": url, "model": "m"}
+    with pytest.raises(ConfigError, match="base_url") as caught:
+        load_config(ScoreConfig, write(tmp_path, MINIMAL | {"engine": engine}))
+    assert "SECRET" not in str(caught.value)
 
 
 def test_off_without_quotes_is_the_word_off(tmp_path: Path) -> None:
@@ -76,6 +90,8 @@ def test_off_without_quotes_is_the_word_off(tmp_path: Path) -> None:
         "a: 1\na: 2",
         "a: [1",
         "- 1",
+        "a: 2001-99-99",
+        "[" * 3000,
         "? [1]\n: 2",
     ],
 )

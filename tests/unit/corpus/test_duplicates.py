@@ -1,5 +1,7 @@
 """Repeated ids over a corpus."""
 
+import errno
+import os
 from collections import Counter
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from mentalglm.corpus import duplicates
 from mentalglm.corpus.duplicates import find_repeated
+from mentalglm.errors import InputError
 
 ids = st.one_of(
     st.none(),
@@ -45,6 +48,27 @@ def test_a_million_ids_that_differ_little_are_all_different(monkeypatch: pytest.
     )
     assert repeated.tolist() == [999_999, 1_000_000]
     assert later.tolist() == [1_000_000]
+
+
+def test_a_full_disk_is_an_error_that_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(bucket: duplicates._Bucket, entries: duplicates.Entries) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(duplicates, "_BUCKET_ROWS", 1)
+    monkeypatch.setattr(duplicates._Bucket, "add", full)
+    with pytest.raises(InputError, match=r"TMPDIR.*no space left.*set TMPDIR") as error:
+        find_repeated([[(0, pa.array(["a", "b"], pa.large_string()))]], 2)
+    assert "\n" not in str(error.value)
+
+
+def test_another_error_of_the_spill_is_not_taken_for_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bucket: duplicates._Bucket, entries: duplicates.Entries) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(duplicates, "_BUCKET_ROWS", 1)
+    monkeypatch.setattr(duplicates._Bucket, "add", broken)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        find_repeated([[(0, pa.array(["a", "b"], pa.large_string()))]], 2)
 
 
 def test_only_one_half_of_the_hash_being_equal_is_no_repetition() -> None:

@@ -214,8 +214,97 @@ def test_an_unclosed_quote_costs_rows_up_to_a_limit_but_none_is_lost_from_the_co
     path = tmp_path / "posts.csv"
     path.write_text('post_id,text\na,"never closed\n' + "".join(f"{i},text number {i}\n" for i in range(40)))
     posts = read_all(path, 5)
-    assert joined(posts, "reasons")[0] == "invalid_csv"
-    assert joined(posts, "ids")[-1] == "39"
+    assert joined(posts, "reasons") == ["invalid_csv", *[None] * 40]
+    assert joined(posts, "ids") == [None, *map(str, range(40))]
+
+
+@pytest.mark.parametrize("shard_rows", [1, 2, 3, 10])
+def test_a_stray_quote_costs_its_own_line_and_joins_no_posts(tmp_path: Path, shard_rows: int) -> None:
+    path = tmp_path / "posts.csv"
+    path.write_text('post_id,text\n1,a\n2,"he said\n3,foo\n4,"bar"\n5,b\n6,"a \\"q\\" b"\n7,"two\nlines"\n8,"open\n')
+    posts = read_all(path, shard_rows)
+    assert joined(posts, "ids") == ["1", None, "3", "4", "5", None, "7", None]
+    assert joined(posts, "texts") == ["a", "", "foo", "bar", "b", "", "two\nlines", ""]
+    bad = [None, "invalid_csv", None, None, None, "invalid_csv", None, "invalid_csv"]
+    assert joined(posts, "reasons") == bad
+    assert joined(posts, "statuses") == [reason and "invalid_input" for reason in bad]
+
+
+@given(st.text(st.sampled_from('ab",\n\r\\'), max_size=60), st.integers(1, 4), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_any_csv_gives_the_same_rows_in_shards_of_any_size(
+    tmp_path_factory: pytest.TempPathFactory, content: str, shard_rows: int, block_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "posts.csv"
+    path.write_bytes(b"post_id,text\nfirst,t\n" + content.encode())
+    (whole,) = read_all(path, 1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "_BLOCK_BYTES", block_bytes)
+        posts = read_all(path, shard_rows)
+    for name in ("ids", "texts", "reasons"):
+        assert joined(posts, name) == getattr(whole, name)
+
+
+@pytest.mark.parametrize(
+    ("post_id", "rounded"),
+    [
+        ("4.5E+15", True),
+        ("4.50000000000000E+15", True),
+        ("4,5E+15", True),
+        ("4.9e15", True),
+        ("5E+15", True),
+        ("1.0", True),
+        ("4900000000000001.", True),
+        ("1.0\t", True),
+        ("1", False),
+        ("4900000000000001\t", False),
+        ("45e15", False),
+        ("user.1.0", False),
+        ("1.5", False),
+        ("0x1E+5", False),
+    ],
+)
+def test_an_id_of_csv_that_a_spreadsheet_rounded_is_no_id(tmp_path: Path, post_id: str, rounded: bool) -> None:
+    path = tmp_path / "posts.csv"
+    path.write_text(f'post_id,text\n"{post_id}",t\nok,t\n')
+    (posts,) = read_all(path)
+    assert posts.reasons == ["float_id" if rounded else None, None]
+    assert posts.ids == [None if rounded else post_id.strip("\t"), "ok"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("t.csv", b"post_id,text\r1,a\r2,b\r", "not_csv"),
+        ("t.csv", "post_id,text\n1,今天好累，睡不着\n2,没有力气\n".encode("gb18030"), "not_utf8"),
+        ("t.csv", "post_id,text\n1,今天好累，睡不着".encode("gb18030"), "not_utf8"),
+        ("t.csv", b"1,a", "missing_column"),
+    ],
+)
+def test_a_bad_csv_beside_good_files_is_named(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "u.csv").write_text("post_id,text\n9,z\n")
+    plan = plan_corpus(InputConfig(uri=str(tmp_path)), 10)
+    assert [(each.file, each.reason) for each in plan.quarantined] == [(name, reason)]
+    assert plan.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "post_id,text\n1,今天好累，睡不着\n2,".encode() + "没有力气".encode()[:-1] + b"\n",
+        "post_id,text\n1,今天好累，睡不着".encode()[:-2],
+        "post_id,text\n1,今天".encode() + b"\xb2" + "好累，睡不着\n".encode(),
+        b"post_id,text\n1,na\xefve words\n2,caf\xe9s\n3,\xe9t\xe9\n",
+        b"post_id,text\n1,half \xe6\xad,\n",
+    ],
+)
+def test_a_few_bad_bytes_are_no_other_encoding(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "posts.csv"
+    path.write_bytes(content)
+    plan = plan_corpus(InputConfig(uri=str(path)), 10)
+    assert not plan.quarantined
+    assert plan.num_rows == content.strip().count(b"\n")
 
 
 def test_a_huge_field_is_read(tmp_path: Path) -> None:
@@ -236,6 +325,11 @@ def test_a_huge_field_is_read(tmp_path: Path) -> None:
         ("posts.jsonl", "\n\n", ["no rows"]),
         ("posts.csv", "", ["no rows"]),
         ("posts.csv", "post_id,text\n", ["no rows"]),
+        ("posts.csv", "post_id,text\r1,x\r2,y\r", ["posts.csv", "line ends are CR", "LF"]),
+        ("posts.csv", '"post_id","text"\r"1","x"\r', ["posts.csv", "line ends are CR", "LF"]),
+        ("posts.csv", 'post_id,"text" \n1,x\n', ["posts.csv", "quote in its header"]),
+        ("posts.csv", "1,x", ["input.id_column = post_id", "posts.csv"]),
+        ("posts.csv", "4900000000000001,secret\n4900000000000002,x\n", ["input.id_column = post_id", "may be a post"]),
         ("posts.jsonl.gz", "x", ["posts.jsonl.gz", ".gz", "unpack"]),
         ("posts.json", "{}", ["posts.json", "input.format: jsonl"]),
         ("posts.xlsx", "x", ["posts.xlsx", "Parquet"]),
@@ -249,6 +343,7 @@ def test_text_files_that_cannot_be_scored_are_refused_with_the_fix(
     with pytest.raises(InputError) as error:
         plan_corpus(InputConfig(uri=str(path)), 10)
     assert all(word in str(error.value) for word in words), error.value
+    assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
 
 

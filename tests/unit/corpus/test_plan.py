@@ -242,7 +242,12 @@ def test_a_bad_file_is_quarantined_and_the_others_are_read(
     plan = plan_of(tmp_path)
     (quarantined,) = plan.quarantined
     assert (quarantined.file, quarantined.reason) == ("b.parquet", reason)
-    assert "b.parquet" in quarantined.describe()
+    described = quarantined.describe()
+    assert described.startswith("b.parquet ")
+    assert reason in described
+    if reason in ("missing_column", "wrong_type"):
+        assert quarantined.num_rows == 3
+    assert ("3 rows" in described) == (quarantined.num_rows == 3)
     assert [post_id[0] for post_id in read_ids(tmp_path, plan)] == ["a"] * 3 + ["c"] * 3
     assert [file.num_rows for file in plan.files] == [3, 0, 3]
     check_unchanged(plan, InputConfig(uri=str(tmp_path)))

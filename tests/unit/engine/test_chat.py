@@ -1,5 +1,6 @@
 """Prompts to token ids: GLM-4's template to the token, and posts that cannot break out of their place."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -133,6 +134,15 @@ def test_a_tokenizer_that_marks_beginnings_encodes_the_whole_and_is_as_safe() ->
 def test_a_batch_with_several_system_prompts_keeps_its_order() -> None:
     prompts = [Prompt(system, "x", str(n), "y") for n, system in enumerate(["A", None, "B", "A", None])]
     assert encoder().encode(prompts) == [encoder().encode([prompt])[0] for prompt in prompts]
+
+
+def test_shards_encoded_at_once_by_a_fresh_encoder_keep_every_prompt_whole() -> None:
+    prompts = [Prompt(None, "前", str(n), "后") for n in range(500)]
+    wanted = encoder().encode(prompts)
+    for _ in range(5):
+        fresh = encoder()
+        with ThreadPoolExecutor(4) as pool:
+            assert all(each == wanted for each in pool.map(fresh.encode, [prompts] * 4))
 
 
 def test_a_slow_tokenizer_is_refused_with_the_fix() -> None:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mentalglm.config import ScoreConfig
-from mentalglm.corpus import Posts
+from mentalglm.config import InputConfig, ScoreConfig
+from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.ledger import Ledger, Totals
 from mentalglm.scoring.pipeline import _difference, _ErrorBudget
@@ -21,7 +21,14 @@ OK = Outcome("ok", labels=("low_risk",), num_output_tokens=5)
 FAILED = Outcome("parse_failed", "no_label")
 
 
-def commit(ledger: Ledger, outcomes: list[Outcome], shard: int = 0) -> Any:
+@pytest.fixture
+def plan(tmp_path_factory: pytest.TempPathFactory) -> CorpusPlan:
+    path = tmp_path_factory.mktemp("posts") / "posts.parquet"
+    pq.write_table(pa.table({"post_id": ["1"], "text": ["x"]}), path)
+    return plan_corpus(InputConfig(uri=str(path)), 10)
+
+
+def commit(ledger: Ledger, outcomes: list[Outcome], shard: int = 0, run: str = "run") -> Any:
     n = len(outcomes)
     posts = Posts(
         ids=[str(i) for i in range(n)],
@@ -33,7 +40,9 @@ def commit(ledger: Ledger, outcomes: list[Outcome], shard: int = 0) -> Any:
         kept=pa.table({}),
     )
     table = prediction_table(SCHEMA, posts, outcomes)
-    return ledger.commit(shard, {"suicide_risk": table}, {"suicide_risk": outcomes}, {}, seconds=1.0)
+    return ledger.commit(
+        shard, {"suicide_risk": table}, {"suicide_risk": outcomes}, {"run_id": run}, engine={}, seconds=1.0
+    )
 
 
 def test_a_commit_counts_what_it_wrote(tmp_path: Path) -> None:
@@ -67,11 +76,33 @@ def test_after_a_death_before_the_record_the_rows_that_stand_are_counted(tmp_pat
 
 
 def test_an_output_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine.parquet").write_bytes(b"x")
+    (tmp_path / "data" / "task=suicide_risk").mkdir(parents=True)
+    (tmp_path / "data" / "task=suicide_risk" / "shard-00000000.parquet").write_bytes(b"x")
     with pytest.raises(ConfigError, match="empty folder"):
         Ledger(str(tmp_path)).read_fingerprint()
     assert Ledger(str(tmp_path / "new")).read_fingerprint() is None
+
+
+def test_an_output_place_that_is_a_file_is_refused(tmp_path: Path, plan: CorpusPlan) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    ledger = Ledger(str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="cannot be used as a folder"):
+        ledger.read_fingerprint() or ledger.create({}, plan)
+
+
+def test_of_two_first_submissions_one_lays_down_the_run(tmp_path: Path, plan: CorpusPlan) -> None:
+    first, second = Ledger(str(tmp_path)), Ledger(str(tmp_path))
+    assert first.create({"explain": "all"}, plan)
+    assert not second.create({"explain": "none"}, plan)
+    assert second.read_fingerprint() == {"explain": "all"}
+
+
+def test_a_data_file_of_another_run_is_never_taken_for_ours(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    commit(ledger, [OK], run="a")
+    (tmp_path / "_run" / "commits" / "00000000.json").unlink()
+    with pytest.raises(ConfigError, match="of another run"):
+        commit(ledger, [OK], run="b")
 
 
 def test_totals_add_up_over_shards_and_quarantine(tmp_path: Path) -> None:

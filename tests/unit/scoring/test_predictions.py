@@ -51,6 +51,12 @@ def test_a_failure_has_a_status_a_reason_and_no_label(completion: Completion, st
     assert outcome.probability is None
 
 
+def test_confidence_is_of_the_labels_alone_or_null() -> None:
+    answer = "这篇帖子体现了高自杀风险。解释：帖子提到了计划。"  # a marker that the engine does not know
+    outcome = interpret(RISK, Completion(answer, "stop", head_logprob=-9.0), explain=True)
+    assert (outcome.status, outcome.explanation, outcome.confidence) == ("ok", "帖子提到了计划。", None)
+
+
 def test_flags_of_engine_and_parser_come_together() -> None:
     outcome = interpret(RISK, Completion(HIGH, "length", flags=("text_truncated",)), explain=True)
     assert outcome.flags[0] == "text_truncated"

@@ -86,6 +86,7 @@ class BrokenEngine:
 
     def __init__(self, kind: type[Exception]) -> None:
         self.kind = kind
+        self.description: dict[str, str] = {}
         self.num_calls = 0
 
     async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
@@ -104,6 +105,13 @@ def test_a_defect_is_told_by_class_and_place_and_never_with_its_message(scorer: 
     # The verdict stands: no other shard is tried on a broken engine.
     assert score(scorer, 1)[0]["error"] == answers[0]["error"]
     assert engine.num_calls == 1
+
+
+def test_input_that_vanishes_ends_the_run_and_commits_nothing(scorer: ShardScorer, tmp_path: Path) -> None:
+    (tmp_path / "posts.parquet").rename(tmp_path / "elsewhere.parquet")
+    kind, message = json.loads(score(scorer, 0)[0]["error"][0])
+    assert (kind, "posts.parquet" in message) == ("InputError", True)
+    assert not (tmp_path / "out" / "_run" / "commits").exists()
 
 
 def test_an_error_for_the_user_is_told_as_it_is(scorer: ShardScorer) -> None:
