@@ -6,7 +6,7 @@ TORCH := torch==2.13.0+cpu
 # PyTorch's CPU build is not on PyPI: taken from where pip is configured to look, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup quickstart test test-unit test-long lint lock demo-model
+.PHONY: help setup quickstart test test-unit test-long lint lock demo-model bench
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -40,6 +40,11 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup  ## time the job against bare vLLM and ray.data.llm, in turns (about 15 minutes)
+	@mkdir -p runs/bench
+	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 600 --seed 3 --output runs/bench/posts.parquet
+	$(BIN)/mentalglm bench configs/bench/demo.yaml
 
 demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
 	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model

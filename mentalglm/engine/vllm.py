@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import math
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,35 @@ def engine_arguments(
     if model.adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(model.adapter_rank or 16)}
     return arguments | config.engine_args
+
+
+def generate_all(
+    arguments: dict[str, Any], prompts: Sequence[list[int]], max_tokens: int, sampling: dict[str, Any]
+) -> list[float]:
+    """vLLM alone, the limit that the job is measured against: every prompt queued at once, final outputs only.
+
+    Returns the time (s since 1970) at which each prompt was answered.
+    """
+    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm.inputs.engine import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    parameters = SamplingParams(**sampling, max_tokens=max_tokens, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    async def ask(number: int, token_ids: list[int]) -> float:
+        async for _ in engine.generate(tokens_input(token_ids), parameters, str(number)):
+            pass
+        return time.time()
+
+    async def ask_all() -> list[float]:
+        return await asyncio.gather(*(ask(number, token_ids) for number, token_ids in enumerate(prompts)))
+
+    try:
+        return asyncio.run(ask_all())
+    finally:
+        engine.shutdown()
 
 
 def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:

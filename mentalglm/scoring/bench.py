@@ -6,6 +6,8 @@ whole wall time stand beside it.
 """
 
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -16,8 +18,9 @@ from typing import Any
 from mentalglm.config import BenchConfig, ScoreConfig, VllmEngineConfig, validate
 from mentalglm.corpus import ShardReader, plan_corpus
 from mentalglm.engine.model import resolve_model
-from mentalglm.engine.vllm import engine_arguments, set_environment
+from mentalglm.engine.vllm import engine_arguments, generate_all, set_environment
 from mentalglm.errors import ConfigError
+from mentalglm.manifest import code_version
 from mentalglm.tasks import load_task, render_prompt
 
 # Greedy, log-probabilities of the sampled tokens, no text: what the job asks for, no more and no less.
@@ -51,6 +54,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             pairs = zip(runs["job"], runs[name], strict=True)
             ratios = [ours["rows_per_s"] / theirs["rows_per_s"] for ours, theirs in pairs]
             report[f"job/{name}"] = {"median": statistics.median(ratios), "each": ratios}
+    report["where"] = {"date": time.strftime("%Y-%m-%d"), "machine": platform.machine(), "num_cpus": os.cpu_count()}
+    report["where"] |= {"versions": code_version()}
     (folder / "bench.json").write_text(json.dumps(report, indent=2))
     return report
 
@@ -87,29 +92,8 @@ def _run_job(config: ScoreConfig, folder: Path) -> list[tuple[float, int]]:
 
 def _run_bare(config: ScoreConfig, _: Path) -> list[tuple[float, int]]:
     """AsyncLLM alone: every request queued beforehand, final outputs only."""
-    import asyncio
-
-    from vllm import AsyncEngineArgs, SamplingParams
-    from vllm.inputs.engine import tokens_input
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    prompts = _prompts(config)
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_engine_arguments(config)))
-    parameters = SamplingParams(**_SAMPLING, max_tokens=config.generation.max_tokens)
-    parameters.output_kind = RequestOutputKind.FINAL_ONLY
-
-    async def ask(number: int, token_ids: list[int]) -> tuple[float, int]:
-        async for _ in engine.generate(tokens_input(token_ids), parameters, str(number)):
-            pass
-        return time.time(), 1
-
-    async def ask_all() -> list[tuple[float, int]]:
-        return await asyncio.gather(*(ask(number, token_ids) for number, token_ids in enumerate(prompts)))
-
-    finished = asyncio.run(ask_all())
-    engine.shutdown()
-    return finished
+    finished = generate_all(_engine_arguments(config), _prompts(config), config.generation.max_tokens, _SAMPLING)
+    return [(at, 1) for at in finished]
 
 
 def _run_ray_data_llm(config: ScoreConfig, _: Path) -> list[tuple[float, int]]:

@@ -215,8 +215,8 @@ _SCALE = re.compile(r"\s*(?:[(,]?\s*(?:共|满分|总分|out of\b)|[级分星]|/
 _VALUE_GAP = re.compile(r"[ \t]*[:=|(][ \t]*|[ \t]+")
 _QUESTIONED = re.compile(rf"({_T})\s*[?]\s*(?=(?:yes|no|是|否|有|没有|无)(?:的)?\s*(?:[.。,;!\n]|$))")
 _EXCEPT = re.compile(
-    rf"除了?\s*((?:{_T}|{_LIST})*{_T}(?:{_LIST}*{_T})*)\s*(?:以外|之外|外)"
-    rf"|(?:other than|except(?: for)?|besides|apart from)\s+((?:{_T}|{_LIST})*{_T})"
+    rf"除了?((?:{_T}|{_LIST})*)(?:以外|之外|外)"
+    rf"|(?:other than|except(?: for)?|besides|apart from)((?:{_T}|{_LIST})+)"
 )
 _NEGATIVE = re.compile(r"没有|没|无|未|不|\b(?:no|not|none|nothing)\b")
 _CONDITION = re.compile(
@@ -312,6 +312,7 @@ class _Reader:
     def _is_value(self, text: str, token: Token) -> bool:
         """Whether a name is no label where it stands but the value of the name before it, or a step of a scale."""
         if token.surface in ("0", "1") and _SCALE.match(text, token.end):
+            self._found.is_ambiguous = True
             return True
         if not self._tokens or self._tokens[-1].entry.kind == "topic":
             return False
@@ -414,6 +415,7 @@ class _Reader:
     def _read_exception(self, sentence: str) -> str:
         """除甲以外没有 asserts 甲 and nothing else; any other sentence stays as it is."""
         match = _EXCEPT.search(sentence)
+        match = match if match and re.search(_T, match.group()) else None
         rest = sentence[: match.start()] + "," + sentence[match.end() :] if match else ""
         if match is None or not _NEGATIVE.search(_NOT_NEGATION.sub("", rest)):
             return sentence

@@ -678,7 +678,7 @@ NEVER_WRONG = [
     Case(R, "高自杀风险: 0.1", FAILED, reason="ambiguous"),
     Case(R, "高自杀风险概率：10%", FAILED, reason="ambiguous"),
     Case(R, "P(high)=0.2", FAILED, reason="ambiguous"),
-    Case(R, "风险等级：1（共5级）", FAILED),
+    Case(R, "风险等级：1（共5级）", FAILED, reason="ambiguous"),
     Case(D, "乱贴标签 0.9, 以偏概全 0.1", FAILED, reason="ambiguous"),
     Case(D, "乱贴标签：0%", FAILED, reason="ambiguous"),
     Case(P, "A1=0.1,B2=0.9", FAILED, reason="ambiguous"),
