@@ -76,14 +76,14 @@ def scan(fs: pafs.FileSystem, path: str, format_: Format, columns: Iterable[str]
     header: list[str] | None = None
     first_record: bytes | None = None
     ranges: list[tuple[int, int, int]] = []
-    start, num_rows = 0, 0
+    start, num_rows, any_parsed = 0, 0, False
     lines = _sampled(_lines(blocks()))
     if format_ == "csv":
         records: Iterator[tuple[Any, int]] = _csv_records(lines)
         while header is None and (record := next(records, None)) is not None:
             fields, start = record
             if fields is None:
-                raise UnreadableFileError("not_csv", _header_problem(fs, path))
+                raise _not_csv(fs, path)
             header = _header(fields) if fields else None
         position = start
     else:
@@ -101,8 +101,11 @@ def scan(fs: pafs.FileSystem, path: str, format_: Format, columns: Iterable[str]
             start, num_rows = position, 0
         num_rows += 1
         position = end
+        any_parsed |= record is not None
     if num_rows:
         ranges.append((start, position, num_rows))
+    if ranges and not any_parsed and _has_cr_line_ends(fs, path):
+        raise _not_csv(fs, path)
     if header is not None:
         present, available = set(header) & set(columns), header
     else:
@@ -214,12 +217,19 @@ def _csv_records(lines: Iterable[bytes]) -> Iterator[tuple[list[str] | None, int
         yield ([] if len(fields) == 1 and not fields[0].strip() else fields), end
 
 
-def _header_problem(fs: pafs.FileSystem, path: str) -> str:
+def _not_csv(fs: pafs.FileSystem, path: str) -> UnreadableFileError:
+    """The error for a file whose header is not CSV, or none of whose records is since its lines end with CR."""
+    if _has_cr_line_ends(fs, path):
+        return UnreadableFileError("not_csv", "is not CSV: its line ends are CR; convert them to LF (tr '\\r' '\\n')")
+    return UnreadableFileError(
+        "not_csv", 'is not CSV: a quote in its header is stray or not closed; double a " in a field'
+    )
+
+
+def _has_cr_line_ends(fs: pafs.FileSystem, path: str) -> bool:
     with fs.open_input_stream(path) as stream:
-        first_line = stream.read(_BLOCK_BYTES).lstrip().partition(b"\n")[0].rstrip(b"\r")
-    if b"\r" in first_line:
-        return "is not CSV as we read it: its line ends are CR; convert them to LF (tr '\\r' '\\n')"
-    return 'is not CSV: a quote in its header is stray or not closed; quote fields with " and double a " inside one'
+        block = stream.read(_BLOCK_BYTES)
+    return bool(block.count(b"\r") - block.count(b"\r\n") > block.count(b"\n"))
 
 
 def _header(fields: list[str]) -> list[str]:

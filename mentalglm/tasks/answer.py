@@ -109,6 +109,7 @@ _INABILITY = re.compile(
 )
 _STATEMENT_LEAD = re.compile(
     r"(?:(?:最终)?(?:答案|标签|结论|回答|判断结果|预测|结果)|(?:the\s)?(?:final\s)?(?:label|answer|prediction|output)s?|"
+    r"(?:the|this) (?:post|poster|author|user)(?: shows?| exhibits?| indicates?| suggests?| reflects?)(?: an?)?|"
     r"(?:自杀)?风险(?:等级|水平)?|risk(?: level)?)?(?:是|为|\bis\b)?[\s*#\-_:=\[【(“\"']*"
 )
 _YES_NO = frozenset({"yes", "no", "none", "是", "是的", "否", "不", "不是", "没有", "无", "对"})

@@ -168,7 +168,7 @@ _OPEN = re.compile(
     r"(?:无法|不能|难以|很难|不好|不足以|未能|没法|不便)[^,。;]{0,8}?(?:判断|确定|判定|确认|得知|评估|断定|"
     r"得出|给出|排除|识别|区分|分类)|不排除|"
     r"不确定|不清楚|不知道|未知|不明(?!显)|是否|有没有|是不是|会不会|可选|候选|选项(?=\s*:|有|包括)|如果|假如|"
-    r"倘若|(?<![主次重])要是|假设|若(?!干)|与其|看似|貌似|表面上?|乍一?看|不(?:太|大)?可能|不见得|未必|"
+    r"倘若|(?<![主次重])要是|假设|若(?!干)|与其|看似|貌似|看(?:上去|起来)像|(?:不是|并非|不能说|不见得)没有?|表面上?|乍一?看|不(?:太|大)?可能|不见得|未必|"
     r"(?:很难|难以)(?:说|算|称|认为|认定|归|判|构成)|(?:算|称|谈|够|说)不上|不能(?:说|算|认为|认定|归|称|视)|"
     rf"{_T}于\s*{_T}|\b(?:unlikely|improbable|hardly|doubtful|not likely)\b|"
     r"\b(?:cannot|can['’]?t|could not|couldn['’]?t|unable|not able|not possible|impossible|difficult|"
@@ -197,9 +197,10 @@ _DENIED_AFTER = re.compile(
     r"|^(?:的|\s)*(?:可能性|概率|几率|probability|likelihood|chance)[^,。;]{0,6}?"
     r"(?:低|小|不大|不高|没有|微乎其微|为零|为0|\blow\b|\bsmall\b)"
 )
+_DENIED_AT_END = re.compile(r"^(?:都|均|皆|也|是|并)*(?:没有|没|无)\s*$")
 _LIST = r"(?:[、/|+&\s]|和|以及|与|及|并且?|且|或者?|还有|\band\b|\bor\b)"
 _ALL_DENIED = re.compile(
-    rf"(?:^(?:{_T}|{_LIST}|,)*{_T}|{_T}(?:{_LIST}*{_T})*)(?:这?[两三四几]种|等|的(?:迹象|表现))?[,\s]*"
+    rf"(?:^(?:{_T}|{_LIST}|,)*{_T}|{_T}(?:{_LIST}{{0,4}}{_T}){{0,12}})(?:这?[两三四几]种|等|的(?:迹象|表现))?[,\s]*"
     rf"(?:(?:都|均|皆|全)(?:没有|没|无|未|不(?!仅|只|但)|{_DENIAL})"
     r"|\s(?:are|were|do)\s+(?:both\s+|all\s+)?(?:not\b|absent|missing|lacking|unlikely|wrong|incorrect)"
     r"|\s(?:are|were|do)n['’]t\b)[^,。;]*"
@@ -220,7 +221,7 @@ _EXCEPT = re.compile(
 )
 _NEGATIVE = re.compile(r"没有|没|无|未|不|\b(?:no|not|none|nothing)\b")
 _CONDITION = re.compile(
-    rf"(?:如果|假如|倘若|假设|若(?!干)|(?<![主次重])要是)[^。]*?(?:则|那么|就)[^。]*{_T}|^\s*if\b[^。]*{_T}"
+    rf"(?:如果|假如|倘若|假设|若(?!干)|(?<![主次重])要是)[^。]*{_T}|^\s*if\b[^。]*{_T}"
     rf"|(?:否则|\botherwise\b)[^。]*{_T}"
 )
 _BETWEEN = re.compile(rf"{_T}之间|\bbetween\s+{_T}")
@@ -535,7 +536,7 @@ class _Reader:
             carries_on = polarity == "denied" or inherits  # 没有 A，B; but not A：无，B
             if _NO_VALUE.match(right) and not _YES_VALUE.match(right):
                 polarity = "asserted" if polarity == "denied" else "denied"
-            elif _DENIED_AFTER.match(after) or inherits:
+            elif _DENIED_AFTER.match(after) or _DENIED_AT_END.match(right) or inherits:
                 polarity = "denied"
             if polarity == "denied":
                 self._deny(token)

@@ -276,6 +276,7 @@ def test_an_id_of_csv_that_a_spreadsheet_rounded_is_no_id(tmp_path: Path, post_i
     ("name", "content", "reason"),
     [
         ("t.csv", b"post_id,text\r1,a\r2,b\r", "not_csv"),
+        ("t.csv", b"post_id,text\n1,a\r2,b\r", "not_csv"),
         ("t.csv", "post_id,text\n1,今天好累，睡不着\n2,没有力气\n".encode("gb18030"), "not_utf8"),
         ("t.csv", "post_id,text\n1,今天好累，睡不着".encode("gb18030"), "not_utf8"),
         ("t.csv", b"1,a", "missing_column"),
