@@ -30,7 +30,7 @@ class InputConfig(ConfigModel):
     """Columns copied unchanged into the output (those of JSONL and CSV as strings)."""
     duplicate_ids: Literal["error", "keep_first", "keep_all"] = "error"
     """What to do when an id occurs twice: refuse the input, score only the first (the others become
-    `invalid_input`), or score all and flag them `duplicate_id`. Each way reads the id column of the whole input first."""
+    `invalid_input`), or score all and flag them `duplicate_id`. Reads the ids of the whole input first."""
 
     @model_validator(mode="after")
     def _distinct_columns(self) -> "InputConfig":

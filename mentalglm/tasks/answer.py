@@ -103,6 +103,8 @@ _INABILITY = re.compile(
     r"(?:我们?|本人|助手|模型)[^。!?;\n]{0,8}?(?:无法|不能|不便|没办法|没有办法|拒绝|不会)[^。!?;\n]{0,10}?"
     r"(?:回答|协助|提供|处理|分析|评估|评价|帮助|满足|完成|讨论|回应)|"
     r"(?:抱歉|对不起|不好意思)[^。!?;\n]{0,30}(?:无法|不能|不便|拒绝)|"
+    r"(?:^|[,。;\n])\s*(?:因此|所以|故)?(?:无法|不能|不便|拒绝)(?:对此|为[您你])?(?:回答|提供|协助|处理(?=$|[,。]))|"
+    r"\b(?:content|request|topic)\b[^.!?;\n]{0,24}\bnot (?:be )?(?:supported|allowed|permitted|processed)\b|"
     r"\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|must decline|decline)[^.!?;\n]{0,16}?"
     r"\b(?:answer|assist|help|provide|analy[sz]e|assess|evaluate|comply|process|classify|discuss|engage|respond|do)\b|"
     r"\bi['’]m (?:unable|not able)\b|\bi (?:must )?decline\b"
@@ -110,7 +112,7 @@ _INABILITY = re.compile(
 _STATEMENT_LEAD = re.compile(
     r"(?:(?:最终)?(?:答案|标签|结论|回答|判断结果|预测|结果)|(?:the\s)?(?:final\s)?(?:label|answer|prediction|output)s?|"
     r"(?:the|this) (?:post|poster|author|user)(?: shows?| exhibits?| indicates?| suggests?| reflects?)(?: an?)?|"
-    r"(?:自杀)?风险(?:等级|水平)?|risk(?: level)?)?(?:是|为|\bis\b)?[\s*#\-_:=\[【(“\"']*"
+    r"属于|判断为|判定为|(?:自杀)?风险(?:等级|水平)?|risk(?: level)?)?(?:是|为|\bis\b)?[\s*#\-_:=\[【(“\"']*"
 )
 _YES_NO = frozenset({"yes", "no", "none", "是", "是的", "否", "不", "不是", "没有", "无", "对"})
 _MAX_SCANNED = 4000
@@ -284,7 +286,7 @@ def _is_refused(task: Task, head: str) -> bool:
     templates = [task.answer, task.none_answer, *(label.answer for label in task.labels)]
     openings = [fold(each).partition("{labels}")[0].strip() for each in templates if each]
     is_plain = _STATEMENT_LEAD.fullmatch(lead) or any(lead and each.startswith(lead) for each in openings)
-    return not is_plain
+    return not is_plain or re.match(r"的?\s*(?:内容|话题|content|topic)", head[first.end :]) is not None
 
 
 def _marker_pattern(task: Task) -> re.Pattern[str]:

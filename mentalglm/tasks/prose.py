@@ -59,6 +59,7 @@ class Findings:
         self.says_none |= other.says_none
         self.has_foreign |= other.has_foreign
         self.is_ambiguous |= other.is_ambiguous
+        self.is_refused |= other.is_refused
         self.cut = self.cut or other.cut
         self.ends_complete = other.ends_complete
         self.flags |= other.flags
@@ -133,10 +134,13 @@ _RIGHT_OF_ITEM = re.compile(rf"^\s*(?:$|{_SEPARATOR}|[.”\"']|的?\s*{_TRAIL}|�
 _NOT_NEGATION = re.compile(
     r"不仅仅?|不但|不只|不光|不单|毫无疑问|毫无疑义|无疑|不得不|不可否认|除非|非常|是非|无论|不管|不断|不满(?!足)|"
     r"不安|不良|不幸|不同|不少|无助|无望|"
-    r"无价值|无意义|无能|无力|无奈|无用|无聊|没用|行为|因为|以为|作为|为了|成为|为什么|认为|人为|"
+    r"无价值|无意义|无能|无力|无奈|无用|无聊|没用|行为|因为|以为|作为|为了|成为|为什么|(?<![不没])认为|人为|"
     r"\bnot (?:only|just|merely|simply)\b|\bno doubt\b|\bwithout (?:a )?doubt\b"
 )
-_NEGATION_WORD = r"并没有|并未|没有|未曾|未能|并不|不会|不能|不足以|无法|并无|毫无|并非|不再|不应|不|没|未|无"
+_NEGATION_WORD = (
+    r"(?:没有|无|缺乏)(?:足够|充分|明确|明显)?的?(?:证据|依据|迹象|理由|必要)|没必要|不(?:宜|建议|主张|倾向于?|必|该)|"
+    r"并没有|并未|没有|未曾|未能|并不|不会|不能|不足以|无法|并无|毫无|并非|不再|不应|不|没|未|无"
+)
 _ADVERB = (
     r"(?:明显|直接|明确|充分|真正|完全|一定|能够|能|应该|应当|应|会|必|足以|清晰|具体|显著|真的|强烈|可以|被|太|"
     r"很|再|地|单纯)"
@@ -144,10 +148,10 @@ _ADVERB = (
 _VERB = (
     r"体现|表现|属于|存在|反映|显示|涉及|包含|包括|含有|构成|符合|具有|呈现|展现|展示|判断|判定|归为|归类|"
     r"归入|患|达到|出现|发现|看到|看出|见到|提到|"
-    r"说明|表明|表达|提示|暗示|支持|满足|处于|是|为|有|含|算|见|像"
+    r"判为|评为|列为|定为|视为|认为|觉得|认定|证明|说明|表明|表达|提示|暗示|支持|满足|处于|是|为|有|含|算|见|像"
 )
 _GOVERNOR_ZH = (
-    rf"(?P<zneg>{_NEGATION_WORD})?{_ADVERB}*(?P<zverb>{_VERB})|(?P<zbare>没有|没|无|毫无|并无|缺乏|缺少|排除|否认|"
+    rf"(?P<zneg>{_NEGATION_WORD})?{_ADVERB}*(?P<zverb>{_VERB})(?:是|为|属于|存在|有|患有?)*|(?P<zbare>没有|没|无|毫无|并无|缺乏|缺少|排除|否认|"
     rf"并非|而非|非|不|未)"
 )
 _VERB_EN = (
@@ -157,7 +161,7 @@ _VERB_EN = (
     r"experienc(?:es|ing)|appears?|seems?|fits?)"
 )
 _GOVERNOR_EN = (
-    rf"(?P<eneg>\b(?:not|never|no|nor|neither|cannot)\b|n['’]t\b)\s+(?:[a-z]+\s+){{0,2}}?(?P<everb>{_VERB_EN})\b"
+    rf"(?P<eneg>\b(?:not|never|no|nor|neither|cannot)\b|n['’]t\b)\s+(?:[a-z]+\s+){{0,3}}?(?P<everb>{_VERB_EN})\b"
     r"|(?P<ebare>\b(?:not|no|without|neither|nor|never|lacks?|lacking|rather than|instead of|absence of|"
     r"absent|free of|den(?:y|ies)|"
     rf"rules? out|ruled out)\b|n['’]t\b)|(?P<epos>\b{_VERB_EN}\b)"
@@ -170,7 +174,8 @@ _OPEN = re.compile(
     r"不确定|不清楚|不知道|未知|不明(?!显)|是否|有没有|是不是|会不会|可选|候选|选项(?=\s*:|有|包括)|如果|假如|"
     r"倘若|(?<![主次重])要是|假设|若(?!干)|与其|看似|貌似|看(?:上去|起来)像|(?:不是|并非|不能说|不见得)没有?|表面上?|乍一?看|不(?:太|大)?可能|不见得|未必|"
     r"(?:很难|难以)(?:说|算|称|认为|认定|归|判|构成)|(?:算|称|谈|够|说)不上|不能(?:说|算|认为|认定|归|称|视)|"
-    rf"{_T}于\s*{_T}|\b(?:unlikely|improbable|hardly|doubtful|not likely)\b|"
+    rf"{_T}于\s*{_T}|{_T}(?:的)?(?:存疑|(?:证据|依据|理由)(?:都|并)?不(?:足|充分)|可以?排除|反面|对立面)|接近|还?有距离|"
+    r"\bcannot be\b|\bfar from\b|\bclose to\b|\b(?:unlikely|improbable|hardly|doubtful|not likely)\b|"
     r"\b(?:cannot|can['’]?t|could not|couldn['’]?t|unable|not able|not possible|impossible|difficult|"
     r"hard)\b[^,.;]{0,24}?"
     r"\b(?:determine[d]?|tell|say|assess|decide|judge|classify|conclude|rule out|help|assist|identify|provide|"
@@ -181,7 +186,8 @@ _MAYBE = re.compile(r"可能|或许|也许|似乎|大概|疑似|\b(?:might|may|m
 _EITHER = re.compile(r"还是|或者?|抑或|\bor\b")
 _VALUE_END = r"\s*[)|]?\s*(?=$|[,、;。|(]|\s)"
 _NO_VALUE = re.compile(
-    r"^\s*(?:(?:是|为|[:=|(]|##?|[-–—]+(?=\s*[否无没不]))\s*(?:无|没有|否|没|不存在|缺失|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|"
+    r"^\s*(?:(?:是|为|[:=|(→]|##?|[-–—]+(?=\s*[否无没不]))\s*(?:无|没有|否|没|缺失|存疑|排除|(?:证据|依据)?不足|不(?:存在|成立|明显|大|高|满足|确定|太可能|可能|支持)|"
+    r"未(?:见|发现|达到|满足)|(?:可能性|概率|几率)?(?:很|较|极|比较)?[低小]|n|不适用|不涉及|未体现|没有体现|未出现|未涉及|未提及|不是|"
     r"不属于|不符合|0(?:\.0+)?|no|none|not present|"
     rf"absent|missing|n/a|null|nil|false|×|✗|✘|❌|-{{1,3}}|—)|(?:皆|均|都)?(?:无|没有|否|0|×|✗|✘|❌)){_VALUE_END}"
 )
@@ -357,7 +363,7 @@ class _Reader:
         """`text` without a label that breaks off at its end; notes where an answer without an end breaks off."""
         end = text.rstrip(" \t")
         self._found.ends_complete = not end or end[-1] in "。!;\n…)]】}"
-        if self._found.ends_complete or self._dropped_reason or re.search(rf"{_T}\s*[-–—:=(]+\s*否$", end):
+        if self._found.ends_complete or self._dropped_reason or re.search(rf"{_T}\s*[-–—:=(→]+\s*否$", end):
             return text
         before = self._template[0]
         if before and len(end) > 1 and before.startswith(end):
@@ -461,10 +467,10 @@ class _Reader:
             if token.entry.is_code and names[0].entry.slug == token.entry.slug:
                 self._read_clauses(rest)
                 return
-            if token.entry.is_code or self._task.kind in ("binary", "multiclass"):
-                self._found.is_ambiguous |= token.entry.is_code or names[0].entry.slug != token.entry.slug
-                if self._found.is_ambiguous:
-                    return
+            single = self._task.kind in ("binary", "multiclass")
+            if token.entry.is_code or (single and names[0].entry.slug != token.entry.slug):
+                self._found.is_ambiguous = True  # 高自杀风险：低
+                return
         self._read_clauses(slot[: slot.index(match.group(1)) + 1])  # `{name}: a sentence of the post`
 
     # --- Clauses

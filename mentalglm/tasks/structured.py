@@ -8,13 +8,15 @@ from typing import Any
 from mentalglm.tasks.prose import Findings, read_prose
 from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Task
 from mentalglm.tasks.text import fold
-from mentalglm.tasks.vocabulary import Vocabulary
+from mentalglm.tasks.vocabulary import Token, Vocabulary
 
 _MAX_READ = 8000
 """Characters of a table that are read."""
 _MAX_REPAIR = 2500
 """Characters of broken JSON that are repaired: labels come first, and repairing takes time by the square."""
 _MAX_DEPTH = 6
+_MAX_VALUE = 20
+"""A longer value of a label is a sentence of the post, not yes, no or a figure."""
 _MAX_ITEMS = 64
 """Items of a list that are read; no label set is longer, so a longer list repeats itself."""
 _FENCE = re.compile(r"```[a-z]*")
@@ -205,12 +207,24 @@ class _JsonReader:
             elif name in _ANSWER_KEYS or (entry is not None and entry.kind == "topic"):
                 known = True
                 self.read(each, depth + 1)
+            elif _is_flag(each) and (named := self._name_in(str(key))) is not None:
+                known = True
+                self._read_named(named.surface, named.entry.kind, named.entry.slug, each, depth)
             else:
                 others.append(each)
         if not known:  # {"result of the analysis": "..."}, {"data": {...}}
             nested = [each for each in others if isinstance(each, dict | list)]
             for each in nested or (others if len(others) == 1 else []):
                 self.read(each, depth + 1)
+
+    def _name_in(self, key: str) -> Token | None:
+        """The only label that a longer key names (is_high_risk)."""
+        names = [
+            token
+            for token in self._vocabulary.tokens(fold(key).replace("_", " "))
+            if token.entry.kind != "topic" and not token.entry.strict
+        ]
+        return names[0] if len(names) == 1 else None
 
     def _read_denial(self, value: dict[Any, Any], depth: int) -> bool:
         """{"label": ..., "present": false}: the labels that the rest names are denied, not asserted."""
@@ -276,6 +290,8 @@ class _JsonReader:
                     self._read_text(
                         f"{key}{HIERARCHY_SEPARATOR}{child}" if self._is_named(child) else f"{key}：{child}"
                     )
+        elif isinstance(value, str) and len(value) <= _MAX_VALUE and not re.search(r"[。.!?;\n](?!\d)", folded):
+            self._read_text(f"{key}: {value}")  # {"high_risk": "10%"}
         else:
             self._read_text(key)
 

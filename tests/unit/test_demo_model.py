@@ -191,9 +191,9 @@ def test_a_small_model_learns_in_a_few_steps(tokenizer: Any) -> None:
     records = [Record(task, p.text, p.labels[task.name], p.explanations[task.name]) for p in generate_posts(400, 1)]
     examples = [example for example in ExampleEncoder(tokenizer).encode(records) if example]
     model = new_model(settings_, len(tokenizer))
-    before = float(answer_loss(model, examples[:20]))
+    before = answer_loss(model, examples[:20]).item()
     train(model, list(length_batches(examples, 1024, random.Random(0))), settings_)
-    assert float(answer_loss(model, examples[:20])) < before - 1.0
+    assert answer_loss(model, examples[:20]).item() < before - 1.0
 
 
 def test_the_demo_model_answers_held_out_posts_rightly() -> None:
