@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mentalglm.corpus import normalise
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Task, render_answer, render_prompt
@@ -53,7 +54,11 @@ class ExampleEncoder:
 
     def encode(self, records: Sequence[Record]) -> list[Example | None]:
         """One example for each record, in order; None where nothing of the post would fit."""
-        prompts = self._chat.encode([render_prompt(record.task, record.text) for record in records])
+        # Normalised as scoring normalises posts, so that the prompts are the same.
+        texts = [normalise(record.text)[0] for record in records]
+        prompts = self._chat.encode(
+            [render_prompt(record.task, text) for record, text in zip(records, texts, strict=True)]
+        )
         return [
             Example([*prompt.token_ids, *self._encode_answer(record)], len(prompt.token_ids)) if prompt else None
             for record, prompt in zip(records, prompts, strict=True)
