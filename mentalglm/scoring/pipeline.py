@@ -15,7 +15,7 @@ from mentalglm import errors, manifest
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.corpus import CorpusPlan, check_unchanged, plan_corpus
 from mentalglm.engine.model import ResolvedModel, resolve_model
-from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, UserError
+from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError, UserError
 from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals, run_id
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.progress import RunProgress
@@ -296,12 +296,12 @@ def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...
     for task in tasks:
         num_predictions = sum(totals.statuses.get(task.name, Counter()).values())
         if num_predictions + totals.num_quarantined != plan.num_rows:
-            raise AssertionError(
-                f"task {task.name}: {num_predictions} predictions + {totals.num_quarantined} unreadable rows "
-                f"!= {plan.num_rows} rows of input"
+            raise InternalError(
+                f"rows do not add up: task {task.name} has {num_predictions} predictions + {totals.num_quarantined} "
+                f"unreadable rows for {plan.num_rows} rows of input; the run is not published, please report it"
             )
     if plan.num_rows == totals.num_quarantined:
-        raise InputError("input.uri: not one row of the input can be read; manifest of the run: see _run/commits")
+        raise InputError("input.uri: not one row of the input can be read; _run/commits has the reasons")
 
 
 def _footer(config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel | None, run: str) -> dict[str, Any]:
