@@ -9,6 +9,10 @@ Policy of the hard cases:
 - Only the head counts, up to 理由, 解释, 原因, Reasoning, ...: explanations name other labels.
 - A label named after a denial (没有体现, 不属于, not, no, without) is denied. A denied label asserts nothing: in
   "没有体现高自杀风险" alone no label is found, and never the other one. "No, ..." to a yes/no question is an answer.
+- A yes/no question is the exception: denying its statement (does not suffer from ...) is the answer no.
+- Denying the topic of a binary task (没有自杀风险) answers nothing, but agrees with the negative label beside it.
+- 高 and low count as grades of the risk: those of a mood or of the model's confidence are skipped, and one end of a
+  range (中低, moderate to high) is `ambiguous`. What a label is defined as (高自杀风险的标准是) asserts nothing.
 - Two labels of a binary or multiclass task, or a label both asserted and denied, are `ambiguous`, not the first one.
 - Labels joined by 或 / or are `ambiguous`; 可能 / may is an answer with the flag `hedged`.
 - 无法判断, 是否, whether, if: nothing in that clause counts. A question counts for nothing.
@@ -31,6 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mentalglm.tasks import grammar
 from mentalglm.tasks.prose import Findings, read_prose
 from mentalglm.tasks.render import answer_heads, read_canonical_head, render_answer, split_canonical
 from mentalglm.tasks.structured import read_structured
@@ -38,7 +43,7 @@ from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Slug, Task
 from mentalglm.tasks.text import clean, fold
 from mentalglm.tasks.vocabulary import vocabulary_of
 
-PARSER_VERSION = "1"
+PARSER_VERSION = "2"
 """Raised with every change that can change a status or a label."""
 
 Status = Literal["ok", "parse_failed", "truncated", "refused"]
@@ -69,52 +74,15 @@ _ROLE_TOKEN = re.compile(
 _ROLE_LINE = re.compile(
     r"\n[ \t]{0,8}(?:#{2,3} ?)?(?:用户|user|human|instruction|问题|question|input) ?[:：]", re.IGNORECASE
 )
+_THOUGHT_END = re.compile(r".*</think(?:ing)?>(?=.*\S)", re.DOTALL | re.IGNORECASE)
+"""The end of a thought whose beginning is part of the prompt."""
+_USER_TURN = re.compile(
+    r"\s*(?:\[gMASK\]|<sop>|<s>|\s)*(?:\[INST\].*\[/INST\]|<\|(?:system|user)\|>.*<\|assistant\|>|"
+    r"<\|im_start\|>(?:system|user)\b.*<\|im_start\|>assistant\b)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""The prompt with its role tokens, repeated before the answer."""
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_MARKER_WORDS = {
-    "anywhere": ("理由", "解释", "reasoning", "explanation", "rationale"),
-    "clause": (
-        "原因", "分析", "依据", "说明", "推理", "解析", "理据", "推理过程", "判断依据", "证据", "reason",
-        "reasons", "analysis", "justification",
-        "evidence", "explanations",
-    ),
-}  # fmt: skip
-_ANSWER_FIELD = re.compile(
-    r"(?:^|[\n。.;!,])[\s*#\-【\[]{0,6}(?:因此|所以|综上所?述?|therefore|so)?[,\s]{0,3}(?:the\s)?(?:最终|最后|final\s)?"
-    r"(?:答案|标签|结论|回答|判断结果|预测标签|预测结果|分类结果|判断|labels?|answer|prediction|conclusion|"
-    r"output)[\s*】\]]{0,6}(?:[:=]|是|为|\bis\b)"
-)
-_REFUSAL = re.compile(
-    r"抱歉|对不起|不好意思|很遗憾|请原谅|请谅解|敬请谅解|(?:无法|不能|不便|不会|没办法|没有办法|"
-    r"拒绝)(?:为[您你])?(?:提供|协助|帮助|回答|满足|处理|完成|继续|参与|讨论|回应|执行|对此|进行(?:这|此|该|"
-    r"心理|医|诊|评))|"
-    r"作为(?:一[个名款种位])?(?:\s*ai|人工智能|语言模型|大模型|智能助手|助手|虚拟)|"
-    r"我(?:只)?是(?:一[个名款种])?(?:\s*ai|人工智能|语言模型)|"
-    r"热线|心理援助|危机干预|寻求[^。]{0,8}(?:帮助|支持|援助)|(?:联系|咨询)[^。]{0,8}(?:专业|医生|咨询师|医院)|"
-    r"违反[^。]{0,12}(?:政策|规定|准则|规范|原则)|(?:敏感|不当|违规)(?:内容|话题)|不便(?:评论|评价|评估)|我不是(?:医生|心理|专业)|"
-    r"\bsorry\b|apologi[sz]e|\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|"
-    r"must decline)|\bi['’]m (?:unable|not able|not comfortable)|"
-    r"\bunable to (?:assist|help|provide|comply|fulfil|answer|process)|\bas an? (?:ai|artificial|language|"
-    r"large)\b|\blanguage model\b|"
-    r"\b(?:hot|life|crisis )line\b|\b988\b|\bseek(?:ing)? (?:\w+ )?(?:help|support)\b|\breach out to\b|"
-    r"\b(?:policy|policies|guidelines)\b|"
-    r"\bdecline\b|\bnot (?:a|an) (?:doctor|therapist|medical|mental)|\bmental health professional\b"
-)
-_INABILITY = re.compile(
-    r"(?:我们?|本人|助手|模型)[^。!?;\n]{0,8}?(?:无法|不能|不便|没办法|没有办法|拒绝|不会)[^。!?;\n]{0,10}?"
-    r"(?:回答|协助|提供|处理|分析|评估|评价|帮助|满足|完成|讨论|回应)|"
-    r"(?:抱歉|对不起|不好意思)[^。!?;\n]{0,30}(?:无法|不能|不便|拒绝)|"
-    r"(?:^|[,。;\n])\s*(?:因此|所以|故)?(?:无法|不能|不便|拒绝)(?:对此|为[您你])?(?:回答|提供|协助|处理(?=$|[,。]))|"
-    r"\b(?:content|request|topic)\b[^.!?;\n]{0,24}\bnot (?:be )?(?:supported|allowed|permitted|processed)\b|"
-    r"\bi (?:can(?:no|['’])t|can not|won['’]t|will not|am unable|am not able|must decline|decline)[^.!?;\n]{0,16}?"
-    r"\b(?:answer|assist|help|provide|analy[sz]e|assess|evaluate|comply|process|classify|discuss|engage|respond|do)\b|"
-    r"\bi['’]m (?:unable|not able)\b|\bi (?:must )?decline\b"
-)
-_STATEMENT_LEAD = re.compile(
-    r"(?:(?:最终)?(?:答案|标签|结论|回答|判断结果|预测|结果)|(?:the\s)?(?:final\s)?(?:label|answer|prediction|output)s?|"
-    r"(?:the|this) (?:post|poster|author|user)(?: shows?| exhibits?| indicates?| suggests?| reflects?)(?: an?)?|"
-    r"属于|判断为|判定为|(?:自杀)?风险(?:等级|水平)?|risk(?: level)?)?(?:是|为|\bis\b)?[\s*#\-_:=\[【(“\"']*"
-)
-_YES_NO = frozenset({"yes", "no", "none", "是", "是的", "否", "不", "不是", "没有", "无", "对"})
 _MAX_SCANNED = 4000
 _STRUCTURE = re.compile(r"[{\[|\t]|[01]\D{0,3}[01]")
 
@@ -135,7 +103,9 @@ def parse_answer(task: Task, raw: str, *, finish_reason: str | None = None) -> P
     structured = read_structured(vocabulary, text, _head_end(task, text))
     if structured is not None:
         found, explanation = structured
-        return _judge(task, found, explanation, fold(text), is_cut=is_cut and found.cut is not None, saw_marker=True)
+        is_cut = is_cut and (found.cut is not None or not found.ends_complete)
+        saw_marker = found.ends_complete
+        return _judge(task, found, explanation, fold(text), is_cut=is_cut, saw_marker=saw_marker)
     text = _without_prompt(task, text)
     folded = fold(text)
     found, explanation, saw_marker = _read_head(task, text, folded)
@@ -201,6 +171,8 @@ def _own_turn(text: str) -> str:
     """The model's own turn: without its thoughts, its leading role tokens and everything after the next one."""
     if "<" in text or "[" in text:
         text = _THOUGHT.sub("", text)
+        text = text[match.end() :] if (match := _THOUGHT_END.match(text)) else text
+        text = text[match.end() :] if (match := _USER_TURN.match(text)) else text
         start = 0
         while (match := _ROLE_TOKEN.match(text, _skip_blank(text, start))) is not None:
             start = match.end()
@@ -254,7 +226,7 @@ def _read_head(task: Task, text: str, folded: str) -> tuple[Findings, str | None
         return found, None, False
     explanation = text[marker.end() :].strip().strip("*").strip()
     if not found.mentions and not found.says_none:
-        fields = list(_ANSWER_FIELD.finditer(folded, marker.end()))
+        fields = list(grammar.ANSWER_FIELD.finditer(folded, marker.end()))
         if fields:  # reasoning first, then `标签：...`
             start = fields[-1].start()
             end_marker = _marker_pattern(task).search(folded, fields[-1].end())
@@ -273,19 +245,19 @@ def _read_head(task: Task, text: str, folded: str) -> tuple[Findings, str | None
 def _is_refused(task: Task, head: str) -> bool:
     """Whether the head says `I cannot`, unless a plain statement of a label stands before that."""
     head = head[:_MAX_SCANNED]
-    inability = _INABILITY.search(head)
+    inability = grammar.INABILITY.search(head)
     if inability is None:
         return False
     first = next(vocabulary_of(task).tokens(head), None)
     if first is None or inability.start() < first.start:
         before = fold(task.answer or "").partition("{labels}")[0].strip()
         return not (before and before in head[inability.end() :])
-    if first.surface in _YES_NO or not re.search(r"[。.!?;\n]", head[first.end : inability.start()]):
+    if first.surface in grammar.YES_NO or not re.search(r"[。.!?;\n]", head[first.end : inability.start()]):
         return True  # No, I cannot answer
     lead = head[: first.start].strip()
     templates = [task.answer, task.none_answer, *(label.answer for label in task.labels)]
     openings = [fold(each).partition("{labels}")[0].strip() for each in templates if each]
-    is_plain = _STATEMENT_LEAD.fullmatch(lead) or any(lead and each.startswith(lead) for each in openings)
+    is_plain = grammar.STATEMENT_LEAD.fullmatch(lead) or any(lead and each.startswith(lead) for each in openings)
     return not is_plain or re.match(r"的?\s*(?:内容|话题|content|topic)", head[first.end :]) is not None
 
 
@@ -294,15 +266,15 @@ def _marker_pattern(task: Task) -> re.Pattern[str]:
     pattern = _MARKER_PATTERNS.get(task.digest)
     if pattern is None:
         own = fold(" ".join([task.prompt, task.answer or "", *(label.answer or "" for label in task.labels)]))
-        anywhere = [*map(fold, task.markers), *(word for word in _MARKER_WORDS["anywhere"] if word not in own)]
-        clause = [word for word in _MARKER_WORDS["clause"] if word not in own]
+        anywhere = [*map(fold, task.markers), *(word for word in grammar.MARKER_WORDS["anywhere"] if word not in own)]
+        clause = [word for word in grammar.MARKER_WORDS["clause"] if word not in own]
         anywhere = sorted({re.escape(word.strip(" :")) for word in anywhere}, key=len, reverse=True)
         clause = sorted(map(re.escape, clause), key=len, reverse=True)
         edge = r"(?:^|(?<=[\s。.;!?,、…)\]】*#_>“”\"'|:(【\[{\-]))"
         colon = r"(?:是|为|如下|在于)?[ \t]{0,4}[】\])*_”’\"]{0,4}[ \t]{0,4}(?:[:=]|\n|—|--?(?=\s))"
         pattern = re.compile(
             rf"(?:(?:判断|分析|具体)?(?:{'|'.join(anywhere)}){colon}|{edge}(?:{'|'.join(anywhere)})(?:是|为|"
-            rf"如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))"
+            rf"如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))|(?<=[。.;!?\n])(?:{'|'.join(anywhere)})\s*\Z"
             rf"|{edge}(?:{'|'.join(clause)}){colon}|{edge}(?:{'|'.join(clause)})[】\]])"
             r"[\s:*_]*"
         )
@@ -345,7 +317,8 @@ def _judge(
     cut = found.cut or ("cut_in_list" if is_cut and not saw_marker and not found.ends_complete else None)
     if _is_echoed(task, len(labels)):
         return end("parse_failed", "label_list_echoed")
-    if found.is_ambiguous or set(labels) & found.denied or (says_none and labels):
+    contradicts = says_none and labels and labels != (task.negative,)  # no risk at all agrees with a low one
+    if found.is_ambiguous or set(labels) & found.denied or contradicts:
         return end("parse_failed", "ambiguous")
     if len(labels) > 1 and task.kind in ("binary", "multiclass"):
         return end("parse_failed", "ambiguous")
@@ -359,7 +332,7 @@ def _judge(
         return end("parse_failed", "out_of_set_label")
     if says_none:
         return end("ok", with_labels=True) if task.none_allowed else end("parse_failed", "no_label")
-    if _REFUSAL.search(folded[:_MAX_SCANNED]):
+    if grammar.REFUSAL.search(folded[:_MAX_SCANNED]):
         return end("refused", "refusal")
     if is_cut and not saw_marker:
         return end("truncated", "cut_before_answer")

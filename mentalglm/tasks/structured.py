@@ -20,7 +20,14 @@ _MAX_VALUE = 20
 _MAX_ITEMS = 64
 """Items of a list that are read; no label set is longer, so a longer list repeats itself."""
 _FENCE = re.compile(r"```[a-z]*")
-_JSON_START = re.compile(r"[{]\s*(?:[\"'“‘]|[\w\u3400-\u9fff/]+\s*[:：]|[}])|[\[]\s*(?:[\"'“‘{\]]|[01]\s*[,\]])")
+_JSON_START = re.compile(
+    r"[{]\s*(?:[\"'“‘]|[\w\u3400-\u9fff/]+\s*[:：]|[}])|"
+    r"[\[]\s*(?:[\"'“‘{]|[01]\s*,|\](?=\s*(?:\Z|[\n。.,，;；`])))"
+)
+"""Not `[ ] name`, a box to be ticked, nor `[1] name`, a number."""
+_JSON_NEXT = re.compile(r"[\s,，;；]*[{\[]")
+_MAX_VALUES = 32
+"""JSON values in a row that are read: one a line, or the answer repeated."""
 _EXPLANATION_KEYS = {
     "理由", "解释", "原因", "分析", "说明", "依据", "推理", "推理过程", "判断依据", "reason", "reasons",
     "reasoning", "explanation", "explanations", "rationale",
@@ -55,11 +62,21 @@ _CHILD_KEYS = (
     "类型",
     "labels",
 )
+_ANSWER_KEY = re.compile(
+    r"(?:^|_)(?<!gold_)(?<!true_)(?:label|answer|class|category|prediction|result)s?(?:_(?:name|zh|en|text))?$|^体现|^存在"
+)
+_DENYING_KEY = re.compile(r"^(?:not|non|negative|absent|excluded?)(?:_|$)|^(?:未|不|非|无|没有|排除|否定)")
+"""A key whose labels do not apply."""
+_OTHER_KEYS = {
+    "post", "text", "content", "quote", "sentence", "question", "input", "帖子", "原文", "内容", "句子", "文本", "问题",
+    "options", "candidates", "选项", "候选", "label_options", "task",
+}  # fmt: skip
 _NEGATION_KEYS = {"negated", "negation", "is_negated", "negative", "否定", "denied"}
 _PRESENCE_KEYS = {
     "present", "presence", "is_present", "exists", "applies", "applicable", "detected", "asserted", "value",
     "存在", "是否存在", "体现", "是否体现", "有无", "值",
 }  # fmt: skip
+_SCORE_KEYS = {"score", "confidence", "得分", "分数", "评分", "置信度"}
 _CHANCE_KEYS = {"probability", "prob", "likelihood", "概率", "可能性"}
 _TRUE = {"1", "1.0", "true", "yes", "是", "有", "存在", "体现", "√", "✓", "✔", "✅", "y"}
 _FALSE = {
@@ -100,24 +117,40 @@ def read_structured(vocabulary: Vocabulary, text: str, head_end: int) -> tuple[F
 
 
 def _read_json(vocabulary: Vocabulary, text: str, head_end: int) -> tuple[Findings, str | None] | None:
+    """The first JSON value that answers, with those that follow it directly."""
     body = _FENCE.sub(lambda fence: " " * len(fence.group()), text)
     start = _JSON_START.search(body)
     if start is None or start.start() >= head_end:
         return None
-    body = body[start.start() :]
-    end, cut_at = _json_extent(body)
-    is_cut = end is None
-    value = _load_json(body[:end] if end is not None else body[:cut_at])
-    if not isinstance(value, dict | list):
+    readers: list[_JsonReader] = []
+    position = start.start()
+    while len(readers) < _MAX_VALUES:
+        rest = body[position:]
+        end, cut_at = _json_extent(rest)
+        if end is None and readers and vocabulary.task.kind in ("binary", "multiclass"):
+            break  # the answer, begun once more
+        value = _load_json(rest[: end or cut_at])
+        if not isinstance(value, dict | list):
+            break
+        reader = _JsonReader(vocabulary)
+        reader.read(value)
+        if end is None:
+            reader.found.cut = "cut_in_json"
+        elif reader.found.is_empty and not reader.saw_answer:
+            break
+        readers.append(reader)
+        following = _JSON_NEXT.match(rest, end) if end is not None else None
+        if following is None:
+            break
+        position += following.end() - 1
+    if not readers:
         return None
-    reader = _JsonReader(vocabulary)
-    reader.read(value)
-    found = reader.found
-    if not is_cut and found.is_empty and not reader.saw_answer:
-        return None
-    if is_cut:
-        found.cut = "cut_in_json"
-    return found, reader.explanation
+    sets = [set(reader.found.asserted) for reader in readers]
+    found = readers[0].found
+    for reader in readers[1:]:
+        found.merge(reader.found)
+    found.is_ambiguous |= max(map(len, sets)) > 1 and any(each != sets[0] for each in sets)
+    return found, next((reader.explanation for reader in readers if reader.explanation), None)
 
 
 def _json_extent(text: str) -> tuple[int | None, int]:
@@ -190,7 +223,7 @@ class _JsonReader:
             self._read_text(joined)
             value = {key: each for key, each in value.items() if _fold_key(key) in _EXPLANATION_KEYS}
             known = True
-        others: list[Any] = []
+        others: list[tuple[str, Any]] = []
         for key, each in value.items():
             name = _fold_key(key)
             entry = self._vocabulary.entry_of(str(key))
@@ -204,18 +237,27 @@ class _JsonReader:
             ):
                 known = True
                 self._read_named(str(key), entry.kind, entry.slug, each, depth)
-            elif name in _ANSWER_KEYS or (entry is not None and entry.kind == "topic"):
+            elif _DENYING_KEY.search(name):
+                known = True
+                self._deny_all(each, depth)
+            elif name in _ANSWER_KEYS or _ANSWER_KEY.search(name) or (entry is not None and entry.kind == "topic"):
                 known = True
                 self.read(each, depth + 1)
             elif _is_flag(each) and (named := self._name_in(str(key))) is not None:
                 known = True
                 self._read_named(named.surface, named.entry.kind, named.entry.slug, each, depth)
-            else:
-                others.append(each)
+            elif name not in _OTHER_KEYS:
+                others.append((name, each))
         if not known:  # {"result of the analysis": "..."}, {"data": {...}}
-            nested = [each for each in others if isinstance(each, dict | list)]
-            for each in nested or (others if len(others) == 1 else []):
+            nested = [each for _, each in others if isinstance(each, dict | list)]
+            for each in nested:
                 self.read(each, depth + 1)
+            if not nested and len(others) == 1:
+                name, each = others[0]
+                if isinstance(each, str) and len(each) <= _MAX_VALUE:
+                    self._read_text(f"{name.replace('_', ' ')}: {each}")  # of a grade, the key says what it grades
+                else:
+                    self.read(each, depth + 1)
 
     def _name_in(self, key: str) -> Token | None:
         """The only label that a longer key names (is_high_risk)."""
@@ -249,6 +291,12 @@ class _JsonReader:
         self.explanation = self.explanation or inner.explanation
         return True
 
+    def _deny_all(self, value: Any, depth: int) -> None:
+        """{"absent": [...]}: what the value names is denied."""
+        inner = _JsonReader(self._vocabulary)
+        inner.read(value, depth + 1)
+        self.found.denied |= {*inner.found.asserted, *inner.found.parents}
+
     def _is_code_map(self, value: dict[Any, Any]) -> bool:
         """Whether the keys are codes (A, B5) rather than the letters of an option list."""
         entries = [self._vocabulary.entry_of(str(key)) for key in value if _fold_key(key) not in _EXPLANATION_KEYS]
@@ -268,9 +316,22 @@ class _JsonReader:
     def _read_named(self, key: str, kind: str, slug: str, value: Any, depth: int) -> None:
         """A label as key: 0 and 1, 否 and 是, the sentence that shows it; a parent as key: its children."""
         self.saw_answer = True
+        if isinstance(value, dict) and value:
+            keys = {_fold_key(name): each for name, each in value.items()}
+            inside = next((keys[name] for name in _CHILD_KEYS if name in keys), None) if kind == "parent" else None
+            applies = next((keys[name] for name in keys if name in _PRESENCE_KEYS and _is_flag(keys[name])), None)
+            scores = [keys[name] for name in (_CHANCE_KEYS | _SCORE_KEYS) & keys.keys()]
+            if any(_is_low(each) or (isinstance(each, float) and each < 1) for each in scores):
+                self.found.is_ambiguous = True
+                return
+            if inside is not None or applies is not None:  # {"读心术": {"present": false, "evidence": ""}}
+                value = inside if inside is not None else applies
         folded = fold(str(value)).strip() if isinstance(value, str | int | float | bool) or value is None else ""
         if value in ([], {}) or value is None or (folded in _FALSE and not isinstance(value, list | dict)):
-            if kind != "foreign":
+            opposite = self._vocabulary.opposite.get(slug)
+            if opposite is not None and len(_fold_key(key)) > len(slug):  # {"suffers_from_depression": false}
+                self.found.assert_label(opposite)
+            elif kind != "foreign":
                 self.found.denied.add(slug)
         elif isinstance(value, float) and value not in (0.0, 1.0):
             self.found.is_ambiguous = True  # a probability: where to cut is not ours to say
@@ -351,9 +412,12 @@ def _is_flag(value: Any) -> bool:
 
 def _read_table(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None] | None:
     """Markdown tables: one column for each label, or one row for each."""
+    text = text[:_MAX_READ]
     if text.count("|") < 2 and "\t" not in text:
-        return None
-    rows = list(_rows(text[:_MAX_READ]))
+        if "\n" not in text or _BITS.search(text) is None:
+            return None
+        text = re.sub("[,，]", "|", text)  # CSV
+    rows = list(_rows(text))
     labels = dict.fromkeys(vocabulary.task.answerable, True)
     for index, row in enumerate(rows):
         columns = [_slug_of(vocabulary, cell, labels) for cell in row]
@@ -361,6 +425,9 @@ def _read_table(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None
         if num_named < min(3, len(labels)) or num_named < len(columns) - 2:
             continue
         return _read_columns(vocabulary, columns, rows[index + 1 :]), None
+    parents = _read_parents(vocabulary, rows)
+    if parents is not None:
+        return parents
     num_labels = len(labels)
     for row in rows:  # the header is missing
         if len(row) in (num_labels, num_labels + 1) and all(cell in ("0", "1") for cell in row[-num_labels:]):
@@ -416,6 +483,21 @@ def _read_columns(vocabulary: Vocabulary, columns: list[str | None], rows: list[
     return found
 
 
+def _read_parents(vocabulary: Vocabulary, rows: list[list[str]]) -> tuple[Findings, str | None] | None:
+    """A column for each parent, with its children or 无 below."""
+    for header, *below in (rows[index:] for index in range(len(rows) - 1)):
+        entries = [vocabulary.entry_of(cell) for cell in header]
+        if len(header) < 2 or not all(entry is not None and entry.kind == "parent" for entry in entries):
+            continue
+        reader = _JsonReader(vocabulary)
+        for row in below:
+            reader.read(dict(zip(header, row, strict=False)))
+        if len(below[-1]) < len(header):
+            reader.found.cut = "cut_in_table"
+        return reader.found, None
+    return None
+
+
 def _read_label_rows(
     vocabulary: Vocabulary, rows: list[list[str]], labels: dict[str, bool]
 ) -> tuple[Findings, str | None] | None:
@@ -424,6 +506,8 @@ def _read_label_rows(
     for row in rows:
         slugs = [slug for cell in row if (slug := _slug_of(vocabulary, cell, labels))]
         rest = [cell for cell in row if _slug_of(vocabulary, cell, labels) is None]
+        if len(slugs) == 1 and len(row) < 2 and row is rows[-1] and named:
+            found.cut = "cut_in_table"
         if len(slugs) != 1 or len(row) < 2:
             continue
         named += 1
@@ -442,10 +526,11 @@ _BITS = re.compile(r"(?<![\d.,/])[01](?:[\s,，、;；|/]{1,3}[01])+(?![\d./%])|
 
 def _read_vector(vocabulary: Vocabulary, text: str) -> tuple[Findings, str | None] | None:
     """0/1 vectors with exactly one value for each label."""
-    runs = [match.group() for match in _BITS.finditer(text[:2000])]
+    text = fold(text[:2000])
+    runs = [match.group() for match in _BITS.finditer(text)]
     if not runs:
         return None
-    rest = _BITS.sub("", fold(text[:2000]))
+    rest = _BITS.sub("", text)
     if len(re.sub(r"[\W_]", "", rest)) > 12:
         return None  # digits inside prose
     found = Findings()

@@ -51,6 +51,9 @@ class Vocabulary:
         for name in task.foreign:
             self._add(name, Entry("foreign", "", strict=_is_everyday(name)))
         self._pattern = _compile(self._entries)
+        is_yes_no = {label.slug for label in task.labels} == {"yes", "no"}
+        self.opposite: dict[Slug, Slug] = {"yes": "no"} if is_yes_no else {}
+        """Yes/no tasks: denying the statement is the answer no. No other label is ever the denial of one."""
         names = [fold(name) for label in task.labels for name in (label.zh, label.en)]
         self._prefixes = {name[:end] for name in names for end in range(1, len(name))}
 
@@ -85,6 +88,9 @@ class Vocabulary:
             for name in names:
                 strict = _is_everyday(name) or _key(fold(name)) in everyday
                 self._add(name, Entry(kind, label.slug, strict, narrower))
+                for topic in task.topics:  # 高度自杀风险, 高度的自杀风险
+                    if name.endswith(topic) and not name.isascii() and not name.removesuffix(topic).endswith("的"):
+                        self._add(f"{name.removesuffix(topic)}的{topic}", Entry(kind, label.slug, strict, narrower))
         self._add(label.slug, Entry(kind, label.slug, strict=_is_everyday(label.slug)))
         self._add(label.slug.replace("_", " "), Entry(kind, label.slug, strict=_is_everyday(label.slug)))
         if label.code is not None:

@@ -1,6 +1,7 @@
 """Reading answers: known cases, hand-written ones, and properties that hold for any text."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -88,7 +89,8 @@ _PIECES = [
     "高自杀风险", "低", "读心术", "放大", "认知歪曲", "妄下结论", "情感", "没有", "不是", "而是", "理由：",
     "##", "、", ", ", "。", "\n", "{", "}", '"labels": [',
     "]", '"', "“", "”", "|", "0", "1", "<|user|>", "<think>", "A.", "B5", "not ", "- ", "**", "：", "？",
-    "（", "）", "抱歉", "\u200b", "\ud800", "\ue000", "无",
+    "（", "）", "☐", "[ ]", "[x]", "是否", "中", "偏", "a ", "</think>", "[/INST]", "\t",
+    "抱歉", "\u200b", "\ud800", "\ue000", "无",
 ]  # fmt: skip
 
 
@@ -128,7 +130,7 @@ def test_width_script_blanks_and_invisible_characters_do_not_matter(
 def test_the_explanation_never_changes_labels(rendered: tuple[Task, tuple[str, ...], str], explanation: str) -> None:
     task, labels, head = rendered
     for marker in ("理由：", "\n解释:", "Reasoning: "):
-        answer = parse_answer(task, head.replace("这篇", "该") + marker + explanation.replace("{", "").replace("|", ""))
+        answer = parse_answer(task, head.replace("这篇", "该") + marker + re.sub(r"[{|]|</think>", "", explanation))
         assert (answer.status, answer.labels) == ("ok", labels)
 
 
@@ -176,14 +178,25 @@ def test_the_two_names_of_a_label_lead_to_it_alone() -> None:
         "**",
         "# ",
         " ",
+        "（",
+        "☐放大",
+        "放大:\n",
+        "[INST]",
+        "</think>",
+        '{"label": "放大"}',
+        "高",
+        "是否",
+        "不",
+        "I do not think that",
     ],
 )
 def test_long_junk_is_read_in_linear_time(junk: str) -> None:
-    task = load_task("cognitive_distortion")
-    parse_answer(task, "x")
-    started = time.process_time()
-    parse_answer(task, "x" + junk * (100_000 // len(junk)) + "x")
-    assert time.process_time() - started < 1.0  # about 0.1 s; quadratic steps took minutes
+    for name in ("suicide_risk", "cognitive_distortion", "imhi_dr_zh"):
+        task = load_task(name)
+        parse_answer(task, "x")
+        started = time.process_time()
+        parse_answer(task, "x" + junk * (100_000 // len(junk)) + "x")
+        assert time.process_time() - started < 1.0  # about 0.1 s; quadratic steps took minutes
 
 
 def test_parse_row_names_labels_in_chinese() -> None:
