@@ -26,6 +26,8 @@ JOBS: dict[str, type[BaseModel]] = {"score": ScoreConfig, "bench": BenchConfig}
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: a.b=value.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN_URI", help="The output.uri of a score job.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; score nothing.")]
 
 
@@ -46,6 +48,52 @@ def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption 
     except KeyboardInterrupt:
         again = ["mentalglm", "score", str(config), *(part for each in set_ or [] for part in ("--set", each))]
         raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {shlex.join(again)}") from None
+
+
+@app.command()
+def retry(
+    run_uri: RunArgument,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", help="Only rows with this status; may be given several times.")
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Score the failed rows of a finished run again, and only they. The same command resumes an interrupted retry."""
+    from mentalglm.scoring.pipeline import retry as retry_rows
+
+    try:
+        print(retry_rows(run_uri, status or [], set_ or []).describe())
+    except KeyboardInterrupt:
+        options = [("--status", each) for each in status or []] + [("--set", each) for each in set_ or []]
+        again = ["mentalglm", "retry", run_uri, *(part for each in options for part in each)]
+        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {shlex.join(again)}") from None
+
+
+@app.command()
+def status(run_uri: RunArgument, json_: JsonOption = False) -> None:
+    """How far a run is, at what rate, what failed; from any machine that can read its folder."""
+    from mentalglm.scoring.status import print_status, read_status
+
+    found = read_status(run_uri)
+    if json_:
+        print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
+    else:
+        print_status(found)
+
+
+@app.command()
+def gc(
+    run_uri: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+) -> None:
+    """Delete what dead attempts have left in a run's folder. Results are not touched."""
+    from mentalglm.scoring.gc import collect
+
+    found = collect(run_uri, dry_run=dry_run)
+    for each in found:
+        print(f"{each.kind}\t{each.num_bytes}\t{each.path}")
+    verb = "would be deleted" if dry_run else "deleted"
+    print(f"{len(found)} objects, {sum(each.num_bytes for each in found)} bytes {verb}", file=sys.stderr)
 
 
 @app.command()

@@ -38,6 +38,18 @@ class InterruptedRunError(UserError):
     exit_code = 75
 
 
+class StorageError(InterruptedRunError):
+    """A disk or an object store failed and further attempts did not help; the message says what to see to."""
+
+
+class UnusableStorageError(StorageError, OSError):
+    """The place itself cannot be used: no such bucket, no permission, not a folder.
+
+    Also an OSError, so that the start of a run, where the address is a setting that can be wrong, tells it from a
+    storage that fails for now; in the middle of a run both interrupt it.
+    """
+
+
 class InternalError(UserError):
     """A defect of ours where posts are handled. Its own message is withheld, since it may quote a post."""
 

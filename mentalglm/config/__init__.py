@@ -13,6 +13,7 @@ from mentalglm.config.score import (
     ScoreConfig,
     VllmEngineConfig,
 )
+from mentalglm.config.storage import S3Config
 
 __all__ = [
     "BenchConfig",
@@ -23,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "OpenAIEngineConfig",
     "OutputConfig",
+    "S3Config",
     "ScoreConfig",
     "VllmEngineConfig",
     "load_config",

@@ -95,7 +95,8 @@ def validate(model: type[ModelT], data: Any, name: str) -> ModelT:
         elif first["type"] == "missing":
             shown = ""
         else:
-            secret = first["loc"][-1:] == ("base_url",)
+            # An address may hold a key, in its query or before its host.
+            secret = first["loc"][-1:] == ("base_url",) or "@" in str(first["input"])
             shown = "" if secret else f" = {_shorten(first['input'])}"
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(f"{name}: {key}{shown}: {message}{more}") from None

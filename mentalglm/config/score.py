@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
+from mentalglm.config.storage import S3Config, StorageAddress
 
 # Arguments of vLLM's engine that the config has under its own names, or that are not the user's to set.
 _OUR_ENGINE_ARGUMENTS = frozenset(
@@ -20,7 +21,7 @@ _OUR_ENGINE_ARGUMENTS = frozenset(
 class InputConfig(ConfigModel):
     """Where the posts are and which columns to read."""
 
-    uri: str = Field(min_length=1)
+    uri: StorageAddress
     """File, folder, glob or s3:// address of Parquet, JSONL or CSV."""
     format: Literal["auto", "parquet", "jsonl", "csv"] = "auto"
     """`auto` goes by the file name."""
@@ -47,10 +48,12 @@ class InputConfig(ConfigModel):
 class OutputConfig(ConfigModel):
     """Where the scored Parquet goes."""
 
-    uri: str = Field(min_length=1)
+    uri: StorageAddress
     """Folder or s3:// address of this run; one run, one folder."""
     partition_by: list[str] = []
-    """Not available yet: must be empty."""
+    """Kept columns (text, whole numbers, dates, booleans) that become folders: data/task=<task>/<column>=<value>/."""
+    target_file_mb: float = Field(default=256, gt=0, le=4096)
+    """Size of a data file, in MB, before it is split by `partition_by`; smaller ones where a run stops or ends."""
     keep_text: bool = False
     """Copy the post text into the output. Off by default, since the output is shared more widely than the crawl."""
 
@@ -61,15 +64,6 @@ class OutputConfig(ConfigModel):
         path = rest if separator else value
         if not path.strip("/ ") or (separator and scheme == "file" and not rest.startswith("/")):
             raise ValueError("names no folder; write a path, file:///path or s3://bucket/path")
-        return value
-
-    @field_validator("partition_by")
-    @classmethod
-    def _not_yet(cls, value: list[str]) -> list[str]:
-        if value:
-            raise ValueError(
-                "partitioning by columns is not available yet; leave it out (data/ is partitioned by task)"
-            )
         return value
 
 
@@ -114,7 +108,10 @@ class VllmEngineConfig(ConfigModel):
     """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, if the model allows it."""
     dtype: str = "auto"
     row_timeout_s: float = Field(default=600, gt=0)
-    """A row without an answer after this long becomes `engine_error`."""
+    """A row without an answer after this long becomes `engine_error`. An engine in which no row at all finishes for
+    this long hangs, and is replaced."""
+    max_restarts: int = Field(default=20, ge=0)
+    """How often an engine that died or hangs is replaced before the run stops (exit code 75)."""
     engine_args: dict[str, Any] = {}
     """More arguments of vLLM's `AsyncEngineArgs`, passed as they are."""
 
@@ -198,6 +195,8 @@ class ScoreConfig(ConfigModel):
     """Rows of a shard: the unit of work and of commit."""
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     """The run ends with exit code 4 when a larger share of the predictions has failed."""
+    s3: S3Config = S3Config()
+    """How s3:// addresses are reached. Changes no number, so a run may go on with other settings."""
 
     @model_validator(mode="after")
     def _apart(self) -> "ScoreConfig":
@@ -207,6 +206,16 @@ class ScoreConfig(ConfigModel):
                 f"output.uri {self.output.uri!r} lies inside input.uri {self.input.uri!r}, or the other way round: the "
                 "results would be read as posts; name a folder beside it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _partitions_are_kept(self) -> "ScoreConfig":
+        for column in self.output.partition_by:
+            if column not in self.input.keep_columns or self.output.partition_by.count(column) > 1:
+                raise ValueError(
+                    f"output.partition_by names {column!r}, which input.keep_columns does not name, or names it twice; "
+                    "add it there"
+                )
         return self
 
     @field_validator("engine", mode="before")

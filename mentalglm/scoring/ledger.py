@@ -1,38 +1,55 @@
 """What is done of a run, kept in its own folder: any process, on any machine, can go on from it.
 
 A shard's results go to keys that its number alone decides, each written by whoever comes first; the commit record is
-written last. A shard without a record is scored again, and what a dead attempt had written stands. Nothing is renamed
-and no order of a listing matters.
+written last. A shard without a record is scored again, and what a dead attempt had written stands. Committed shards
+are then written to `data/` in parts (parts.py), each row in one part. Nothing is renamed and no order of a listing
+matters.
 
-    data/task=<task>/shard-<number>.parquet    errors/shard-<number>.parquet
-    _run/run.json    _run/plan-<digest>.parquet    _run/commits/<number>.json
-    manifest.json    README.md    _SUCCESS         (in this order, when all shards are committed)
+    _run/run.json    _run/plan-<digest>.parquet    _run/leases/<epoch>.json
+    _run/shards/task=<task>/<number>.parquet    _run/shards/errors/<number>.parquet    _run/commits/<number>.json
+    _run/parts/<number>.json    data/task=<task>/part-<number>.parquet    errors/part-<number>.parquet
+    manifest.json    README.md    _SUCCESS         (in this order, when all is in parts)
+    _run/retries/<round>.json   _run/retries/<round>/{shards,commits}/...   _run/retries/<round>.done.json   (retry.py)
 """
 
 import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
 from mentalglm.corpus import CorpusPlan
-from mentalglm.errors import ConfigError, InputError
+from mentalglm.errors import ConfigError, InputError, InternalError
 from mentalglm.scoring.predictions import (
     ERROR_SCHEMA,
     INPUT_STATUSES,
     Outcome,
+    add_hashes,
     count_labels,
     count_statuses,
     error_rows,
+    failed_rows,
+    hash_ids,
     to_parquet,
 )
+
+
+class StagedFile(BaseModel):
+    """A file of one shard, on its way to `data/` or `errors/`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_rows: int
+    num_bytes: int
+    sha256: str
 
 
 class ShardCommit(BaseModel):
@@ -47,8 +64,12 @@ class ShardCommit(BaseModel):
     """task -> status -> number of predictions."""
     labels: dict[str, dict[str, int]]
     """task -> label -> number of predictions with it."""
-    files: dict[str, str]
-    """Path below the run -> sha256 of the content."""
+    files: dict[str, StagedFile]
+    """`task=<task>` or `errors` -> its file of this shard."""
+    id_hash: str
+    """`hash_ids` of the ids of its rows: each task has one row for each."""
+    failed: dict[str, dict[str, list[int]]] = {}
+    """task -> status other than ok -> rows of the shard, from 0."""
     engine: dict[str, str]
     """What answered: engine, version, model, device."""
     num_prompt_tokens: int
@@ -63,18 +84,63 @@ class ShardCommit(BaseModel):
         """Rows of the output."""
         return sum(sum(counts.values()) for counts in self.statuses.values())
 
+    def rows_with(self, statuses: frozenset[str]) -> dict[str, dict[int, str]]:
+        """task -> row of the shard, in order -> its status, for the failed rows with one of `statuses`."""
+        return {
+            task: dict(sorted((row, status) for status in statuses & by_status.keys() for row in by_status[status]))
+            for task, by_status in self.failed.items()
+            if statuses & by_status.keys()
+        }
+
+    def after_retry(self, statuses: frozenset[str], retried: "ShardCommit") -> "ShardCommit":
+        """The shard once its rows with one of `statuses` are those of `retried`, which holds them alone, in order.
+
+        Tokens are those of all answers, also of the replaced ones: they were paid for.
+        """
+        if retried.quarantined is not None:  # could not be read this time: what is known stands
+            return self
+        counts = {task: Counter(each) for task, each in self.statuses.items()}
+        labels = {task: Counter(each) for task, each in self.labels.items()}
+        failed = {
+            task: {status: list(rows) for status, rows in by_status.items()} for task, by_status in self.failed.items()
+        }
+        for task, rows in self.rows_with(statuses).items():
+            counts[task] += Counter(retried.statuses[task])
+            counts[task] -= Counter(rows.values())
+            labels[task] += Counter(retried.labels[task])
+            for status in statuses & failed[task].keys():
+                del failed[task][status]
+            numbers = list(rows)
+            for status, positions in retried.failed[task].items():
+                failed[task][status] = sorted([*failed[task].get(status, []), *(numbers[each] for each in positions)])
+        return self.model_copy(
+            update={
+                "statuses": {task: dict(each) for task, each in counts.items()},
+                "labels": {task: dict(each) for task, each in labels.items()},
+                "failed": failed,
+                "num_prompt_tokens": self.num_prompt_tokens + retried.num_prompt_tokens,
+                "num_output_tokens": self.num_output_tokens + retried.num_output_tokens,
+                "seconds": self.seconds + retried.seconds,
+            }
+        )
+
 
 class Ledger:
-    """The run in the folder `uri`."""
+    """The run in the folder `uri`. `check_fence` is called before each commit and raises where the run is another's.
 
-    def __init__(self, uri: str) -> None:
+    `folder`: where below `uri` the shards of this ledger are committed; that of a retry has its own.
+    """
+
+    def __init__(self, uri: str, check_fence: Callable[[], None] = lambda: None, folder: str = "_run") -> None:
         self.uri = uri.rstrip("/")
-        self._staging = storage.join(self.uri, "_run", "tmp")
+        self.folder = folder
+        self.check_fence = check_fence
+        self.staging = storage.join(self.uri, "_run", "tmp")
         self._record: dict[str, Any] | None = None
 
     def is_complete(self) -> bool:
         """Whether `_SUCCESS` is there."""
-        return storage.exists(self._path("_SUCCESS"))
+        return storage.exists(self.path("_SUCCESS"))
 
     def read_fingerprint(self) -> dict[str, Any] | None:
         """What defines the numbers of the run, or None where there is no run yet.
@@ -82,9 +148,9 @@ class Ledger:
         Raises: ConfigError when the folder holds something else, or cannot be used.
         """
         try:
-            data = storage.read_bytes(self._path("_run", "run.json"))
+            data = storage.read_bytes(self.path("_run", "run.json"))
             if data is None:
-                if self.is_complete() or any(storage.has_files(self._path(name)) for name in ("data", "errors")):
+                if self.is_complete() or any(storage.has_files(self.path(name)) for name in ("data", "errors")):
                     raise ConfigError(
                         f"output.uri = {self.uri}: holds results that belong to no run (was _run/ deleted?); "
                         "name an empty folder, or delete the whole folder"
@@ -96,7 +162,25 @@ class Ledger:
         fingerprint: dict[str, Any] = self._record["fingerprint"]
         return fingerprint
 
-    def create(self, fingerprint: Mapping[str, Any], plan: CorpusPlan) -> bool:
+    def run_id(self) -> str:
+        """Short name of everything that defines the run's numbers."""
+        if self._record is None:
+            self.read_fingerprint()
+        assert self._record is not None, "there is a run"
+        return str(self._record["run_id"])
+
+    def plan_name(self) -> str:
+        """Name of the plan's file in `_run/`."""
+        self.run_id()
+        assert self._record is not None
+        return str(self._record["plan"])
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The config that the run was begun with, or None where there is no run, or one of a version without it."""
+        self.read_fingerprint()
+        return None if self._record is None else self._record.get("config")
+
+    def create(self, fingerprint: Mapping[str, Any], plan: CorpusPlan, config: Mapping[str, Any] | None = None) -> bool:
         """Lays down the plan, then the record that names it: from then on the run exists.
 
         False where another process was first: its run stands. Raises: ConfigError when the folder cannot be written.
@@ -104,11 +188,12 @@ class Ledger:
         sink = io.BytesIO()
         pq.write_table(plan.to_table(), sink, compression="zstd")
         name = f"plan-{hashlib.sha256(sink.getvalue()).hexdigest()[:16]}.parquet"
-        record = {"run_id": run_id(fingerprint), "plan": name, "fingerprint": dict(fingerprint)}
+        record = {"run_id": _run_id(fingerprint), "plan": name, "fingerprint": dict(fingerprint)}
+        record |= {"config": dict(config)} if config is not None else {}
         try:
-            storage.put(self._path("_run", name), sink.getvalue())
-            path = self._path("_run", "run.json")
-            if not storage.put_if_absent(path, _json_bytes(record), self._staging):
+            storage.put(self.path("_run", name), sink.getvalue())
+            path = self.path("_run", "run.json")
+            if not storage.put_if_absent(path, _json_bytes(record), self.staging):
                 return False
         except OSError as error:
             raise self._unusable(error) from None
@@ -120,17 +205,22 @@ class Ledger:
         if self._record is None:
             self.read_fingerprint()
         assert self._record is not None, "a run has a record before it has workers"
-        data = storage.read_bytes(self._path("_run", self._record["plan"]))
+        data = storage.read_bytes(self.path("_run", self._record["plan"]))
         if data is None:
             raise InputError(f"{self.uri}: _run/{self._record['plan']} is missing; the run is damaged, begin a new one")
         return CorpusPlan.from_table(pq.read_table(pa.BufferReader(data)))
 
     def read_commits(self) -> list[ShardCommit]:
         """Every committed shard, by number. Costs one small read for each."""
-        names = [name for name in storage.list_names(self._path("_run", "commits")) if name.endswith(".json")]
+        names = [name for name in storage.list_names(self.path(self.folder, "commits")) if name.endswith(".json")]
         with ThreadPoolExecutor(32) as pool:
-            records = pool.map(lambda name: storage.read_bytes(self._path("_run", "commits", name)), names)
+            records = pool.map(lambda name: storage.read_bytes(self.path(self.folder, "commits", name)), names)
             return [ShardCommit.model_validate_json(record) for record in records if record is not None]
+
+    def read_commit(self, shard: int) -> ShardCommit | None:
+        """The record of a shard, if it is committed."""
+        record = storage.read_bytes(self._commit_path(shard))
+        return None if record is None else ShardCommit.model_validate_json(record)
 
     def commit(
         self,
@@ -142,37 +232,50 @@ class Ledger:
         engine: dict[str, str],
         seconds: float,
     ) -> ShardCommit:
-        """Writes the predictions of a shard, its failed rows and its record, and returns the record that stands."""
-        name = f"shard-{shard:08d}.parquet"
-        files: dict[str, str] = {}
+        """Writes the predictions of a shard, its failed rows and its record, and returns the record that stands.
+
+        `tables`: task -> predictions, those of all tasks for the same rows; in a retry each task has rows of its own.
+        """
+        files: dict[str, StagedFile] = {}
         statuses: dict[str, dict[str, int]] = {}
         labels: dict[str, dict[str, int]] = {}
-        failed: list[dict[str, Any]] = []
+        failed: dict[str, dict[str, list[int]]] = {}
+        errors: list[dict[str, Any]] = []
+        num_tokens = {"num_prompt_tokens": 0, "num_output_tokens": 0}
         for task, table in tables.items():
-            winner = self._put_table(("data", f"task={task}", name), table, {**provenance, "task": task}, files)
+            files[f"task={task}"], standing = self._stage(f"task={task}", shard, table, {**provenance, "task": task})
+            id_hash = hash_ids(table.column("post_id"))
+            if standing is not table and hash_ids(standing.column("post_id")) != id_hash:
+                raise InternalError(
+                    f"{self.uri}: shard {shard} of task {task} was written with other post ids than the input has now; "
+                    "begin a new run in another folder, and please report it"
+                )
             # Where an earlier attempt was first, its rows are the ones that stand.
-            standing = winner.column("status").to_pylist()
             reasons = [
                 outcome.reason if outcome.status == status else None
-                for outcome, status in zip(outcomes[task], standing, strict=True)
+                for outcome, status in zip(outcomes[task], standing.column("status").to_pylist(), strict=True)
             ]
-            statuses[task] = count_statuses(winner)
-            labels[task] = count_labels(winner)
-            failed += error_rows(task, winner, reasons)
-        if failed:
-            self._put_table(("errors", name), pa.Table.from_pylist(failed, ERROR_SCHEMA), provenance, files)
-        every = [outcome for each in outcomes.values() for outcome in each]
+            statuses[task] = count_statuses(standing)
+            labels[task] = count_labels(standing)
+            failed[task] = failed_rows(standing)
+            errors += error_rows(task, standing, reasons)
+            for name in num_tokens:
+                num_tokens[name] += pc.sum(standing.column(name)).as_py() or 0
+        if errors:
+            files["errors"], _ = self._stage("errors", shard, pa.Table.from_pylist(errors, ERROR_SCHEMA), provenance)
         return self._put_commit(
             ShardCommit(
                 shard=shard,
                 num_rows=next(iter(tables.values())).num_rows,
                 statuses=statuses,
                 labels=labels,
+                failed=failed,
                 files=files,
+                id_hash=id_hash,
                 engine=engine,
-                num_prompt_tokens=sum(outcome.num_prompt_tokens or 0 for outcome in every),
-                num_output_tokens=sum(outcome.num_output_tokens or 0 for outcome in every),
                 seconds=seconds,
+                num_prompt_tokens=num_tokens["num_prompt_tokens"],
+                num_output_tokens=num_tokens["num_output_tokens"],
             )
         )
 
@@ -185,6 +288,7 @@ class Ledger:
                 statuses={},
                 labels={},
                 files={},
+                id_hash=hash_ids([]),
                 engine={},
                 num_prompt_tokens=0,
                 num_output_tokens=0,
@@ -196,36 +300,51 @@ class Ledger:
 
     def publish(self, manifest: Mapping[str, Any], readme: str) -> None:
         """Ends the run: manifest, README, and last `_SUCCESS`."""
+        self.check_fence()
         self._put_json(("manifest.json",), manifest)
-        storage.put(self._path("README.md"), readme.encode())
-        storage.put(self._path("_SUCCESS"), b"")
+        storage.put(self.path("README.md"), readme.encode())
+        storage.put(self.path("_SUCCESS"), b"")
+
+    def staged_path(self, kind: str, shard: int) -> str:
+        """Where a shard's file lies until its part is written. `kind`: `task=<task>` or `errors`."""
+        return self.path(self.folder, "shards", kind, f"{shard:08d}.parquet")
+
+    def scratch_folder(self) -> str | None:
+        """A local folder for big files on their way into the run: on its disk; None, the system's, for S3."""
+        if storage.is_s3(self.uri):
+            return None
+        folder = storage.local_path(self.staging)
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
 
     def _put_commit(self, commit: ShardCommit) -> ShardCommit:
-        path = self._path("_run", "commits", f"{commit.shard:08d}.json")
-        if storage.put_if_absent(path, commit.model_dump_json().encode(), self._staging):
+        path = self._commit_path(commit.shard)
+        self.check_fence()
+        if storage.put_if_absent(path, commit.model_dump_json().encode(), self.staging):
             return commit
-        standing = storage.read_bytes(path)
+        standing = self.read_commit(commit.shard)
         assert standing is not None
-        return ShardCommit.model_validate_json(standing)
+        return standing
 
-    def _put_table(
-        self, parts: tuple[str, ...], table: pa.Table, provenance: dict[str, Any], files: dict[str, str]
-    ) -> pa.Table:
-        """Writes the table unless there is one; returns the one that stands and notes its digest in `files`."""
+    def _commit_path(self, shard: int) -> str:
+        return self.path(self.folder, "commits", f"{shard:08d}.json")
+
+    def _stage(self, kind: str, shard: int, table: pa.Table, provenance: dict[str, Any]) -> tuple[StagedFile, pa.Table]:
+        """Writes the table unless there is one; returns the one that stands."""
         data = to_parquet(table, provenance)
-        path = self._path(*parts)
-        if not storage.put_if_absent(path, data, self._staging):
+        path = self.staged_path(kind, shard)
+        if not storage.put_if_absent(path, data, self.staging):
             standing = storage.read_bytes(path)
             assert standing is not None
             data, table = standing, pq.ParquetFile(pa.BufferReader(standing)).read()
             footer = json.loads((table.schema.metadata or {}).get(b"mentalglm", b"{}"))
             if footer.get("run_id") != provenance.get("run_id"):
-                raise ConfigError(f"output.uri = {self.uri}: {'/'.join(parts)} is of another run; name an empty folder")
-        files["/".join(parts)] = hashlib.sha256(data).hexdigest()
-        return table
+                raise ConfigError(f"output.uri = {self.uri}: {path} is of another run; name an empty folder")
+        digest = hashlib.sha256(data).hexdigest()
+        return StagedFile(num_rows=table.num_rows, num_bytes=len(data), sha256=digest), table
 
     def _put_json(self, parts: tuple[str, ...], value: Mapping[str, Any]) -> None:
-        storage.put(self._path(*parts), _json_bytes(value))
+        storage.put(self.path(*parts), _json_bytes(value))
 
     def _unusable(self, error: OSError) -> ConfigError:
         return ConfigError(
@@ -233,12 +352,12 @@ class Ledger:
             "name a folder that this user, on every node, may write"
         )
 
-    def _path(self, *parts: str) -> str:
+    def path(self, *parts: str) -> str:
+        """The URI of something below the run's folder."""
         return storage.join(self.uri, *parts)
 
 
-def run_id(fingerprint: Mapping[str, Any]) -> str:
-    """Short name of everything that defines a run's numbers."""
+def _run_id(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
@@ -259,6 +378,8 @@ class Totals:
         """What answered; more than one entry where machines differ."""
         self.quarantined: list[ShardCommit] = []
         """The shards that could not be read."""
+        self.id_hash = hash_ids([])
+        """`hash_ids` of all rows."""
         self.num_prompt_tokens = 0
         self.num_output_tokens = 0
         for commit in commits:
@@ -273,6 +394,7 @@ class Totals:
             self.engines.append(commit.engine)
         if commit.quarantined is not None:
             self.quarantined.append(commit)
+        self.id_hash = add_hashes([self.id_hash, commit.id_hash])
         self.num_prompt_tokens += commit.num_prompt_tokens
         self.num_output_tokens += commit.num_output_tokens
         for task, counts in commit.statuses.items():

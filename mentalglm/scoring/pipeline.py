@@ -1,28 +1,41 @@
 """The score job: posts in, scored Parquet out."""
 
-import json
 import math
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from mentalglm import errors, manifest
-from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
+from mentalglm import errors, manifest, storage
+from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
+from mentalglm.config.base import _apply_override as apply_override
 from mentalglm.corpus import CorpusPlan, check_unchanged, plan_corpus
 from mentalglm.engine.model import ResolvedModel, resolve_model
-from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError, UserError
-from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals, run_id
+from mentalglm.errors import (
+    ConfigError,
+    ErrorBudgetExceededError,
+    InputError,
+    InternalError,
+    InterruptedRunError,
+    UserError,
+)
+from mentalglm.scoring.lease import Lease
+from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
+from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.progress import RunProgress
-from mentalglm.scoring.worker import RunBoard, RunSpec, ShardScorer
-from mentalglm.tasks import PARSER_VERSION, Task, load_task
+from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_commits, open_round
+from mentalglm.scoring.worker import News, RunBoard, RunSpec, ShardScorer, unreadable_now
+from mentalglm.tasks import PARSER_VERSION, Task, builtin_tasks, load_task
 
-_POLL_INTERVAL_S = 0.5
+_POLL_INTERVAL_S = 0.25
+_BOARD_TIMEOUT_S = 120
 
 # vLLM arguments that decide how fast and where, not what: they may change on resume.
 _RESOURCE_ARGUMENTS = frozenset(
@@ -51,26 +64,17 @@ def score(config: ScoreConfig) -> RunSummary:
     engine dies. What is committed by then is kept.
     """
     started = time.monotonic()
+    storage.configure(config.s3)
     tasks = _load_tasks(config)
     model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
     ledger = Ledger(config.output.uri)
     plan = _open_run(ledger, config, tasks, model)
-    totals = Totals(commits := ledger.read_commits())
-    pending = _pending_shards(plan, commits)
-    complete = not pending and ledger.is_complete()
-    if not complete:
-        footer = _footer(config, tasks, model, run_id(ledger.read_fingerprint() or {}))
-        budget = _ErrorBudget(config.max_error_rate, plan.num_rows * len(tasks))
-        if error := budget.error(totals):
-            raise error
-        for commit in _score_shards(config, tasks, model, pending, plan, totals, budget, footer):
-            totals.add(commit)
-        budget.num_predictions = totals.num_predictions - totals.num_unusable
-        if error := budget.error(totals):
-            raise error
-        _check_conservation(plan, totals, tasks)
-        record = _manifest(ledger, plan, totals, footer, seconds=time.monotonic() - started)
-        ledger.publish(record, manifest.readme(record))
+    if not (complete := ledger.is_complete()):
+        with Lease.acquire(ledger.uri) as lease:
+            if not (complete := ledger.is_complete()):  # by the job whose lease was waited for
+                totals = _run(Ledger(config.output.uri, lease.check), lease, config, tasks, model, plan)
+    if complete:
+        totals = Totals(effective_commits(ledger))
     return RunSummary(
         uri=ledger.uri,
         totals=totals,
@@ -81,6 +85,114 @@ def score(config: ScoreConfig) -> RunSummary:
     )
 
 
+def _run(
+    ledger: Ledger,
+    lease: Lease,
+    config: ScoreConfig,
+    tasks: tuple[Task, ...],
+    model: ResolvedModel | None,
+    plan: CorpusPlan,
+) -> Totals:
+    """Scores what is not committed yet, writes the parts, checks that rows add up, publishes."""
+    started = time.monotonic()
+    totals = Totals(commits := ledger.read_commits())
+    parts = PartWriter(
+        ledger,
+        commits,
+        target_bytes=int(config.output.target_file_mb * 1e6),
+        partition_by=config.output.partition_by,
+    )
+    footer = _footer(config, tasks, model, ledger.run_id())
+    spec = RunSpec(config, tasks, model, footer, lease.epoch)
+    budget = _ErrorBudget(config.max_error_rate, plan.num_rows * len(tasks))
+    try:
+        budget.check(totals)
+        pending = _pending_shards(plan, commits)
+        for commit in _score_shards(spec, pending, budget.num_predictions, totals, budget, lease):
+            totals.add(commit)
+            parts.add(commit)
+        budget.num_predictions = totals.num_predictions - totals.num_unusable
+        budget.check(totals)
+    except ErrorBudgetExceededError:
+        parts.flush()  # errors/ shows what went wrong
+        raise
+    parts.flush()
+    _check_conservation(plan, totals, tasks, parts)
+    record = _manifest(ledger, plan, totals, parts, footer, seconds=time.monotonic() - started)
+    ledger.publish(record, manifest.readme(record))
+    return totals
+
+
+def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] = ()) -> RetrySummary:
+    """Scores the failed rows of a finished run again, and puts the results in their place.
+
+    `statuses`: which; by default every failure but those of unusable input. `overrides`: `a.b=value`, of the config
+    that the run was begun with. The same call goes on with an interrupted retry. No error budget: the run is complete.
+    Raises: ConfigError where there is no finished run, or the job would be another than the run's; InputError;
+    InterruptedRunError.
+    """
+    chosen = check_statuses(statuses)
+    config = _standing_config(run_uri, overrides)
+    storage.configure(config.s3)
+    tasks = _load_tasks(config)
+    model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
+    ledger = Ledger(config.output.uri)
+    if not ledger.is_complete():
+        raise ConfigError(f"RUN_URI = {run_uri}: the run is not finished; finish it with `mentalglm score` first")
+    _check_standing_run(ledger, config, tasks, model)
+    with Lease.acquire(ledger.uri) as lease:
+        ledger = Ledger(config.output.uri, lease.check)
+        current = open_round(ledger, chosen)
+        if current is None:
+            return RetrySummary(ledger.uri, sorted(chosen), 0, {}, Totals(effective_commits(ledger)))
+        footer = _footer(config, tasks, model, ledger.run_id())
+        rows = current.pending()
+        spec = RunSpec(config, tasks, model, footer, lease.epoch, current.ledger.folder, rows)
+        totals = Totals(current.ledger.read_commits())
+        for commit in _score_shards(spec, list(rows), current.num_predictions, totals, None, lease):
+            totals.add(commit)
+        return current.finish(config.output.partition_by)
+
+
+def _standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
+    """The config that the run was begun with, with changes. Raises: ConfigError where there is none."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(changes, override)
+    storage.configure(validate(S3Config, changes.get("s3") or {}, "--set"))  # the config is on the other side
+    uri = _absolute(run_uri)
+    ledger = Ledger(uri)
+    if ledger.read_fingerprint() is None:
+        raise ConfigError(f"RUN_URI = {run_uri}: holds no run; give the output.uri of a score job")
+    data = ledger.read_config()
+    if data is None:
+        raise ConfigError(f"RUN_URI = {run_uri}: was begun by a version that kept no config; score it anew")
+    data["output"]["uri"] = uri  # the folder may have been moved
+    for override in overrides:
+        apply_override(data, override)
+    config = validate(ScoreConfig, data, f"{uri}/_run/run.json")
+    if config.output.uri != uri:
+        raise ConfigError(f"--set output.uri={config.output.uri}: rows are retried where they are; leave it out")
+    return config
+
+
+def _lasting(config: ScoreConfig) -> dict[str, Any]:
+    """The config as it can be read back from any working directory."""
+    data = config.model_dump(mode="json")
+    for section in ("input", "output"):
+        data[section]["uri"] = _absolute(data[section]["uri"])
+    if config.model.path != "demo" and Path(config.model.path).expanduser().is_dir():
+        data["model"]["path"] = _absolute(config.model.path)
+    if config.model.adapter is not None:
+        data["model"]["adapter"] = _absolute(config.model.adapter)
+    data["tasks"] = [name if name in builtin_tasks() else str(Path(name).absolute()) for name in config.tasks]
+    return data
+
+
+def _absolute(uri: str) -> str:
+    return uri if storage.is_s3(uri) else str(storage.local_path(uri).absolute())
+
+
 def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
     tasks = _load_tasks(config)
@@ -88,9 +200,22 @@ def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     ledger = Ledger(config.output.uri)
     if ledger.read_fingerprint() is not None:
         return _check_standing_run(ledger, config, tasks, model), tasks
-    plan = plan_corpus(config.input, config.shard_rows)
+    return _plan(config), tasks
+
+
+def _plan(config: ScoreConfig) -> CorpusPlan:
+    with _reading(config):
+        plan = plan_corpus(config.input, config.shard_rows)
     prediction_schema(config, plan.kept_schema)
-    return plan, tasks
+    return plan
+
+
+@contextmanager
+def _reading(config: ScoreConfig) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unreadable_now(config.input.uri, error) from None
 
 
 def _load_tasks(config: ScoreConfig) -> tuple[Task, ...]:
@@ -105,9 +230,8 @@ def _load_tasks(config: ScoreConfig) -> tuple[Task, ...]:
 def _open_run(ledger: Ledger, config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel | None) -> CorpusPlan:
     """The run's plan: a new one, or the one that an interrupted run has laid down, if it is the same run."""
     if ledger.read_fingerprint() is None:
-        plan = plan_corpus(config.input, config.shard_rows)
-        prediction_schema(config, plan.kept_schema)
-        if ledger.create(_fingerprint(config, tasks, model, plan), plan):
+        plan = _plan(config)
+        if ledger.create(_fingerprint(config, tasks, model, plan), plan, _lasting(config)):
             return plan
     return _check_standing_run(ledger, config, tasks, model)
 
@@ -119,7 +243,8 @@ def _check_standing_run(
     standing = ledger.read_fingerprint()
     assert standing is not None
     plan = ledger.read_plan()
-    check_unchanged(plan, config.input)
+    with _reading(config):
+        check_unchanged(plan, config.input)
     difference = _difference(standing, _fingerprint(config, tasks, model, plan))
     if difference:
         raise ConfigError(
@@ -156,6 +281,7 @@ def _fingerprint(
             "duplicate_ids": config.input.duplicate_ids,
         },
         "keep_text": config.output.keep_text,
+        "partition_by": config.output.partition_by,
     }
 
 
@@ -182,93 +308,122 @@ def _pending_shards(plan: CorpusPlan, commits: list[ShardCommit]) -> list[int]:
 
 
 def _score_shards(
-    config: ScoreConfig,
-    tasks: tuple[Task, ...],
-    model: ResolvedModel | None,
+    spec: RunSpec,
     pending: list[int],
-    plan: CorpusPlan,
+    num_predictions: int,
     totals: Totals,
-    budget: "_ErrorBudget",
-    footer: dict[str, Any],
+    budget: "_ErrorBudget | None",
+    lease: Lease,
 ) -> Iterator[ShardCommit]:
-    """Scores the pending shards on a pool of engines and yields each commit as it comes in."""
+    """Scores the pending shards on a pool of engines and yields each commit as it comes in.
+
+    `num_predictions`: those to be made, and those in `totals`, which are made.
+    """
     if not pending:
         return
     import ray
 
     _connect()
-    num_engines = min(config.engine.num_engines, len(pending))
-    num_gpus, num_cpus = _resources(config, num_engines)
-    shards_in_flight = _shards_in_flight(config, len(tasks))
-    spec = RunSpec(config, tasks, model, num_gpus, footer, shards_in_flight)
-    board = ray.remote(num_cpus=0)(RunBoard).remote()
-    commits = (
-        ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
-        .map_batches(
-            ShardScorer,
-            fn_constructor_args=(spec, board),
-            batch_size=1,
-            # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
-            compute=ray.data.ActorPoolStrategy(
-                size=num_engines,
-                max_concurrent_calls_per_actor=shards_in_flight + 1,
-                max_tasks_in_flight_per_actor=shards_in_flight + 1,
-            ),
-            num_gpus=num_gpus,
-            num_cpus=num_cpus,
-        )
-        .iter_rows()
+    num_engines = min(spec.config.engine.num_engines, len(pending))
+    num_gpus, num_cpus = _resources(spec.config, num_engines)
+    shards_in_flight = _shards_in_flight(spec.config, len(spec.tasks))
+    spec = replace(spec, num_gpus=num_gpus, shards_in_flight=shards_in_flight)
+    board = ray.remote(num_cpus=0)(RunBoard).remote(pending)
+    # Shards come from the board and not from the dataset: a crawl has hundreds of thousands, and Ray Data would begin
+    # by making a block of each. It keeps the pool of engines, and starts those anew that die.
+    lanes = ray.data.from_items(
+        [{"lane": lane} for lane in range(num_engines * shards_in_flight)],
+        override_num_blocks=num_engines * shards_in_flight,
+    ).map_batches(
+        ShardScorer,
+        fn_constructor_args=(spec, board),
+        batch_size=1,
+        # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
+        compute=ray.data.ActorPoolStrategy(
+            size=num_engines,
+            max_concurrent_calls_per_actor=shards_in_flight,
+            max_tasks_in_flight_per_actor=shards_in_flight,
+        ),
+        num_gpus=num_gpus,
+        num_cpus=num_cpus,
     )
+    execution = _Execution(lanes)
     stop: UserError | None = None
-    with RunProgress(plan.num_rows * len(tasks), totals.num_predictions) as progress, _watch(progress, board, totals):
-        for row in commits:
-            if row["commit"]:
-                yield ShardCommit.model_validate_json(row["commit"])
-            error = _worker_error(row["error"]) or budget.error(totals)
-            if error is not None and stop is None:
+    num_left = len(pending)
+    with RunProgress(num_predictions, totals.num_predictions) as progress:
+        while num_left:
+            is_over = execution.is_over()  # asked first: what the lanes said last is then on the board
+            news = _ask(board)
+            for commit in news.commits:
+                num_left -= 1
+                yield ShardCommit.model_validate_json(commit)
+            counts = totals.by_status + Counter(news.running)
+            progress.update(counts)
+            lease.progress({"rows_per_s": round(progress.rate(), 2), "statuses": dict(counts)})
+            stop = stop or _error(news.error) or lease.error() or (budget.error(totals) if budget else None)
+            if stop is not None:
                 # What the engines have begun they finish and commit; they begin nothing more.
-                stop = error
                 board.stop.remote()
-    if stop is not None:
-        raise stop
+                if is_over or not news.num_working:
+                    raise stop
+            elif is_over and not news.commits:
+                raise execution.error()
+            time.sleep(_POLL_INTERVAL_S)
+    board.stop.remote()
+    execution.join()
 
 
-def _worker_error(record: str) -> UserError | None:
-    if not record:
-        return None
-    kind, message = json.loads(record)
-    error: UserError = getattr(errors, kind)(message)
-    return error
+class _Execution:
+    """Runs a dataset in a thread, for what it does and not for what it returns."""
 
-
-class _watch:  # noqa: N801 - reads as a statement
-    """Keeps the progress display up to date, from a thread of its own, with what is committed and what is not yet."""
-
-    def __init__(self, progress: RunProgress, board: Any, totals: Totals) -> None:
-        self._progress, self._board, self._totals = progress, board, totals
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> None:
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
         self._thread.start()
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._progress.update(self._totals.by_status)
+    def is_over(self) -> bool:
+        """Whether every lane has ended, or Ray has failed."""
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        """Waits a little for lanes that are about to end, so that their engines are free for what comes next."""
+        self._thread.join(10)
+
+    def error(self) -> InterruptedRunError:
+        """Why it ended before the work was done. Not in Ray's words: they may quote what a process was working on."""
+        return _ray_failed(self._error or RuntimeError())
 
     def _run(self) -> None:
-        import ray
+        try:
+            for _ in self._dataset.iter_rows():
+                pass
+        except Exception as error:
+            self._error = error
 
-        while not self._stop.wait(_POLL_INTERVAL_S):
-            try:
-                running = ray.get(self._board.read.remote(), timeout=5)
-                counts = Counter(self._totals.by_status)
-            except (ray.exceptions.RayError, RuntimeError):  # RuntimeError: a commit was counted meanwhile
-                continue  # the display is not worth a run
-            for each in running.values():
-                counts.update(each)
-            self._progress.update(counts)
+
+def _ask(board: Any) -> News:
+    import ray
+
+    try:
+        news: News = ray.get(board.news.remote(), timeout=_BOARD_TIMEOUT_S)
+        return news
+    except ray.exceptions.RayError as error:
+        raise _ray_failed(error) from None
+
+
+def _ray_failed(error: Exception) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"the Ray cluster failed ({type(error).__name__}); what is scored is kept: run the same command again"
+    )
+
+
+def _error(failure: tuple[str, str] | None) -> UserError | None:
+    if failure is None:
+        return None
+    kind, message = failure
+    error: UserError = getattr(errors, kind, InterruptedRunError)(message)
+    return error
 
 
 class _ErrorBudget:
@@ -278,6 +433,11 @@ class _ErrorBudget:
         self._rate = max_error_rate
         self.num_predictions = num_predictions
         """The most there can be; at the end those that a model was asked for."""
+
+    def check(self, totals: Totals) -> None:
+        """Raises: ErrorBudgetExceededError once the budget is spent."""
+        if error := self.error(totals):
+            raise error
 
     def error(self, totals: Totals) -> ErrorBudgetExceededError | None:
         """What to end the run with, once the budget is spent."""
@@ -291,14 +451,24 @@ class _ErrorBudget:
         )
 
 
-def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...]) -> None:
-    """Every row of the input has one prediction for each task, or is counted as unreadable."""
+def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...], parts: PartWriter) -> None:
+    """Every row of the input has one prediction for each task in `data/`, or is counted as unreadable.
+
+    Rows are compared by number, ids as multisets by their hashes; memory grows with the shards, not with the rows.
+    """
+    written = parts.id_hashes()
     for task in tasks:
         num_predictions = sum(totals.statuses.get(task.name, Counter()).values())
         if num_predictions + totals.num_quarantined != plan.num_rows:
             raise InternalError(
                 f"rows do not add up: task {task.name} has {num_predictions} predictions + {totals.num_quarantined} "
                 f"unreadable rows for {plan.num_rows} rows of input; the run is not published, please report it"
+            )
+        num_written = sum(file.num_rows for file in parts.files if file.kind == f"task={task.name}")
+        if num_written != num_predictions or (num_written and written[f"task={task.name}"] != totals.id_hash):
+            raise InternalError(
+                f"rows do not add up: data/task={task.name} has {num_written} rows where {num_predictions} are "
+                "committed, or other ids; the run is not published, please report it"
             )
     if plan.num_rows == totals.num_quarantined:
         raise InputError("input.uri: not one row of the input can be read; _run/commits has the reasons")
@@ -322,7 +492,7 @@ def _footer(config: ScoreConfig, tasks: tuple[Task, ...], model: ResolvedModel |
 
 
 def _manifest(
-    ledger: Ledger, plan: CorpusPlan, totals: Totals, footer: dict[str, Any], *, seconds: float
+    ledger: Ledger, plan: CorpusPlan, totals: Totals, parts: PartWriter, footer: dict[str, Any], *, seconds: float
 ) -> dict[str, Any]:
     return manifest.manifest(
         footer=footer,
@@ -345,6 +515,7 @@ def _manifest(
             "engines": totals.engines,
             "num_prompt_tokens": totals.num_prompt_tokens,
             "num_output_tokens": totals.num_output_tokens,
+            "files": [file.model_dump(include={"path", "num_rows", "num_bytes"}) for file in parts.files],
         },
         seconds=seconds,
     )
@@ -381,7 +552,10 @@ def _connect() -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         if in_main_thread:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits at once, with a code of its own
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # A lane gives back nothing until all is done; engines that hang are the engine room's to notice.
+    context.execution_no_progress_timeout_s = -1
 
 
 def _resources(config: ScoreConfig, num_engines: int) -> tuple[int, float]:

@@ -1,10 +1,11 @@
 """The table that a score run writes: one row for each (post, task)."""
 
+import hashlib
 import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,11 @@ from mentalglm.errors import ConfigError
 from mentalglm.tasks import Task, parse_answer
 
 SCHEMA_VERSION = "1"
+
+ROW_GROUP_SIZE = 131_072
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+_HASH_RANGE = 1 << 128
 
 STATUSES = (
     "ok",
@@ -109,11 +115,23 @@ def interpret(task: Task, completion: Completion, *, explain: bool) -> Outcome:
 
 
 def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
-    """Schema of a run's data files. Raises: ConfigError when a kept column has the name of one of ours."""
+    """Schema of a shard's predictions.
+
+    Raises: ConfigError when a kept column has the name of one of ours, or one to partition by has no name for a folder.
+    """
     ours = {field.name for field in _COLUMNS} | {"task"} | ({"text"} if config.output.keep_text else set())
     for name in kept.names:
         if name.casefold() in ours:  # most SQL engines do not tell Labels from labels
             raise ConfigError(f"input.keep_columns names {name!r}, which is a column of the output; rename it")
+    for name in config.output.partition_by:
+        kind = kept.field(name).type
+        if not any(
+            test(kind) for test in (pa.types.is_string, pa.types.is_integer, pa.types.is_date, pa.types.is_boolean)
+        ):
+            raise ConfigError(
+                f"output.partition_by names {name!r}, whose type is {kind}; name a column of text, whole numbers, "
+                "dates or booleans"
+            )
     text = [pa.field("text", pa.string())] if config.output.keep_text else []
     return pa.schema([*_COLUMNS, *text, *kept])
 
@@ -153,6 +171,29 @@ def error_rows(task: str, table: pa.Table, reasons: Sequence[str | None]) -> lis
     ]
 
 
+def failed_rows(table: pa.Table) -> dict[str, list[int]]:
+    """Row numbers of a prediction table by status, for every status but ok."""
+    rows: dict[str, list[int]] = {}
+    for row, status in enumerate(table.column("status").to_pylist()):
+        if status != "ok":
+            rows.setdefault(status, []).append(row)
+    return rows
+
+
+def hash_ids(ids: Iterable[Any]) -> str:
+    """Hash of a multiset of post ids: equal for equal ids in any order, each as often. `add_hashes` joins two sets."""
+    total = 0
+    for post_id in ids.to_pylist() if isinstance(ids, pa.Array | pa.ChunkedArray) else ids:
+        data = b"\0null" if post_id is None else post_id.encode("utf-8", "surrogatepass")
+        total += int.from_bytes(hashlib.blake2b(data, digest_size=16).digest())
+    return f"{total % _HASH_RANGE:032x}"
+
+
+def add_hashes(hashes: Iterable[str]) -> str:
+    """`hash_ids` of all the sets together."""
+    return f"{sum(int(each, 16) for each in hashes) % _HASH_RANGE:032x}"
+
+
 def count_statuses(table: pa.Table) -> dict[str, int]:
     """Rows by status."""
     return dict(Counter(table.column("status").to_pylist()))
@@ -170,9 +211,8 @@ def to_parquet(table: pa.Table, provenance: dict[str, Any]) -> bytes:
     pq.write_table(
         table.replace_schema_metadata(metadata),
         buffer,
-        compression="zstd",
-        write_page_checksum=True,
-        row_group_size=131_072,
+        row_group_size=ROW_GROUP_SIZE,
+        **PARQUET_OPTIONS,
     )
     return buffer.getvalue()
 

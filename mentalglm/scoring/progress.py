@@ -57,7 +57,7 @@ class RunProgress:
             self._history.append((now, num_done))
         while len(self._history) > 2 and now - self._history[0][0] > _RATE_WINDOW_S:
             self._history.popleft()
-        text = describe(statuses, self._total, self._rate())
+        text = describe(statuses, self._total, self.rate())
         if self._bar:
             if num_done > self._num_done:
                 self._bar.update(self._task, completed=num_done, description=text)
@@ -65,7 +65,8 @@ class RunProgress:
             self._last_line_s = now
             self._console.print(f"{num_done}/{self._total} {text}", highlight=False)
 
-    def _rate(self) -> float:
+    def rate(self) -> float:
+        """Predictions per second over the last minute."""
         (first_s, first), (last_s, last) = self._history[0], self._history[-1]
         return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 

@@ -1,27 +1,37 @@
 """One engine and the shards it scores: what runs inside each actor of the pool."""
 
 import asyncio
-import json
+import errno
+import re
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from mentalglm import storage
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Engine, Request
-from mentalglm.errors import ConfigError, InputError, InternalError, UserError
+from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError, UserError
+from mentalglm.scoring.lease import check_fence
 from mentalglm.scoring.ledger import Ledger, ShardCommit
 from mentalglm.scoring.predictions import Outcome, interpret, prediction_schema, prediction_table
 from mentalglm.tasks import Task, answer_heads, render_prompt
 
 _REPORT_INTERVAL_S = 1.0
+_MAX_ATTEMPTS = 4
+_IDLE_S = 0.5
+
+Rows = Mapping[str, Sequence[int]]
+"""task -> rows of a shard, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +41,31 @@ class RunSpec:
     config: ScoreConfig
     tasks: tuple[Task, ...]
     model: ResolvedModel | None
-    num_gpus: int
     provenance: dict[str, Any]
-    shards_in_flight: int
+    lease_epoch: int
+    folder: str = "_run"
+    """Where below the run's folder the shards are committed."""
+    rows: Mapping[int, Rows] = field(default_factory=dict)
+    """shard -> the rows to ask for; a shard that is not named here: all of them."""
+    num_gpus: int = 0
+    shards_in_flight: int = 1
 
 
 class ShardScorer:
-    """A callable for Ray Data's `map_batches`: numbers of shards in, their commit records out.
+    """A callable for Ray Data's `map_batches`, one call for each lane: asks the board for shards until there are none.
 
-    Several calls run at once in the event loop of the actor, so that the engine does not drain at a shard's end.
+    Several lanes run at once in the event loop of the actor, so that the engine does not drain at a shard's end.
     """
 
     def __init__(self, spec: RunSpec, board: Any) -> None:
         self._spec = spec
         self._board = board
-        self._ledger = Ledger(spec.config.output.uri)
+        storage.configure(spec.config.s3)
+        uri = spec.config.output.uri
+        self._ledger = Ledger(uri, partial(check_fence, uri, spec.lease_epoch), spec.folder)
         self._engine: Engine | None = None
         self._error: UserError | None = None
-        self._slots = asyncio.Semaphore(spec.shards_in_flight)
+        self._suspects = asyncio.Lock()
         self._reading = ThreadPoolExecutor(1)  # in order: the reader goes forward through a row group
         self._writing = ThreadPoolExecutor(2)
         try:
@@ -57,31 +74,61 @@ class ShardScorer:
             self._schema = prediction_schema(spec.config, self._plan.kept_schema)
             self._engine = _build_engine(spec)
         except UserError as error:
-            # Told with the first shard: an actor that fails to start is only started again.
+            # Told to the board: an actor that fails to start is only started again.
             self._error = error
         except Exception as error:
             self._error = InternalError.withholding(error)
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{"shard": [number]} -> {"commit": [its record as JSON], "error": [what ends the run, as JSON]}.
+        """{"lane": [number]} -> the same, when nothing is left to do. Results and errors go to the board."""
+        [lane] = map(int, batch["lane"])
+        await self._board.begin.remote(lane)
+        while (assigned := await self._board.next.remote(lane)) is not None:
+            shard, attempt = assigned
+            if shard is None:
+                await asyncio.sleep(_IDLE_S)
+                continue
+            commit = await self._try(shard, attempt) if self._error is None else None
+            if commit is None:
+                assert self._error is not None
+                # As data: Ray would hand over a traceback, and not the error.
+                await self._board.fail.remote(type(self._error).__name__, str(self._error))
+                break
+            await self._board.commit.remote(lane, commit.model_dump_json())
+        return batch
 
-        A UserError goes to the driver as data: Ray would hand over its traceback, and not the error.
-        """
-        [shard] = batch["shard"]
-        async with self._slots:
-            if self._error is None and not await self._board.is_stopped.remote():
-                try:
-                    commit = await self._score(int(shard))
-                    return {"commit": [commit.model_dump_json()], "error": [""]}
-                except UserError as error:
-                    self._error = error
-                except Exception as error:  # its message may quote a post, and Ray would log it
-                    self._error = InternalError.withholding(error)
-        told = json.dumps([type(self._error).__name__, str(self._error)]) if self._error else ""
-        return {"commit": [""], "error": [told]}
+    async def _try(self, shard: int, attempt: int) -> ShardCommit | None:
+        """None: there is an error, and it ends the run."""
+        rows = self._spec.rows.get(shard)
+        try:
+            if attempt == 1:
+                return await self._score(shard, rows)
+            async with self._suspects:
+                return await self._score_suspect(shard, rows, attempt)
+        except UserError as error:
+            self._error = error
+        except OSError as error:  # of reading: storage.py has words of its own
+            self._error = unreadable_now(self._spec.config.input.uri, error)
+        except Exception as error:  # its message may quote a post, and Ray would log it
+            self._error = InternalError.withholding(error)
+        return None
 
-    async def _score(self, shard: int) -> ShardCommit:
-        """Reads, renders, generates, parses, commits."""
+    async def _score_suspect(self, shard: int, rows: Rows | None, attempt: int) -> ShardCommit:
+        """A shard whose worker's whole process has died, perhaps of it: tried again, one at a time, then given up."""
+        loop = asyncio.get_running_loop()
+        if commit := await loop.run_in_executor(self._writing, self._ledger.read_commit, shard):
+            return commit  # the worker died after its work was done
+        if attempt <= _MAX_ATTEMPTS:
+            return await self._score(shard, rows)
+        if attempt == _MAX_ATTEMPTS + 1:
+            return await self._score(shard, rows, given_up="worker_crash")
+        num_rows = self._plan.shard(shard).num_rows  # not even reading it is safe
+        return await loop.run_in_executor(
+            self._writing, self._ledger.commit_quarantined, shard, num_rows, "worker_crash"
+        )
+
+    async def _score(self, shard: int, rows: Rows | None, given_up: str | None = None) -> ShardCommit:
+        """Reads, renders, generates, parses, commits. `given_up`: why the engine is not asked."""
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
@@ -96,31 +143,29 @@ class ShardScorer:
             return await loop.run_in_executor(
                 self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
             )
-        outcomes = await self._outcomes(shard, posts)
-        commit = await loop.run_in_executor(self._writing, self._commit, shard, posts, outcomes, started)
-        self._report(shard, Counter())  # from here on the commit counts
-        return commit
+        picked: Rows = rows or {task.name: range(len(posts)) for task in self._spec.tasks}
+        outcomes = await self._outcomes(shard, posts, picked, given_up)
+        return await loop.run_in_executor(self._writing, self._commit, shard, posts, outcomes, started)
 
-    async def _outcomes(self, shard: int, posts: Posts) -> dict[str, list[Outcome]]:
-        """task -> one outcome for each post."""
+    async def _outcomes(
+        self, shard: int, posts: Posts, picked: Rows, given_up: str | None
+    ) -> dict[str, dict[int, Outcome]]:
+        """task -> row -> its outcome, for the rows that are picked, in order."""
         assert self._engine is not None
         tasks = self._spec.tasks
         explain = self._spec.config.explain == "all"
         slots: list[tuple[int, Task]] = []
         requests: list[Request] = []
-        outcomes: dict[str, list[Outcome]] = {}
-        for task in tasks:
-            outcomes[task.name] = [
-                Outcome(status or "engine_error", reason)
-                for status, reason in zip(posts.statuses, posts.reasons, strict=True)
-            ]
+        outcomes = {
+            task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
+            for task, rows in picked.items()
+        }
         # A post's tasks together: templates that begin with the post share its prefix in the engine's cache.
-        for row, (status, text) in enumerate(zip(posts.statuses, posts.texts, strict=True)):
-            if status is None:
-                for task in tasks:
-                    slots.append((row, task))
-                    requests.append(_request(task, text, head_only=not explain))
-        counts: Counter[str] = Counter(each.status for task in tasks for each in outcomes[task.name])
+        for row, number in sorted((row, n) for n, task in enumerate(tasks) for row in picked.get(task.name, ())):
+            if posts.statuses[row] is None and given_up is None:
+                slots.append((row, tasks[number]))
+                requests.append(_request(tasks[number], posts.texts[row], head_only=not explain))
+        counts: Counter[str] = Counter(each.status for rows in outcomes.values() for each in rows.values())
         counts["engine_error"] -= len(requests)  # not failed: not asked yet
         reported = time.monotonic()
         async for index, completion in self._engine.complete(requests):
@@ -133,15 +178,17 @@ class ShardScorer:
                 self._report(shard, counts)
         return outcomes
 
-    def _commit(self, shard: int, posts: Posts, outcomes: dict[str, list[Outcome]], started: float) -> ShardCommit:
+    def _commit(self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], started: float) -> ShardCommit:
         assert self._engine is not None
-        tables: dict[str, pa.Table] = {
-            task: prediction_table(self._schema, posts, each) for task, each in outcomes.items()
-        }
+        tables: dict[str, pa.Table] = {}
+        for task, rows in outcomes.items():
+            others = Outcome("engine_error")  # rows that are not picked, and not written
+            table = prediction_table(self._schema, posts, [rows.get(row, others) for row in range(len(posts))])
+            tables[task] = table if len(rows) == len(posts) else table.take(list(rows))
         return self._ledger.commit(
             shard,
             tables,
-            outcomes,
+            {task: list(rows.values()) for task, rows in outcomes.items()},
             self._spec.provenance,
             engine=self._engine.description,
             seconds=time.monotonic() - started,
@@ -152,33 +199,116 @@ class ShardScorer:
 
 
 class RunBoard:
-    """What driver and workers tell each other while a run goes on; a Ray actor.
+    """What driver and lanes tell each other while a run goes on; a Ray actor.
 
-    Predictions of shards that are not committed yet, by shard and status; and whether to begin another shard.
+    Shards are pulled: a fast engine takes more of them. One whose lane begins anew (its worker died) is given out
+    again first. When none is left to give out, the shards of lanes that have been silent for long are given to idle
+    ones too: a lost node must not hold up the end of a run, and whoever commits first is right.
     """
 
-    def __init__(self) -> None:
-        self._shards: dict[int, dict[str, int]] = {}
+    def __init__(self, pending: Sequence[int], silence_s: float = 300.0) -> None:
+        self._left = deque(pending)
+        self._silence_s = silence_s
+        self._held: dict[int, _Held] = {}
+        self._attempts: Counter[int] = Counter()
+        self._commits: list[str] = []
+        self._error: tuple[str, str] | None = None
         self._stopped = False
 
-    def stop(self) -> None:
-        """No worker begins another shard."""
+    def begin(self, lane: int) -> None:
+        """The lane starts, or starts again after its worker's death."""
+        held = self._held.pop(lane, None)
+        if held and not held.is_done and not self._is_held(held.shard):
+            self._left.appendleft(held.shard)
+
+    def next(self, lane: int) -> tuple[int | None, int] | None:
+        """(shard, how often it has been given out, with this time), (None, 0): wait, or None: nothing left to do."""
+        shard = None
+        if not self._stopped and self._left:
+            shard = self._left.popleft()
+        elif not self._stopped:
+            silent = (each.shard for each in self._working() if not self._is_heard_of(each))
+            shard = next((shard for shard in silent if not self._is_held(shard, times=2)), None)
+        if shard is None:
+            return (None, 0) if self._working() and not self._stopped else None
+        self._held[lane] = _Held(shard, time.monotonic())
+        self._attempts[shard] += 1
+        return shard, self._attempts[shard]
+
+    def report(self, shard: int, statuses: dict[str, int]) -> None:
+        """Predictions of a shard so far, by status."""
+        for held in self._held.values():
+            if held.shard == shard:
+                held.statuses, held.heard_of = statuses, time.monotonic()
+
+    def commit(self, lane: int, record: str) -> None:
+        """The lane's shard is committed: its record, as JSON."""
+        held = self._held.pop(lane)
+        for other in [other for other, each in self._held.items() if each.shard == held.shard]:
+            self._held[other].is_done = True
+        if not held.is_done:
+            self._commits.append(record)
+
+    def fail(self, kind: str, message: str) -> None:
+        """A worker cannot go on: class and message of a UserError. What others have begun they finish."""
+        self._error = self._error or (kind, message)
         self._stopped = True
 
-    def is_stopped(self) -> bool:
-        """Whether to begin no other shard."""
-        return self._stopped
+    def stop(self) -> None:
+        """No lane begins another shard."""
+        self._stopped = True
 
-    def report(self, shard: int, counts: dict[str, int]) -> None:
-        """The last word on a shard counts, so a shard that is scored again is not counted twice."""
-        if counts:
-            self._shards[shard] = counts
-        else:
-            self._shards.pop(shard, None)
+    def news(self) -> "News":
+        """What happened since the last call, and what goes on."""
+        commits, self._commits = self._commits, []
+        running: Counter[str] = Counter()
+        for statuses in {held.shard: held.statuses for held in self._working()}.values():
+            running.update(statuses)
+        return News(commits, dict(running), self._error, num_working=sum(map(self._is_heard_of, self._working())))
 
-    def read(self) -> dict[int, dict[str, int]]:
-        """shard -> status -> number."""
-        return self._shards
+    def _working(self) -> "list[_Held]":
+        return [held for held in self._held.values() if not held.is_done]
+
+    def _is_heard_of(self, held: "_Held") -> bool:
+        return time.monotonic() - held.heard_of <= self._silence_s
+
+    def _is_held(self, shard: int, times: int = 1) -> bool:
+        return sum(each.shard == shard for each in self._held.values()) >= times
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the board tells the driver."""
+
+    commits: list[str]
+    """Records of the shards committed since the last time, as JSON."""
+    running: dict[str, int]
+    """Predictions that are not committed, by status."""
+    error: tuple[str, str] | None
+    """Class and message of the UserError that ends the run."""
+    num_working: int
+    """Lanes with a shard that have been heard of lately."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A shard that a lane works on."""
+
+    shard: int
+    heard_of: float
+    statuses: dict[str, int] = field(default_factory=dict)
+    is_done: bool = False
+    """Another lane has committed it."""
+
+
+def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:
+    """What to tell of an input that S3 or the system does not give: it may pass, so no row is given up for it."""
+    code = re.search(r"AWS Error (\w+)", str(error))
+    what = code[1] if code else errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return InterruptedRunError(
+        f"input.uri = {uri}: cannot be read for now ({what}); see to credentials, network and storage, then run the "
+        "same command again"
+    )
 
 
 def _request(task: Task, text: str, *, head_only: bool) -> Request:
@@ -199,6 +329,7 @@ def _build_engine(spec: RunSpec) -> Engine:
         from mentalglm.engine.openai import OpenAIEngine
 
         return OpenAIEngine(config, generation)
+    from mentalglm.engine.supervisor import SupervisedEngine
     from mentalglm.engine.vllm import VllmEngine
 
     assert spec.model is not None
@@ -210,4 +341,8 @@ def _build_engine(spec: RunSpec) -> Engine:
                 f"model.path = {model.name!r}: this node has other files under that name than the driver's node; "
                 "put the same model on every node, or pin model.revision"
             )
-    return VllmEngine(config, generation, model, num_gpus=spec.num_gpus)
+    return SupervisedEngine(
+        partial(VllmEngine, config, generation, model, num_gpus=spec.num_gpus),
+        row_timeout_s=config.row_timeout_s,
+        max_restarts=config.max_restarts,
+    )

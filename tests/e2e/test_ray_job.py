@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mentalglm.scoring.lease import read_lease
+from mentalglm.scoring.status import read_status
 from tests.e2e.conftest import BIN, REPOSITORY
 from tests.integration.conftest import free_port
 
@@ -93,3 +95,43 @@ def test_a_submitted_job_scores_and_a_caller_without_a_token_is_refused(
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{cluster['RAY_ADDRESS']}/api/jobs/", timeout=10)
     assert caught.value.code == 401
+
+
+def test_a_stopped_job_gives_its_run_back(cluster: dict[str, str], tmp_path: Path) -> None:
+    num_rows = 200
+    table = pa.table({"post_id": [str(n) for n in range(num_rows)], "text": [f"第{n}条" for n in range(num_rows)]})
+    pq.write_table(table, tmp_path / "posts.parquet")
+    job = {
+        "input": {"uri": str(tmp_path / "posts.parquet")},
+        "output": {"uri": str(tmp_path / "out")},
+        "tasks": ["suicide_risk"],
+        "engine": {"kind": "echo", "delay_s": 1.0},
+        "shard_rows": 2,
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+
+    def ray_job(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [BIN / "ray", "job", *arguments], cwd=REPOSITORY, env=cluster, capture_output=True, text=True, timeout=300
+        )
+
+    command = ["--working-dir", ".", "--runtime-env", "cluster/runtime-env.yaml", "--submission-id", "stopme"]
+    result = ray_job("submit", "--no-wait", *command, "--", "python", "-m", "jobs.score", str(tmp_path / "job.yaml"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    commits = tmp_path / "out" / "_run" / "commits"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (commits.is_dir() and len(list(commits.iterdir())) >= 3):
+        time.sleep(0.2)
+    lease = read_lease(str(tmp_path / "out"))
+    assert lease is not None
+    assert lease.owner.job == "stopme"
+
+    ray_job("stop", "stopme")
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (lease := read_lease(str(tmp_path / "out"))).released:  # type: ignore[union-attr]
+        time.sleep(0.2)
+    assert lease.released
+    assert "mentalglm score" in ray_job("logs", "stopme").stdout  # how to go on
+    status = read_status(str(tmp_path / "out"))
+    assert (status.state, status.num_expected) == ("interrupted", num_rows)

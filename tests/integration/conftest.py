@@ -8,11 +8,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mentalglm import storage
+from mentalglm.config import S3Config
+from tests.integration.fault_proxy import FaultProxy
+
 ACCESS_KEY, SECRET_KEY = "weibo", "weibosecret-not-a-real-one"
+READER_ACCESS_KEY, READER_SECRET_KEY = "reader", "readersecret-not-a-real-one"
 
 
 def free_port() -> int:
@@ -32,16 +39,31 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A SeaweedFS server with the bucket `scored`; yields its endpoint."""
-    folder = tmp_path_factory.mktemp("weed")
+    """A SeaweedFS server with the bucket `scored` and a KMS of its own; yields its endpoint."""
+    with run_s3_server(tmp_path_factory.mktemp("weed"), has_kms=True) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def run_s3_server(folder: Path, *, has_kms: bool) -> Iterator[str]:
+    """A SeaweedFS server that keeps its data in `folder`; one identity may write, another only read."""
     identities = [
         {
             "name": "rw",
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
+        },
+        {
+            "name": "ro",
+            "credentials": [{"accessKey": READER_ACCESS_KEY, "secretKey": READER_SECRET_KEY}],
+            "actions": ["Read", "List"],
+        },
     ]
-    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    config: dict[str, Any] = {"identities": identities}
+    if has_kms:
+        provider = {"type": "local", "enableOnDemandCreate": True}
+        config["kms"] = {"default_provider": "local", "providers": {"local": provider}}
+    (folder / "s3.json").write_text(json.dumps(config))
     names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
     ports = {name: free_port() for name in names}
     with (folder / "log").open("wb") as log:
@@ -83,6 +105,22 @@ def s3_environment(s3_server: str) -> None:
 def s3(s3_environment: None) -> str:
     """The URI of an empty folder on the server."""
     return f"s3://scored/{os.urandom(6).hex()}"
+
+
+@pytest.fixture(scope="session")
+def fault_proxy(s3_server: str, s3_environment: None) -> Iterator[FaultProxy]:
+    """One for all tests: its address is one that they have clients for."""
+    with FaultProxy(s3_server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3_proxy(fault_proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """A proxy in front of the server, without faults, through which `storage` goes until the end of the test."""
+    storage.configure(S3Config(endpoint=fault_proxy.url))
+    yield fault_proxy
+    fault_proxy.reset()
+    storage.configure(S3Config())
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,10 @@ import pytest
 
 from mentalglm import storage
 from mentalglm.config import ScoreConfig
-from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError
+from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError, InterruptedRunError
 from mentalglm.scoring import score
 from mentalglm.scoring.ledger import Ledger, Totals
+from mentalglm.scoring.parts import PartWriter
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -136,22 +137,51 @@ def test_a_second_call_changes_nothing(finished: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*") if path.is_file()}
 
 
-def test_resume_scores_only_what_is_missing_and_ends_in_the_same_table(finished: Path, copied: Path) -> None:
-    out = copied / "out"
-    for name in ("_SUCCESS", "manifest.json", "_run/commits/00000001.json", "_run/commits/00000003.json"):
-        (out / name).unlink()
-    # Shard 1 had died after its data files, shard 3 after the first of them.
+def test_resume_scores_only_what_is_missing_and_ends_in_the_same_table(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(PartWriter, "flush", interrupt)
+        with pytest.raises(InterruptedRunError):
+            score(resume(finished, tmp_path))
+    assert not (out / "data").exists()
+    # Shard 1 had died before its record, shard 3 after the first of its files.
+    for path in ("commits/00000001.json", "commits/00000003.json"):
+        (out / "_run" / path).unlink()
     for task in ("cognitive_distortion", "cognitive_pathway"):
-        (out / "data" / f"task={task}" / "shard-00000003.parquet").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*.parquet")}
+        (out / "_run" / "shards" / f"task={task}" / "00000003.parquet").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "_run" / "commits").iterdir()}
     # What does not define the numbers may change.
     changes: dict[str, Any] = {"engine": {"kind": "echo", "num_engines": 2}, "max_error_rate": 0.5, "shard_rows": 7}
-    summary = score(resume(finished, copied, **changes))
+    summary = score(resume(finished, tmp_path, **changes))
     assert summary.totals.num_predictions == 240
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items())
     key = [("post_id", "ascending"), ("task", "ascending")]
     assert read(out).sort_by(key).equals(read(finished / "out").sort_by(key))
     assert (out / "_SUCCESS").exists()
+    assert not list((out / "_run" / "shards").rglob("*.parquet"))
+
+
+def interrupt(_: PartWriter) -> None:
+    raise InterruptedRunError("here")
+
+
+def test_rows_that_went_missing_are_not_published(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PartWriter, "flush", lambda _: None)
+    with pytest.raises(InternalError, match="rows do not add up: data/task=suicide_risk has 0 rows where 80"):
+        score(resume(finished, tmp_path))
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_output_is_partitioned_by_a_kept_column(folder: Path) -> None:
+    changes: dict[str, Any] = {"output": {"uri": str(folder / "out"), "partition_by": ["created_at"]}}
+    score(config(folder, **changes))
+    table = read(folder / "out")
+    assert table.num_rows == 240
+    assert {path.parent.name.split("=")[0] for path in (folder / "out" / "data").rglob("*.parquet")} == {"created_at"}
 
 
 def test_changed_settings_refuse_to_resume_and_show_the_difference(finished: Path, copied: Path) -> None:

@@ -1,12 +1,16 @@
 """Storage on a disk and on a real S3 server: the same promises on both."""
 
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mentalglm import storage
-from mentalglm.errors import ConfigError
+from mentalglm.errors import ConfigError, UnusableStorageError
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -53,3 +57,112 @@ def test_a_disk_folder_never_shows_a_half_written_file(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_refused_with_what_is_known() -> None:
     with pytest.raises(ConfigError, match=r"gs://.*s3://"):
         storage.filesystem("gs://bucket/posts")
+
+
+def test_age_counts_from_the_last_write_by_the_clock_of_the_storage(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = storage.join(root, "lease.json")
+    assert storage.age_s(uri) is None
+    storage.put(uri, b"1")
+    with monkeypatch.context() as patch:  # a machine whose clock is a day ahead
+        patch.setattr(time, "time", lambda: 86_400 + 1.8e9)
+        assert 0 <= (storage.age_s(uri) or 0) < 2
+    time.sleep(2.1)
+    age = storage.age_s(uri)
+    assert age is not None
+    assert 1 <= age < 10
+    storage.put(uri, b"2")
+    assert (storage.age_s(uri) or 0) < age
+
+
+def test_the_age_of_a_file_in_a_folder_that_may_only_be_read_is_told(tmp_path: Path) -> None:
+    """root may write anywhere, so another user asks."""
+    (tmp_path / "lease.json").write_bytes(b"")
+    os.utime(tmp_path / "lease.json", (time.time() - 50,) * 2)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    ask = f"from mentalglm import storage; import os; os.setuid(65534); print(storage.age_s('{tmp_path}/lease.json'))"
+    if os.getuid() != 0:
+        pytest.skip("needs root, to become another user")
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert 50 <= float(done.stdout) < 80
+
+
+def test_delete_takes_one_file_and_does_not_mind_that_there_is_none(root: str) -> None:
+    storage.put(storage.join(root, "a", "1"), b"x")
+    storage.put(storage.join(root, "a", "1.json"), b"x")
+    storage.delete(storage.join(root, "a", "1"))
+    storage.delete(storage.join(root, "a", "1"))
+    storage.delete(storage.join(root, "none", "1"))
+    assert [file.path for file in storage.list_files(root)] == ["a/1.json"]
+
+
+def test_on_a_disk_nothing_outside_the_folder_is_listed_or_deleted(tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "posts.parquet").write_bytes(b"x")
+    storage.put(str(run / "own"), b"x")
+    (run / "folder").symlink_to(outside)
+    (run / "file").symlink_to(outside / "posts.parquet")
+    assert [file.path for file in storage.list_files(str(run))] == ["own"]
+    storage.delete(str(run / "file"))
+    assert not (run / "file").is_symlink()
+    with pytest.raises(UnusableStorageError, match="run: cannot be used"):
+        storage.delete(str(run))
+    assert (outside / "posts.parquet").read_bytes() == b"x"
+
+
+def test_files_are_listed_with_size_and_age_and_without_folders_or_neighbours(root: str) -> None:
+    assert list(storage.list_files(root)) == []
+    assert not storage.has_files(root)
+    names = ["a", "b/c d/微博,1.parquet", "b/e%2F+.json"]
+    for number, name in enumerate(names):
+        storage.put(storage.join(root, name), b"x" * number)
+    storage.put(f"{root}-neighbour/z", b"x")
+    if storage.is_s3(root):
+        storage.put(storage.join(root, "marker/"), b"")
+    found = sorted(storage.list_files(root))
+    assert [(file.path, file.size) for file in found] == [(name, number) for number, name in enumerate(names)]
+    assert all(0 <= file.age_s < 10 for file in found)
+    assert [file.path for file in storage.list_files(storage.join(root, "b"))] != []
+    assert storage.has_files(storage.join(root, "b"))
+
+
+def test_more_files_than_a_page_of_the_listing_are_all_listed(root: str) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: storage.put(storage.join(root, f"{n % 3}", f"{n}"), b""), range(1_100)))
+    assert len(set(storage.list_files(root))) == 1_100
+    assert len(storage.list_names(storage.join(root, "0"))) == 367
+
+
+@pytest.fixture(params=[1000, 40 << 20], ids=["small", "parts"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(os.urandom(request.param))
+    return path
+
+
+def test_a_local_file_is_written_whole_by_the_first_alone(root: str, source: Path, tmp_path: Path) -> None:
+    uri, data = storage.join(root, "data", "part.parquet"), source.read_bytes()
+    staging = storage.join(root, "staging")
+    assert storage.put_file_if_absent(uri, source, staging)
+    other = tmp_path / "other"
+    other.write_bytes(data[::-1])
+    assert not storage.put_file_if_absent(uri, str(other), staging)
+    assert storage.read_bytes(uri) == source.read_bytes() == data
+    storage.put_file(uri, other)
+    assert storage.read_bytes(uri) == other.read_bytes()
+    assert [file.path for file in storage.list_files(root)] == ["data/part.parquet"]
+    assert list(storage.list_unfinished_uploads(root)) == []
+
+
+def test_of_many_writers_of_a_large_file_one_wins(root: str, tmp_path: Path) -> None:
+    uri = storage.join(root, "part.parquet")
+    for number in range(4):
+        (tmp_path / str(number)).write_bytes(bytes([number]) * (17 << 20))
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda number: storage.put_file_if_absent(uri, tmp_path / str(number)), range(4)))
+    assert won.count(True) == 1
+    data = storage.read_bytes(uri)
+    assert data is not None
+    assert data == bytes([won.index(True)]) * (17 << 20)
+    assert list(storage.list_unfinished_uploads(root)) == []

@@ -51,7 +51,7 @@ def test_a_commit_counts_what_it_wrote(tmp_path: Path) -> None:
     assert record.statuses == {"suicide_risk": {"ok": 2, "parse_failed": 1}}
     assert record.labels == {"suicide_risk": {"low_risk": 2}}
     assert ledger.read_commits() == [record]
-    [error] = pq.read_table(tmp_path / "errors").to_pylist()
+    [error] = pq.read_table(tmp_path / "_run" / "shards" / "errors").to_pylist()
     assert error == {"post_id": "1", "task": "suicide_risk", "status": "parse_failed", "reason": "no_label"}
 
 
@@ -67,11 +67,11 @@ def test_after_a_death_before_the_record_the_rows_that_stand_are_counted(tmp_pat
     ledger = Ledger(str(tmp_path))
     commit(ledger, [OK, FAILED])
     (tmp_path / "_run" / "commits" / "00000000.json").unlink()
-    for path in (tmp_path / "errors").iterdir():
+    for path in (tmp_path / "_run" / "shards" / "errors").iterdir():
         path.unlink()
     record = commit(ledger, [FAILED, OK])
     assert record.statuses == {"suicide_risk": {"ok": 1, "parse_failed": 1}}
-    [error] = pq.read_table(tmp_path / "errors").to_pylist()
+    [error] = pq.read_table(tmp_path / "_run" / "shards" / "errors").to_pylist()
     assert (error["post_id"], error["reason"]) == ("1", None)  # the row that stands; its reason died with its writer
 
 

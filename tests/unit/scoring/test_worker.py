@@ -24,10 +24,10 @@ SECRET = "只有我知道的一句话"
 class LocalBoard:
     """RunBoard with the calling convention of a Ray actor."""
 
-    def __init__(self) -> None:
-        self.board = RunBoard()
-        self.report = self._method(self.board.report)
-        self.is_stopped = self._method(self.board.is_stopped)
+    def __init__(self, num_shards: int = 3) -> None:
+        self.board = RunBoard(range(num_shards))
+        for name in ("begin", "next", "report", "commit", "fail"):
+            setattr(self, name, self._method(getattr(self.board, name)))
 
     @staticmethod
     def _method(function: Any) -> Any:
@@ -60,25 +60,34 @@ def scorer(tmp_path: Path, board: LocalBoard) -> ShardScorer:
         }
     )
     Ledger(config.output.uri).create({}, plan_corpus(config.input, config.shard_rows))
-    return ShardScorer(RunSpec(config, (load_task("suicide_risk"),), None, 0, {}, 2), board)
+    return ShardScorer(
+        RunSpec(config, (load_task("suicide_risk"),), None, {}, lease_epoch=1, shards_in_flight=2), board
+    )
 
 
-def score(scorer: ShardScorer, *shards: int) -> list[dict[str, Any]]:
-    async def run() -> list[dict[str, Any]]:
-        return list(await asyncio.gather(*(scorer({"shard": [shard]}) for shard in shards)))
+def score(scorer: ShardScorer, board: LocalBoard, num_lanes: int = 1) -> tuple[list[dict[str, Any]], Any]:
+    """(commit records by shard, error) when all lanes have ended."""
 
-    return asyncio.run(run())
+    async def run() -> None:
+        await asyncio.gather(*(scorer({"lane": [lane]}) for lane in range(num_lanes)))
+
+    asyncio.run(run())
+    news = board.board.news()
+    assert news.num_working == 0 or news.error
+    return sorted(map(json.loads, news.commits), key=lambda record: record["shard"]), news.error
 
 
-def test_a_shard_becomes_its_commit_record(scorer: ShardScorer) -> None:
-    [answer] = score(scorer, 1)
-    assert answer["error"] == [""]
-    assert json.loads(answer["commit"][0])["statuses"] == {"suicide_risk": {"ok": 1}}
+def test_shards_become_their_commit_records(scorer: ShardScorer, board: LocalBoard) -> None:
+    commits, error = score(scorer, board, num_lanes=2)
+    assert error is None
+    assert [(each["shard"], each["statuses"]) for each in commits] == [
+        (n, {"suicide_risk": {"ok": 1}}) for n in range(3)
+    ]
 
 
 def test_a_stopped_run_begins_no_shard(scorer: ShardScorer, board: LocalBoard) -> None:
     board.board.stop()
-    assert score(scorer, 0, 1) == [{"commit": [""], "error": [""]}] * 2
+    assert score(scorer, board, num_lanes=2) == ([], None)
 
 
 class BrokenEngine:
@@ -95,26 +104,116 @@ class BrokenEngine:
         yield
 
 
-def test_a_defect_is_told_by_class_and_place_and_never_with_its_message(scorer: ShardScorer) -> None:
+def test_a_defect_is_told_by_class_and_place_and_never_with_its_message(scorer: ShardScorer, board: LocalBoard) -> None:
     engine = scorer._engine = BrokenEngine(ValueError)  # type: ignore[assignment]
-    answers = score(scorer, 0)
-    kind, message = json.loads(answers[0]["error"][0])
+    commits, (kind, message) = score(scorer, board, num_lanes=2)
+    assert commits == []
     assert kind == "InternalError"
     assert "ValueError at" in message
     assert SECRET not in message
-    # The verdict stands: no other shard is tried on a broken engine.
-    assert score(scorer, 1)[0]["error"] == answers[0]["error"]
-    assert engine.num_calls == 1
+    assert engine.num_calls <= 2  # no other shard is tried on a broken engine
 
 
-def test_input_that_vanishes_ends_the_run_and_commits_nothing(scorer: ShardScorer, tmp_path: Path) -> None:
+def test_input_that_vanishes_ends_the_run_and_commits_nothing(
+    scorer: ShardScorer, board: LocalBoard, tmp_path: Path
+) -> None:
     (tmp_path / "posts.parquet").rename(tmp_path / "elsewhere.parquet")
-    kind, message = json.loads(score(scorer, 0)[0]["error"][0])
+    _, (kind, message) = score(scorer, board)
     assert (kind, "posts.parquet" in message) == ("InputError", True)
     assert not (tmp_path / "out" / "_run" / "commits").exists()
 
 
-def test_an_error_for_the_user_is_told_as_it_is(scorer: ShardScorer) -> None:
+def test_input_that_cannot_be_read_for_now_interrupts_the_run_and_gives_no_row_up(
+    scorer: ShardScorer, board: LocalBoard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def read(*_: Any) -> None:
+        raise OSError(f"When reading {SECRET}: AWS Error SLOW_DOWN during GetObject operation")
+
+    monkeypatch.setattr(scorer._reader, "read", read)
+    _, (kind, message) = score(scorer, board)
+    assert (kind, "cannot be read for now (SLOW_DOWN)" in message, SECRET in message) == (
+        "InterruptedRunError",
+        True,
+        False,
+    )
+    assert not (tmp_path / "out" / "_run" / "commits").exists()
+
+
+def test_an_error_for_the_user_is_told_as_it_is(scorer: ShardScorer, board: LocalBoard) -> None:
     scorer._engine = BrokenEngine(ConfigError)  # type: ignore[assignment]
-    kind, message = json.loads(score(scorer, 1)[0]["error"][0])
+    _, (kind, message) = score(scorer, board)
     assert (kind, message.startswith("cannot handle")) == ("ConfigError", True)
+
+
+def test_a_shard_whose_worker_dies_again_and_again_is_given_up_row_by_row_then_as_a_whole(
+    scorer: ShardScorer, board: LocalBoard
+) -> None:
+    board.board._attempts.update({0: 4, 1: 5})
+    commits, _ = score(scorer, board)
+    assert [each["statuses"] for each in commits] == [
+        {"suicide_risk": {"engine_error": 1}},  # the fifth time: read, not asked
+        {},  # the sixth time: not even read
+        {"suicide_risk": {"ok": 1}},
+    ]
+    assert commits[1]["quarantined"] == "worker_crash"
+
+
+def test_a_shard_whose_worker_died_after_its_commit_is_not_scored_again(scorer: ShardScorer, board: LocalBoard) -> None:
+    first = score(scorer, board)
+    scorer._engine = BrokenEngine(ValueError)  # type: ignore[assignment]
+    again = LocalBoard()
+    again.board._attempts.update([0, 1, 2])
+    scorer._board = again
+    assert score(scorer, again) == first
+
+
+class TestRunBoard:
+    """Who gets which shard."""
+
+    def test_every_shard_is_given_out_once(self) -> None:
+        board = RunBoard([4, 7, 9])
+        assert [board.next(0), board.next(1), board.next(2)] == [(4, 1), (7, 1), (9, 1)]
+        for lane in range(3):
+            board.commit(lane, str(lane))
+        assert board.next(0) is None
+        assert board.news().commits == ["0", "1", "2"]
+        assert board.news().commits == []
+
+    def test_the_shard_of_a_lane_that_begins_anew_is_given_out_again_first(self) -> None:
+        board = RunBoard([1, 2, 3])
+        board.next(0), board.next(1)
+        board.begin(0)
+        assert board.next(0) == (1, 2)
+        assert board.next(2) == (3, 1)
+
+    def test_an_idle_lane_waits_while_others_work_and_takes_over_a_silent_ones_shard_once(self) -> None:
+        board = RunBoard([1], silence_s=60)
+        board.next(0)
+        assert board.next(1) == (None, 0)
+        board._held[0].heard_of -= 61
+        assert board.news().num_working == 0
+        assert board.next(1) == (1, 2)
+        assert board.next(2) == (None, 0)
+        board.commit(1, "first")
+        assert board.next(2) is None
+        board.begin(0)  # its node is back: the shard is done
+        assert board.next(0) is None
+        assert board.news().commits == ["first"]
+
+    def test_of_two_lanes_with_one_shard_the_first_commit_is_told(self) -> None:
+        board = RunBoard([1], silence_s=-1)
+        board.next(0), board.next(1)
+        board.report(1, {"ok": 3})
+        assert board.news().running == {"ok": 3}
+        board.commit(0, "first")
+        assert board.news().running == {}
+        board.commit(1, "second")
+        assert board.news().commits == []
+
+    def test_the_first_error_stands_and_nothing_more_is_begun(self) -> None:
+        board = RunBoard([1, 2])
+        board.next(0)
+        board.fail("ConfigError", "a")
+        board.fail("InputError", "b")
+        assert board.next(1) is None
+        assert board.news().error == ("ConfigError", "a")

@@ -1,0 +1,290 @@
+"""Committed shards become the files that analysts open: `data/` only ever grows, by whole files, each row in one.
+
+A part takes the shards that are committed and in no part yet. Which ones is decided by its record, created by whoever
+is first under the next number; its files follow from the record alone, so whoever comes after a death writes the same
+ones. When all are there the record is marked done and the shards' own files are deleted. No file of `data/` is ever
+merged with another, so a reader sees no row twice at any moment.
+
+    _run/parts/<number>.json         which shards
+    _run/parts/<number>.done.json    which files, with rows and bytes
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from mentalglm import storage
+from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
+from mentalglm.scoring.ledger import Ledger, ShardCommit
+from mentalglm.scoring.predictions import PARQUET_OPTIONS, ROW_GROUP_SIZE, add_hashes, hash_ids
+
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_MAX_PARTITIONS = 1000
+_NUM_READERS = 16
+_Record = TypeVar("_Record", bound=BaseModel)
+
+
+class PartFile(BaseModel):
+    """A file of `data/` or `errors/`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    """Below the run's folder."""
+    kind: str
+    """`task=<task>` or `errors`."""
+    num_rows: int
+    num_bytes: int
+    id_hash: str
+
+
+class _Part(BaseModel):
+    """Shards whose rows stand in the files of this number."""
+
+    shards: list[tuple[int, int]]
+    """Ranges [start, stop), in order."""
+
+    def numbers(self) -> Iterator[int]:
+        """Every shard, in order."""
+        for start, stop in self.shards:
+            yield from range(start, stop)
+
+
+class _Done(BaseModel):
+    """The files of a part, all written."""
+
+    files: list[PartFile]
+
+
+class PartWriter:
+    """Turns the commits of a run into parts.
+
+    `commits`: those that are there. A part that was begun and is not done is finished first. A new one is written when
+    the waiting shards of a task hold `target_bytes` on average, or at `flush`.
+    """
+
+    def __init__(
+        self, ledger: Ledger, commits: Iterable[ShardCommit], *, target_bytes: int, partition_by: Sequence[str] = ()
+    ) -> None:
+        self._ledger = ledger
+        self._target_bytes = target_bytes
+        self._partition_by = list(partition_by)
+        self._waiting = {commit.shard: commit for commit in commits if commit.files}
+        self._num_parts = 0
+        self.files: list[PartFile] = []
+        """Every file of the output so far."""
+        while (part := _read(_Part, _record_path(ledger, self._num_parts))) is not None:
+            self._finish(part)
+
+    def add(self, commit: ShardCommit) -> None:
+        """Takes one more shard; writes a part when there is enough for one."""
+        if commit.files:
+            self._waiting[commit.shard] = commit
+        if self._num_waiting_bytes() >= self._target_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is committed and in no part yet, so that `data/` and `errors/` show all of it."""
+        if not self._waiting:
+            return
+        part = _Part(shards=_ranges(sorted(self._waiting)))
+        self._ledger.check_fence()
+        path = _record_path(self._ledger, self._num_parts)
+        if not storage.put_if_absent(path, part.model_dump_json().encode(), self._ledger.staging):
+            raise InterruptedRunError(f"{self._ledger.uri}: another job works on this run; wait for it, or stop it")
+        self._finish(part)
+
+    def id_hashes(self) -> dict[str, str]:
+        """Kind of file -> `hash_ids` of all its rows."""
+        kinds = {file.kind for file in self.files}
+        return {kind: add_hashes(file.id_hash for file in self.files if file.kind == kind) for kind in kinds}
+
+    def _num_waiting_bytes(self) -> float:
+        """Bytes of a task, on average over the tasks."""
+        sizes = [
+            file.num_bytes
+            for commit in self._waiting.values()
+            for kind, file in commit.files.items()
+            if kind != "errors"
+        ]
+        num_tasks = max((len(commit.statuses) for commit in self._waiting.values()), default=1)
+        return sum(sizes) / num_tasks
+
+    def _finish(self, part: _Part) -> None:
+        """Writes the files of the part that are not there, marks it done, deletes what it was made of."""
+        commits = [self._waiting.pop(shard) for shard in part.numbers()]
+        path = _record_path(self._ledger, self._num_parts, ".done")
+        done = _read(_Done, path)
+        if done is None:
+            kinds = sorted({kind for commit in commits for kind in commit.files})
+            done = _Done(files=[file for kind in kinds for file in self._write(kind, commits)])
+            storage.put_if_absent(path, done.model_dump_json().encode(), self._ledger.staging)
+            staged = [self._ledger.staged_path(kind, commit.shard) for commit in commits for kind in commit.files]
+            with ThreadPoolExecutor(_NUM_READERS) as pool:
+                list(pool.map(storage.delete, staged))
+        self.files += done.files
+        self._num_parts += 1
+
+    def _write(self, kind: str, commits: Sequence[ShardCommit]) -> list[PartFile]:
+        """The files of one kind: one for each value of the partition columns."""
+        commits = [commit for commit in commits if kind in commit.files]
+        columns = [] if kind == "errors" else self._partition_by
+        written: list[PartFile] = []
+        with tempfile.TemporaryDirectory(dir=self._ledger.scratch_folder(), prefix="part-") as folder:
+            writers: dict[str, _FileWriter] = {}
+            for table in read_staged(self._ledger, kind, commits):
+                for place, rows in split(table, columns):
+                    if place not in writers:
+                        writers[place] = _FileWriter(Path(folder) / f"{len(writers)}.parquet", rows.schema)
+                    writers[place].write(rows)
+                if len(writers) > _MAX_PARTITIONS:
+                    raise ConfigError(
+                        f"output.partition_by = {columns}: more than {_MAX_PARTITIONS} folders for one part of the "
+                        "output; name a column with fewer values in a new run"
+                    )
+            for place, writer in writers.items():
+                writer.close()
+                file = PartFile(
+                    path=part_path(kind, place, self._num_parts),
+                    kind=kind,
+                    num_rows=writer.num_rows,
+                    num_bytes=writer.path.stat().st_size,
+                    id_hash=add_hashes(writer.id_hashes),
+                )
+                self._put(file, writer.path)
+                written.append(file)
+        if kind != "errors" and _total(written) != _total(commits):
+            raise InternalError(f"{self._ledger.uri}: part {self._num_parts} of {kind} has other ids than its shards")
+        return written
+
+    def _put(self, file: PartFile, local: Path) -> None:
+        uri = self._ledger.path(file.path)
+        self._ledger.check_fence()
+        if storage.put_file_if_absent(uri, local, self._ledger.staging):
+            return
+        # A dead attempt was first: the same rows, maybe by another version of the Parquet writer.
+        fs, path = storage.filesystem(uri)
+        with fs.open_input_file(path) as source:
+            ids = pq.ParquetFile(source).read(columns=["post_id"]).column("post_id")
+        if len(ids) != file.num_rows or hash_ids(ids) != file.id_hash:
+            raise InternalError(f"{uri}: holds other rows than the run has; begin a new run in another folder")
+
+
+def read_staged(ledger: Ledger, kind: str, commits: Sequence[ShardCommit]) -> Iterator[pa.Table]:
+    """The rows of each of these shards, as they were committed. Raises: InternalError where they are not there."""
+    paths = [ledger.staged_path(kind, commit.shard) for commit in commits]
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        for start in range(0, len(paths), _NUM_READERS):
+            window = slice(start, start + _NUM_READERS)
+            contents = pool.map(storage.read_bytes, paths[window])
+            for commit, path, data in zip(commits[window], paths[window], contents, strict=True):
+                if data is None or hashlib.sha256(data).hexdigest() != commit.files[kind].sha256:
+                    what = "is gone" if data is None else "has changed"
+                    raise InternalError(f"{path} {what} since it was committed; begin a new run in another folder")
+                yield pq.ParquetFile(pa.BufferReader(data)).read()
+
+
+def part_path(kind: str, place: str, number: int) -> str:
+    """Path of a part's file below the run's folder. `place`: the folders of its partition."""
+    root = "errors" if kind == "errors" else f"data/{kind}"
+    return "/".join(each for each in (root, place, f"part-{number:05d}.parquet") if each)
+
+
+def finished_parts(ledger: Ledger) -> Iterator[tuple[int, list[int], list[PartFile]]]:
+    """(number, shards, files as they were first written) of each part whose files are all there."""
+    number = 0
+    while (part := _read(_Part, _record_path(ledger, number))) is not None:
+        if (done := _read(_Done, _record_path(ledger, number, ".done"))) is not None:
+            yield number, list(part.numbers()), done.files
+        number += 1
+
+
+def waiting_shards(ledger: Ledger) -> set[int]:
+    """Committed shards whose rows are in no finished part: their own files are still needed."""
+    waiting = {commit.shard for commit in ledger.read_commits() if commit.files}
+    for _, shards, _ in finished_parts(ledger):
+        waiting.difference_update(shards)
+    return waiting
+
+
+def _read(record: type[_Record], path: str) -> _Record | None:
+    data = storage.read_bytes(path)
+    return None if data is None else record.model_validate_json(data)
+
+
+def _record_path(ledger: Ledger, number: int, suffix: str = "") -> str:
+    return ledger.path("_run", "parts", f"{number:05d}{suffix}.json")
+
+
+class _FileWriter:
+    """A Parquet file in row groups of the size that analysts' engines like, fed by small tables."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.num_rows = 0
+        self.id_hashes: list[str] = []
+        self._writer = pq.ParquetWriter(path, schema, **PARQUET_OPTIONS)
+        self._buffered: list[pa.Table] = []
+        self._num_buffered = 0
+
+    def write(self, table: pa.Table) -> None:
+        self.num_rows += table.num_rows
+        self.id_hashes.append(hash_ids(table.column("post_id")))
+        self._buffered.append(table)
+        self._num_buffered += table.num_rows
+        if self._num_buffered >= ROW_GROUP_SIZE:
+            self._write_row_group()
+
+    def close(self) -> None:
+        self._write_row_group()
+        self._writer.close()
+
+    def _write_row_group(self) -> None:
+        if self._buffered:
+            self._writer.write_table(pa.concat_tables(self._buffered).unify_dictionaries())
+        self._buffered, self._num_buffered = [], 0
+
+
+def split(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """(folder as Hive names it, rows without the columns that the folder says) for each value that occurs."""
+    if not columns:
+        yield "", table
+        return
+    for values in table.select(columns).group_by(columns).aggregate([]).to_pylist():
+        mask = None
+        for column, value in values.items():
+            each = pc.is_null(table[column]) if value is None else pc.fill_null(pc.equal(table[column], value), False)
+            mask = each if mask is None else pc.and_(mask, each)
+        place = "/".join(f"{quote(name, safe='')}={_folder(value)}" for name, value in values.items())
+        yield place, table.filter(mask).drop_columns(list(columns))
+
+
+def _folder(value: Any) -> str:
+    if value is None:
+        return _NULL_PARTITION
+    return quote(str(value).lower() if isinstance(value, bool) else str(value), safe="")
+
+
+def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Increasing numbers as ranges [start, stop)."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number:
+            ranges[-1] = (ranges[-1][0], number + 1)
+        else:
+            ranges.append((number, number + 1))
+    return ranges
+
+
+def _total(records: Iterable[PartFile | ShardCommit]) -> tuple[int, str]:
+    records = list(records)
+    return sum(each.num_rows for each in records), add_hashes(each.id_hash for each in records)

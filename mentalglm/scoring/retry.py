@@ -1,0 +1,368 @@
+"""Failed rows are scored again, they alone, and take the place of the old ones: in `data/` each row stays there once.
+
+A round is decided by its record, created by whoever is first: the rows that have one of its statuses when it begins.
+They are scored and committed like the shards of a run, in a folder of the round. Then each file of `data/` and
+`errors/` that holds some of them is written anew under its own name, so that a reader sees the old file or the new
+one, whole. The footer of a file says which rounds are in it; whoever comes after a death changes only the others.
+
+    _run/retries/<round>.json                    which statuses
+    _run/retries/<round>/{shards,commits}/...    as in _run/
+    _run/retries/<round>.done.json               what came of it; written last, after manifest.json and README.md
+
+Replacing is the one write of a run where the last writer wins, so it rests on the lease: a job that was taken for dead
+and wakes up in the middle of a write puts there what the round decided anyway. Only where a further round was finished
+meanwhile would rows of that one be those of the round before again, each still once.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from mentalglm import manifest, storage
+from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
+from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
+from mentalglm.scoring.parts import PartFile, finished_parts, part_path, read_staged, split
+from mentalglm.scoring.predictions import INPUT_STATUSES, PARQUET_OPTIONS, STATUSES, Outcome, hash_ids
+
+# The input decides the other columns; those may differ between rows that are interchangeable here.
+_REPLACED = frozenset(field.name for field in fields(Outcome)) - {"reason"}
+_OLD_STATUS = "\0old status"  # a name that no kept column has
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySummary:
+    """What came of a retry."""
+
+    uri: str
+    statuses: list[str]
+    """Rows with one of these were scored again."""
+    num_retried: int
+    retried: dict[str, int]
+    """Their statuses now."""
+    totals: Totals
+    """Of the whole run, as it is now."""
+
+    def describe(self) -> str:
+        """One line for a person."""
+        left = ", ".join(f"{status} {n}" for status, n in self.totals.by_status.most_common() if status != "ok")
+        left = f"without a result in the whole run: {left or 'none'}"
+        if not self.num_retried:
+            return f"{self.uri}: nothing to retry, no row is {' or '.join(self.statuses)}; {left}"
+        num_ok = self.retried.get("ok", 0)
+        return (
+            f"{self.uri}: {self.num_retried} predictions retried, {num_ok} ok now, "
+            f"{self.num_retried - num_ok} still failed; {left}"
+        )
+
+
+class _Record(BaseModel):
+    """What a round is about."""
+
+    statuses: list[str]
+
+
+class _Done(BaseModel):
+    """A finished round."""
+
+    entry: dict[str, Any]
+    """What the manifest says of it."""
+    files: list[PartFile]
+    """The files that it has replaced, as they are after it."""
+
+
+def check_statuses(statuses: Sequence[str]) -> frozenset[str]:
+    """The statuses to retry; by default all that another attempt can mend.
+
+    Raises: ConfigError for one that no failed row can have.
+    """
+    known = [status for status in STATUSES if status != "ok"]
+    for status in statuses:
+        if status not in known:
+            raise ConfigError(f"--status {status}: no failed row can have it; use one of {', '.join(known)}")
+    return frozenset(statuses) or frozenset(known) - INPUT_STATUSES
+
+
+def effective_commits(ledger: Ledger) -> list[ShardCommit]:
+    """Every committed shard as it is in the output now, after the retries that are finished."""
+    commits, _ = _read_history(ledger)
+    return list(commits.values())
+
+
+def open_round(ledger: Ledger, statuses: frozenset[str]) -> "RetryRound | None":
+    """The round that was begun and not finished, else a new one; None where no row has one of `statuses`.
+
+    To be called by the holder of the lease. Raises: ConfigError where the unfinished round is about other statuses.
+    """
+    commits, done = _read_history(ledger)
+    if done:
+        _delete_staged(_round_ledger(ledger, len(done) - 1))  # what a death after the last word has left
+    path = _record_path(ledger, len(done))
+    data = storage.read_bytes(path)
+    if data is None:
+        if not any(commit.rows_with(statuses) for commit in commits.values()):
+            return None
+        data = _Record(statuses=sorted(statuses)).model_dump_json().encode()
+        ledger.check_fence()
+        if not storage.put_if_absent(path, data, ledger.staging):
+            raise InterruptedRunError(f"{ledger.uri}: another job works on this run; wait for it, or stop it")
+    standing = _Record.model_validate_json(data).statuses
+    if frozenset(standing) != statuses:
+        options = " ".join(f"--status {status}" for status in standing)
+        raise ConfigError(
+            f"--status: a retry of other statuses was interrupted; finish it first: mentalglm retry {ledger.uri} "
+            f"{options}"
+        )
+    return RetryRound(ledger, statuses, commits, done)
+
+
+class RetryRound:
+    """The failed rows of a run that have one of `statuses`, on their way to another result.
+
+    `commits`: the shards as they are before the round, by number; `done`: the rounds before it.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        statuses: frozenset[str],
+        commits: Mapping[int, ShardCommit],
+        done: Sequence[_Done],
+    ) -> None:
+        self._run = ledger
+        self._done = list(done)
+        self._commits = dict(commits)
+        self._statuses = statuses
+        self._rows = {shard: rows for shard, commit in sorted(commits.items()) if (rows := commit.rows_with(statuses))}
+        self.number = len(done)
+        self.ledger = _round_ledger(ledger, self.number)
+        """Where the rows are committed."""
+        self.num_predictions = sum(len(rows) for tasks in self._rows.values() for rows in tasks.values())
+
+    def pending(self) -> dict[int, dict[str, list[int]]]:
+        """shard -> task -> rows of it, for the shards that the round has not committed."""
+        done = {commit.shard for commit in self.ledger.read_commits()}
+        return {
+            shard: {task: list(rows) for task, rows in tasks.items()}
+            for shard, tasks in self._rows.items()
+            if shard not in done
+        }
+
+    def finish(self, partition_by: Sequence[str]) -> RetrySummary:
+        """Brings the committed rows into `data/` and `errors/`, then publishes the new counts. Safe to repeat."""
+        retried = {commit.shard: commit for commit in self.ledger.read_commits()}
+        if retried.keys() != self._rows.keys():
+            raise InternalError(f"{self._run.uri}: shards of retry {self.number} are missing; please report it")
+        files = {file.path: file for each in self._done for file in each.files}
+        replaced: list[PartFile] = []
+        written: list[PartFile] = []
+        for number, shards, first in finished_parts(self._run):
+            standing = {file.path: files.get(file.path, file) for file in first}
+            commits = [retried[shard] for shard in shards if shard in retried and retried[shard].files]
+            changed = {file.path: file for file in self._replace(number, commits, standing, partition_by)}
+            replaced += changed.values()
+            written += [changed.get(path, file) for path, file in standing.items()]
+        totals = Totals(
+            commit.after_retry(self._statuses, retried[shard]) if shard in retried else commit
+            for shard, commit in self._commits.items()
+        )
+        done = _Done(entry=self._entry(Totals(retried.values())), files=replaced)
+        self._publish(totals, done, written)
+        self._run.check_fence()
+        storage.put_if_absent(
+            _record_path(self._run, self.number, ".done"), done.model_dump_json().encode(), self._run.staging
+        )
+        _delete_staged(self.ledger)
+        return RetrySummary(
+            uri=self._run.uri,
+            statuses=sorted(self._statuses),
+            num_retried=done.entry["num_retried"],
+            retried=done.entry["now"],
+            totals=totals,
+        )
+
+    def _replace(
+        self, number: int, commits: Sequence[ShardCommit], standing: Mapping[str, PartFile], partition_by: Sequence[str]
+    ) -> Iterator[PartFile]:
+        """Writes the files of a part that hold rows of these shards anew."""
+        gone: Counter[tuple[Any, ...]] = Counter()
+        for kind in sorted({kind for commit in commits for kind in commit.files} - {"errors"}):
+            task = kind.removeprefix("task=")
+            having = [commit for commit in commits if kind in commit.files]
+            tables: list[pa.Table] = []
+            for commit, table in zip(having, read_staged(self.ledger, kind, having), strict=True):
+                statuses = list(self._rows[commit.shard][task].values())
+                gone.update(zip(table["post_id"].to_pylist(), [task] * len(statuses), statuses, strict=True))
+                tables.append(table.append_column(_OLD_STATUS, pa.array(statuses, pa.string())))
+            for place, rows in split(pa.concat_tables(tables), partition_by):
+                file = standing[part_path(kind, place, number)]
+                yield self._rewrite(file, partial(_with_rows, rows=rows, statuses=self._statuses))
+        if gone:
+            having = [commit for commit in commits if "errors" in commit.files]
+            errors = list(read_staged(self.ledger, "errors", having))
+            file = standing[part_path("errors", "", number)]
+            yield self._rewrite(file, partial(_with_errors, gone=gone, errors=errors))
+
+    def _rewrite(self, file: PartFile, change: Callable[[pq.ParquetFile], Iterator[pa.Table]]) -> PartFile:
+        """Puts the changed file in the place of the old one, unless that is done; returns what is there then."""
+        uri = self._run.path(file.path)
+        data = storage.read_bytes(uri)
+        if data is None:
+            raise InternalError(f"{uri} is gone since it was written; begin a new run in another folder")
+        source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        schema = source.schema_arrow
+        footer = json.loads(schema.metadata[b"mentalglm"])
+        rounds = footer.get("retries", [])
+        if any(each["round"] == self.number for each in rounds):
+            return _described(file, source, len(data))
+        footer["retries"] = [*rounds, {"round": self.number, "versions": self._versions}]
+        metadata = {**schema.metadata, b"mentalglm": json.dumps(footer, ensure_ascii=False).encode()}
+        with tempfile.TemporaryDirectory(dir=self._run.scratch_folder(), prefix="retry-") as folder:
+            local = Path(folder) / "part.parquet"
+            try:
+                with pq.ParquetWriter(local, schema.with_metadata(metadata), **PARQUET_OPTIONS) as writer:
+                    for table in change(source):
+                        writer.write_table(table)
+            except _OtherRowsError:
+                raise InternalError(f"{uri}: does not hold the rows that were retried; please report it") from None
+            with pq.ParquetFile(local) as target:
+                described = _described(file, target, local.stat().st_size)
+            self._run.check_fence()
+            storage.put_file(uri, local, self._run.staging)
+        return described
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return manifest.code_version()
+
+    def _entry(self, retried: Totals) -> dict[str, Any]:
+        return {
+            "round": self.number,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "statuses": sorted(self._statuses),
+            "num_retried": retried.num_predictions,
+            "now": dict(retried.by_status),
+            "engines": retried.engines,
+            "versions": self._versions,
+        }
+
+    def _publish(self, totals: Totals, done: _Done, files: Sequence[PartFile]) -> None:
+        """The manifest as the run wrote it, with the numbers of now."""
+        data = storage.read_bytes(self._run.path("manifest.json"))
+        if data is None:
+            raise InternalError(f"{self._run.uri}: manifest.json is gone; put it back and run the same command again")
+        record: dict[str, Any] = json.loads(data)
+        record["retries"] = [each.entry for each in [*self._done, done]]
+        record["output"] |= {
+            "statuses": {task: dict(counts) for task, counts in totals.statuses.items()},
+            "labels": {task: dict(counts) for task, counts in totals.labels.items()},
+            "num_prompt_tokens": totals.num_prompt_tokens,
+            "num_output_tokens": totals.num_output_tokens,
+            "files": [file.model_dump(include={"path", "num_rows", "num_bytes"}) for file in files],
+        }
+        self._run.check_fence()
+        self._run.publish(record, manifest.readme(record))
+
+
+class _OtherRowsError(Exception):
+    """A file does not hold rows that it should."""
+
+
+def _with_rows(source: pq.ParquetFile, rows: pa.Table, statuses: frozenset[str]) -> Iterator[pa.Table]:
+    """The file, group by group, in its own order, where each of `rows` has replaced the failed row that it was made of.
+
+    Found by id, text and old status: rows that are equal in these stand for each other.
+    """
+    waiting: dict[tuple[Any, ...], list[int]] = {}
+    keys = zip(*(rows[name].to_pylist() for name in ("post_id", "text_hash", _OLD_STATUS)), strict=True)
+    for number, key in enumerate(keys):
+        waiting.setdefault(key, []).append(number)
+    num_left = rows.num_rows
+    for group in range(source.num_row_groups):
+        table = source.read_row_group(group)
+        is_failed = pc.is_in(table["status"].cast(pa.string()), pa.array(sorted(statuses)))
+        places = np.flatnonzero(is_failed.to_numpy())
+        failed = table.select(["post_id", "text_hash", "status"]).take(places).to_pydict()
+        order = np.arange(table.num_rows)
+        picked: list[int] = []
+        for place, key in zip(places, zip(*failed.values(), strict=True), strict=True):
+            if numbers := waiting.get(key):
+                order[place] = table.num_rows + len(picked)
+                picked.append(numbers.pop())
+        if picked:
+            names = [name for name in table.column_names if name in _REPLACED]
+            both = pa.concat_tables([table.select(names), rows.select(names).take(picked)])
+            mixed = both.unify_dictionaries().take(order)
+            columns = [mixed[name] if name in _REPLACED else table[name] for name in table.column_names]
+            table = pa.Table.from_arrays(columns, schema=table.schema)
+        num_left -= len(picked)
+        yield table
+    if num_left:
+        raise _OtherRowsError
+
+
+def _with_errors(
+    source: pq.ParquetFile, gone: Mapping[tuple[Any, ...], int], errors: Sequence[pa.Table]
+) -> Iterator[pa.Table]:
+    """The file without as many rows of each (post id, task, status) as `gone` says, and with `errors`."""
+    left = Counter(gone)
+    for group in range(source.num_row_groups):
+        table = source.read_row_group(group)
+        stays = []
+        for key in zip(*(table[name].to_pylist() for name in ("post_id", "task", "status")), strict=True):
+            stays.append(not left[key])
+            left[key] -= 0 if stays[-1] else 1
+        yield table.filter(pa.array(stays, pa.bool_()))
+    if left.total():
+        raise _OtherRowsError
+    yield from errors
+
+
+def _described(file: PartFile, source: pq.ParquetFile, num_bytes: int) -> PartFile:
+    """The record of a file as it is now. Raises: InternalError where a retry may not have changed it so."""
+    ids = chain.from_iterable(batch.column(0).to_pylist() for batch in source.iter_batches(columns=["post_id"]))
+    now = file.model_copy(
+        update={"num_rows": source.metadata.num_rows, "num_bytes": num_bytes, "id_hash": hash_ids(ids)}
+    )
+    if file.kind != "errors" and (now.num_rows, now.id_hash) != (file.num_rows, file.id_hash):
+        raise InternalError(f"{file.path}: holds other rows than the run has; begin a new run in another folder")
+    return now
+
+
+def _read_history(ledger: Ledger) -> tuple[dict[int, ShardCommit], list[_Done]]:
+    """(the shards, by number, as they are after the finished rounds; those rounds)."""
+    commits = {commit.shard: commit for commit in ledger.read_commits()}
+    rounds: list[_Done] = []
+    while (data := storage.read_bytes(_record_path(ledger, len(rounds), ".done"))) is not None:
+        done = _Done.model_validate_json(data)
+        for retried in _round_ledger(ledger, len(rounds)).read_commits():
+            commits[retried.shard] = commits[retried.shard].after_retry(frozenset(done.entry["statuses"]), retried)
+        rounds.append(done)
+    return commits, rounds
+
+
+def _round_ledger(ledger: Ledger, number: int) -> Ledger:
+    return Ledger(ledger.uri, ledger.check_fence, folder=f"_run/retries/{number:03d}")
+
+
+def _record_path(ledger: Ledger, number: int, suffix: str = "") -> str:
+    return ledger.path("_run", "retries", f"{number:03d}{suffix}.json")
+
+
+def _delete_staged(ledger: Ledger) -> None:
+    """Deletes the shards' own files of a round whose rows are in `data/`."""
+    folder = ledger.path(ledger.folder, "shards")
+    for file in list(storage.list_files(folder)):
+        storage.delete(storage.join(folder, file.path))

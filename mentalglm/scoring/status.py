@@ -1,0 +1,122 @@
+"""How far is a run, from any machine: read from its folder alone."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mentalglm.errors import ConfigError
+from mentalglm.scoring.lease import LeaseState, read_lease
+from mentalglm.scoring.ledger import Ledger, Totals
+from mentalglm.scoring.progress import duration
+from mentalglm.scoring.retry import effective_commits
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """The state of a run. Numbers are of what is committed, as far as it is not said otherwise."""
+
+    uri: str
+    run_id: str
+    state: str
+    """complete · running · interrupted (run the same command again) · lost (the same, its job ended without a word)"""
+    owner: str | None
+    """Who works on it, or did last, since when, and when it gave the last sign of life."""
+    num_predictions: int
+    num_expected: int
+    """Predictions of the finished run; a little fewer where parts of the input cannot be read."""
+    num_in_progress: int
+    """Predictions made and not committed yet, as the job said last."""
+    rows_per_s: float | None
+    eta_s: float | None
+    """Seconds left at that rate."""
+    statuses: dict[str, dict[str, int]]
+    """task -> status -> predictions."""
+    num_unreadable_rows: int
+    num_shards: int
+    num_committed_shards: int
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Predictions without a result, by status."""
+        counts = sum((Counter(each) for each in self.statuses.values()), Counter[str]())
+        return {status: n for status, n in counts.most_common() if status != "ok"}
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self) | {"failed": self.failed}
+
+
+def read_status(uri: str) -> RunStatus:
+    """Reads the plan, the lease and one small record for each committed shard.
+
+    Raises: ConfigError where there is no run.
+    """
+    ledger = Ledger(uri)
+    fingerprint = ledger.read_fingerprint()
+    if fingerprint is None:
+        raise ConfigError(f"RUN_URI = {uri}: holds no run; give the output.uri of a score job")
+    plan = ledger.read_plan()
+    lease = read_lease(uri)
+    totals = Totals(effective_commits(ledger))
+    num_expected = plan.num_rows * len(fingerprint["tasks"])
+    state = _state(ledger.is_complete(), lease)
+    progress = lease.progress if lease is not None and state == "running" else {}
+    num_made = max(sum(progress.get("statuses", {}).values()), totals.num_predictions)
+    rate = progress.get("rows_per_s")
+    return RunStatus(
+        uri=ledger.uri,
+        run_id=ledger.run_id(),
+        state=state,
+        owner=lease.describe() if lease is not None else None,
+        num_predictions=totals.num_predictions,
+        num_expected=num_expected,
+        num_in_progress=num_made - totals.num_predictions,
+        rows_per_s=rate,
+        eta_s=round((num_expected - num_made) / rate, 1) if rate else None,
+        statuses={task: dict(counts) for task, counts in totals.statuses.items()},
+        num_unreadable_rows=totals.num_quarantined,
+        num_shards=plan.num_shards,
+        num_committed_shards=totals.num_shards,
+    )
+
+
+def _state(is_complete: bool, lease: LeaseState | None) -> str:
+    if is_complete:
+        return "complete"
+    if lease is None or lease.released:
+        return "interrupted"
+    return "lost" if lease.is_stale or lease.owner.is_gone() else "running"
+
+
+def print_status(status: RunStatus) -> None:
+    """For a person."""
+    console = Console(soft_wrap=True)
+    share = status.num_predictions / status.num_expected if status.num_expected else 1.0
+    console.print(f"{status.uri}: {status.state}", markup=False, highlight=False)
+    lines = [
+        f"{status.num_predictions} of {status.num_expected} predictions committed ({share:.1%}), "
+        f"{status.num_committed_shards} of {status.num_shards} shards"
+    ]
+    if status.num_in_progress:
+        lines.append(f"{status.num_in_progress} more made, not committed yet")
+    if status.rows_per_s:
+        left = f", {duration(status.eta_s)} left" if status.eta_s is not None else ""
+        lines.append(f"{status.rows_per_s:.1f} predictions/s{left}")
+    if status.num_unreadable_rows:
+        lines.append(f"{status.num_unreadable_rows} rows of the input cannot be read")
+    if status.state == "running":
+        lines.append(f"by {status.owner}")
+    elif status.state in ("interrupted", "lost"):
+        lines.append(f"last worked on by {status.owner}; the same `mentalglm score` command goes on")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+    if not status.statuses:
+        return
+    table = Table("task", "status", "predictions")
+    for task, counts in status.statuses.items():
+        for name, n in sorted(counts.items(), key=lambda item: (item[0] != "ok", -item[1])):
+            table.add_row(task, name, str(n))
+    console.print(table)

@@ -1,0 +1,219 @@
+"""Parts: whatever happens and whenever, `data/` never shows a row twice, and in the end shows each once."""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mentalglm import storage
+from mentalglm.config import ScoreConfig
+from mentalglm.corpus import Posts
+from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
+from mentalglm.scoring.ledger import Ledger, ShardCommit
+from mentalglm.scoring.parts import PartWriter, _ranges
+from mentalglm.scoring.predictions import Outcome, hash_ids, prediction_schema, prediction_table
+
+KEPT = pa.schema([("lang", pa.string()), ("year", pa.int32())])
+CONFIG = ScoreConfig.model_validate(
+    {
+        "input": {"uri": "a", "keep_columns": KEPT.names},
+        "output": {"uri": "b", "partition_by": KEPT.names},
+        "tasks": ["suicide_risk", "cognitive_distortion"],
+    }
+)
+SCHEMA = prediction_schema(CONFIG, KEPT)
+OK, FAILED = Outcome("ok", labels=("low_risk",)), Outcome("parse_failed", "no_label")
+LANGUAGES = ["zh", None, "", "a/b=c", "中文"]
+
+
+def commit(ledger: Ledger, shard: int, num_rows: int = 5) -> ShardCommit:
+    """A shard whose second row failed on every task."""
+    posts = Posts(
+        ids=[f"{shard}-{row}" for row in range(num_rows)],
+        texts=["x"] * num_rows,
+        statuses=[None] * num_rows,
+        reasons=[None] * num_rows,
+        flags=[[] for _ in range(num_rows)],
+        text_hashes=["h"] * num_rows,
+        kept=pa.table(
+            {
+                "lang": [LANGUAGES[row % 5] for row in range(num_rows)],
+                "year": [2020 + shard % 2] * num_rows,
+            },
+            KEPT,
+        ),
+    )
+    outcomes = {task: [FAILED if row == 1 else OK for row in range(num_rows)] for task in CONFIG.tasks}
+    tables = {task: prediction_table(SCHEMA, posts, each) for task, each in outcomes.items()}
+    return ledger.commit(shard, tables, outcomes, {"run_id": "r"}, engine={}, seconds=0.0)
+
+
+def rows(folder: Path) -> Counter[tuple[str, str]]:
+    """(task, post id) of every row that a reader of the folder sees now."""
+    found: Counter[tuple[str, str]] = Counter()
+    for path in (folder / "data").rglob("*.parquet") if (folder / "data").exists() else []:
+        task = path.relative_to(folder / "data").parts[0]
+        found.update((task, post_id) for post_id in pq.read_table(path, columns=["post_id"])["post_id"].to_pylist())
+    return found
+
+
+def expected(num_shards: int) -> Counter[tuple[str, str]]:
+    return Counter(
+        (f"task={task}", f"{shard}-{row}") for task in CONFIG.tasks for shard in range(num_shards) for row in range(5)
+    )
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@contextmanager
+def dying_at(step: int, after: bool) -> Iterator[None]:
+    """Dies at the `step`-th write to the store, before or after it is done."""
+    names = ("put_if_absent", "put_file_if_absent", "delete")
+    originals: dict[str, Callable[..., Any]] = {name: getattr(storage, name) for name in names}
+    left = [step]
+
+    def wrap(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and not after:
+                raise Killed
+            result = originals[name](*arguments)
+            if left[0] == 0:
+                raise Killed
+            return result
+
+        return call
+
+    for name in names:
+        setattr(storage, name, wrap(name))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(storage, name, function)
+
+
+@given(
+    num_shards=st.integers(1, 6),
+    target_bytes=st.sampled_from([1, 12_000, 10**9]),
+    partitioned=st.booleans(),
+    deaths=st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=4),
+    order=st.randoms(),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_rows_are_there_once_after_deaths_at_any_write(
+    num_shards: int, target_bytes: int, partitioned: bool, deaths: list[tuple[int, bool]], order: Any
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ledger = Ledger(name)
+        shards = list(range(num_shards))
+        order.shuffle(shards)
+        options: dict[str, Any] = {"target_bytes": target_bytes}
+        options |= {"partition_by": CONFIG.output.partition_by} if partitioned else {}
+
+        def attempt() -> PartWriter:
+            commits = ledger.read_commits()
+            done = {each.shard for each in commits}
+            parts = PartWriter(ledger, commits, **options)
+            for shard in shards:
+                if shard not in done:
+                    parts.add(commit(ledger, shard))
+            parts.flush()
+            return parts
+
+        for step, after in deaths:
+            with dying_at(step, after), suppress(Killed):
+                attempt()
+            assert not rows(folder) - expected(num_shards), "a row is there twice"
+        parts = attempt()
+        assert rows(folder) == expected(num_shards)
+        assert parts.id_hashes()["task=suicide_risk"] == hash_ids(
+            [f"{shard}-{row}" for shard in range(num_shards) for row in range(5)]
+        )
+        errors = pads.dataset(folder / "errors").to_table()
+        assert errors.num_rows == 2 * num_shards
+        assert {path.suffix for path in (folder / "data").rglob("*") if path.is_file()} == {".parquet"}
+
+
+def test_partitions_are_read_back_by_every_reader(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    parts = PartWriter(ledger, [commit(ledger, 0), commit(ledger, 1)], target_bytes=10**9, partition_by=KEPT.names)
+    parts.flush()
+    table = pads.dataset(tmp_path / "data", partitioning="hive").to_table()
+    assert Counter(table["lang"].to_pylist()) == Counter(dict.fromkeys(LANGUAGES, 4))
+    assert set(table["year"].to_pylist()) == {2020, 2021}
+    source = f"read_parquet('{tmp_path}/data/**/*.parquet', hive_partitioning = true)"
+    assert duckdb.sql(f"SELECT count(*) FROM {source} WHERE lang = 'a/b=c'").fetchall() == [(4,)]
+
+
+def test_files_have_the_size_and_the_row_groups_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mentalglm.scoring.parts.ROW_GROUP_SIZE", 12)
+    ledger = Ledger(str(tmp_path))
+    parts = PartWriter(ledger, [], target_bytes=10**9)
+    for shard in range(8):
+        parts.add(commit(ledger, shard))
+    parts.flush()
+    [path] = (tmp_path / "data" / "task=suicide_risk").iterdir()
+    metadata = pq.read_metadata(path)
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [15, 15, 10]
+    assert pq.read_table(path)["post_id"].to_pylist() == [f"{shard}-{row}" for shard in range(8) for row in range(5)]
+    assert not list((tmp_path / "_run" / "shards").rglob("*.parquet"))
+
+
+def test_a_shard_file_that_was_changed_is_not_published(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    parts = PartWriter(ledger, [commit(ledger, 0)], target_bytes=10**9)
+    path = Path(ledger.staged_path("task=suicide_risk", 0))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(InternalError, match="has changed"):
+        parts.flush()
+
+
+def test_a_part_that_holds_other_rows_is_not_taken_for_ours(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "a"))
+    other = Ledger(str(tmp_path / "b"))
+    PartWriter(other, [commit(other, 7)], target_bytes=1).flush()
+    shutil.copytree(tmp_path / "b" / "data", tmp_path / "a" / "data")
+    with pytest.raises(InternalError, match="other rows"):
+        PartWriter(ledger, [commit(ledger, 0)], target_bytes=1).flush()
+
+
+def test_a_fenced_writer_begins_no_part(tmp_path: Path) -> None:
+    def check() -> None:
+        raise InterruptedRunError("taken over")
+
+    free = Ledger(str(tmp_path))
+    record = commit(free, 0)
+    with pytest.raises(InterruptedRunError, match="taken over"):
+        PartWriter(Ledger(str(tmp_path), check), [record], target_bytes=1).flush()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_column_that_cannot_name_a_folder_is_refused() -> None:
+    kept = pa.schema([("lang", pa.float64()), ("year", pa.int32())])
+    with pytest.raises(ConfigError, match=r"partition_by names 'lang', whose type is double"):
+        prediction_schema(CONFIG, kept)
+
+
+@given(st.sets(st.integers(0, 50)))
+def test_ranges_hold_the_numbers(numbers: set[int]) -> None:
+    ranges = _ranges(sorted(numbers))
+    assert [n for start, stop in ranges for n in range(start, stop)] == sorted(numbers)
+    assert all(before[1] < after[0] for before, after in pairwise(ranges))

@@ -1,0 +1,143 @@
+"""How S3 is configured, and what only a mock shows of a disk."""
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mentalglm import storage
+from mentalglm.config import S3Config, ScoreConfig, load_config, validate
+from mentalglm.errors import ConfigError, StorageError, UnusableStorageError
+
+SECRET = "canary-secret-83"
+SCORE = {"input": {"uri": "posts.csv"}, "output": {"uri": "scored"}, "tasks": ["suicide_risk"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"s3": {"endpoint": f"https://user:{SECRET}@minio.lab:9000"}}, "s3.endpoint"),
+        ({"s3": {"endpoint": f"https://minio.lab:9000/?key={SECRET}@"}}, "s3.endpoint"),
+        ({"input": {"uri": f"s3://AKIAKEY:{SECRET}@bucket/posts"}}, "input.uri"),
+        ({"output": {"uri": f"S3://AKIAKEY:{SECRET}@bucket/run"}}, "output.uri"),
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_quoted(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"score\.yaml: {field}") as caught:
+        validate(ScoreConfig, {**SCORE, **changes}, "score.yaml")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["minio.lab:9000", "ftp://minio.lab", "https://", "https://minio.lab/bucket", ""])
+def test_an_endpoint_is_a_host_and_a_port(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match=r"endpoint = .*(https://minio|at least 1 character|buckets are named)"):
+        validate(S3Config, {"endpoint": endpoint}, "score.yaml")
+
+
+def test_an_address_may_hold_an_at_sign_where_no_credentials_stand(tmp_path: Path) -> None:
+    config = {**SCORE, "input": {"uri": "s3://bucket/posts@2026"}, "output": {"uri": "/data/me@lab"}}
+    assert validate(ScoreConfig, config, "score.yaml").input.uri == "s3://bucket/posts@2026"
+    (tmp_path / "score.yaml").write_text(
+        "input: {uri: a}\noutput: {uri: b}\ntasks: [suicide_risk]\ns3: {sse_kms_key: alias/posts}\n"
+    )
+    overrides = ["s3.max_attempts=3", "s3.endpoint=https://minio.lab:9000/"]
+    settings = load_config(ScoreConfig, tmp_path / "score.yaml", overrides).s3
+    assert settings == S3Config(sse_kms_key="alias/posts", max_attempts=3, endpoint="https://minio.lab:9000")
+
+
+class NotSentError(Exception):
+    """The address that a request would have gone to."""
+
+
+def refuse_to_send(request: Any, **_: object) -> None:
+    raise NotSentError(request.url)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "host"),
+    [
+        ({}, {}, "scored.s3.amazonaws.com/run"),
+        ({"region": "eu-north-1"}, {}, "scored.s3.eu-north-1.amazonaws.com/run"),
+        ({}, {"AWS_REGION": "eu-north-1"}, "scored.s3.eu-north-1.amazonaws.com/run"),
+        ({"region": "cn-north-1"}, {"AWS_REGION": "eu-north-1"}, "scored.s3.cn-north-1.amazonaws.com.cn/run"),
+        ({"addressing_style": "path", "region": "eu-north-1"}, {}, "s3.eu-north-1.amazonaws.com/scored/run"),
+        ({"endpoint": "https://minio.lab:9000"}, {}, "minio.lab:9000/scored/run"),
+        ({}, {"AWS_ENDPOINT_URL": "https://minio.lab:9000"}, "minio.lab:9000/scored/run"),
+        ({}, {"AWS_ENDPOINT_URL": "https://no.lab", "AWS_ENDPOINT_URL_S3": "https://s3.lab"}, "s3.lab/scored/run"),
+        ({"endpoint": "https://oss.lab"}, {"AWS_ENDPOINT_URL": "https://no.lab"}, "oss.lab/scored/run"),
+        ({"endpoint": "https://oss.lab", "addressing_style": "virtual"}, {}, "scored.oss.lab/run"),
+    ],
+)
+def test_the_config_says_where_s3_is_and_the_environment_what_it_leaves_open(
+    settings: dict[str, Any], environment: dict[str, str], host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    storage.configure(S3Config(**settings))
+    try:
+        resolved = storage._resolved_settings()
+        client = storage._s3(resolved)._client
+        client.meta.events.register("before-send.s3.GetObject", refuse_to_send)
+        with pytest.raises(NotSentError, match=rf"^https://{re.escape(host)}$"):
+            client.get_object(Bucket="scored", Key="run")
+        filesystem, path = storage.filesystem("s3://scored/run/")
+        options = filesystem.__reduce__()[1][0]
+        assert path == "scored/run"
+        assert options["endpoint_override"] == (resolved.endpoint or "").removeprefix("https://")
+        assert options["force_virtual_addressing"] == (resolved.addressing_style == "virtual")
+        assert resolved.region is None or options["region"] == resolved.region
+    finally:
+        storage.configure(S3Config())
+
+
+def test_clients_are_kept_by_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://minio.lab:9000")
+    first = storage._store("s3://scored/run")
+    assert storage._store("s3://scored/other") is first
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://oss.lab")
+    assert storage._store("s3://scored/run") is not first
+
+
+def test_a_link_that_was_made_and_reported_as_failed_counts_as_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As NFS does when the reply is lost and the request repeated."""
+    link = os.link
+
+    def link_and_lose_the_reply(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_and_lose_the_reply)
+    assert storage.put_if_absent(f"{tmp_path}/commit.json", b"ours")
+    assert not storage.put_if_absent(f"{tmp_path}/commit.json", b"theirs")
+    assert storage.read_bytes(f"{tmp_path}/commit.json") == b"ours"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EDQUOT, StorageError, "make room on that disk"),
+        (errno.EIO, StorageError, "see to that disk and run the same command again"),
+        (errno.EROFS, UnusableStorageError, "name a folder that this user, on every node, may write"),
+        (errno.EOPNOTSUPP, UnusableStorageError, "name a folder"),
+    ],
+)
+def test_what_a_disk_says_is_told_with_the_place_and_the_fix(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, kind: type[StorageError], words: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/x: .*; {words}") as caught:
+        storage.put(f"{tmp_path}/x", b"")
+    assert type(caught.value) is kind
+    assert caught.value.exit_code == 75
+    assert list(tmp_path.iterdir()) == []
