@@ -83,6 +83,8 @@ class GenerationConfig(ConfigModel):
 
     max_tokens: int = Field(default=256, ge=1)
     """Most tokens of an answer; longer ones are cut off."""
+    retry_max_tokens: int | None = Field(default=None, ge=2)
+    """An answer that was cut off before its labels ended is asked for once more with this many tokens; null: never."""
     temperature: float = Field(default=0.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = 0
@@ -91,6 +93,20 @@ class GenerationConfig(ConfigModel):
     overlong: Literal["truncate", "fail"] = "truncate"
     """A prompt over `max_prompt_tokens`: cut the end of the post (flag `text_truncated`; the question is never cut),
     or give the row the status `too_long`."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Of any answer, retries included."""
+        return self.retry_max_tokens or self.max_tokens
+
+    @model_validator(mode="after")
+    def _more_the_second_time(self) -> "GenerationConfig":
+        if self.retry_max_tokens is not None and self.retry_max_tokens <= self.max_tokens:
+            raise ValueError(
+                f"retry_max_tokens = {self.retry_max_tokens} is not more than max_tokens = {self.max_tokens}; raise "
+                "it, or leave it out"
+            )
+        return self
 
 
 class VllmEngineConfig(ConfigModel):

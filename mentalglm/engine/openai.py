@@ -186,7 +186,7 @@ class OpenAIEngine:
         parameters: dict[str, Any] = {
             "model": self._config.model,
             "messages": messages,
-            self._max_tokens_parameter: self._generation.max_tokens,
+            self._max_tokens_parameter: request.max_tokens or self._generation.max_tokens,
             "temperature": self._generation.temperature,
             "top_p": self._generation.top_p,
             "seed": self._generation.seed,

@@ -20,6 +20,8 @@ class Request:
     """Strings that end the head of the answer (理由, Reasoning, ...)."""
     head_only: bool = False
     """Stop at the first marker: labels without an explanation."""
+    max_tokens: int | None = None
+    """Most tokens of the answer; None: as configured."""
     alternatives: tuple[str, str] | None = None
     """Heads of the negative and of the positive answer of a binary task, for `Completion.positive_probability`."""
 

@@ -52,7 +52,7 @@ class VllmEngine:
         self._tokenizer = self._engine.get_tokenizer()
         self._encoder = ChatEncoder(
             self._tokenizer,
-            max_prompt_tokens=min(generation.max_prompt_tokens, arguments["max_model_len"] - generation.max_tokens),
+            max_prompt_tokens=min(generation.max_prompt_tokens, arguments["max_model_len"] - generation.most_tokens),
             overlong=generation.overlong,
         )
         self._num_slots = config.max_num_seqs + max(16, config.max_num_seqs // 4)
@@ -137,7 +137,7 @@ class VllmEngine:
         deciding = sorted({id_ for choice in self._choices_for(request) for id_ in choice.token_ids})
         stop = list(request.markers) if request.head_only else None
         parameters = SamplingParams(
-            max_tokens=generation.max_tokens,
+            max_tokens=request.max_tokens or generation.max_tokens,
             temperature=generation.temperature,
             top_p=generation.top_p,
             seed=generation.seed if generation.temperature > 0 else None,
@@ -235,12 +235,12 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Arguments of vLLM's engine. Raises: ConfigError when prompt and answer do not fit into the model."""
     limit = _model_limit(Path(model.path))
-    max_model_len = config.max_model_len or generation.max_prompt_tokens + generation.max_tokens
+    max_model_len = config.max_model_len or generation.max_prompt_tokens + generation.most_tokens
     max_model_len = min(max_model_len, limit or max_model_len)
-    if max_model_len - generation.max_tokens < 32:
+    if max_model_len - generation.most_tokens < 32:
         raise ConfigError(
-            f"generation.max_tokens = {generation.max_tokens}: the model holds {max_model_len} tokens of prompt and "
-            "answer, so no room is left for a prompt; lower generation.max_tokens or raise engine.max_model_len"
+            f"generation.max_tokens = {generation.most_tokens}: the model holds {max_model_len} tokens of prompt and "
+            "answer, so no room is left for a prompt; lower it (and retry_max_tokens) or raise engine.max_model_len"
         )
     arguments: dict[str, Any] = {
         "model": model.path,

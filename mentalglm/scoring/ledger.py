@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
 from mentalglm.corpus import CorpusPlan
-from mentalglm.errors import ConfigError, InputError, InternalError
+from mentalglm.errors import ConfigError, InputError, InternalError, StorageError
 from mentalglm.scoring.predictions import (
     ERROR_SCHEMA,
     INPUT_STATUSES,
@@ -347,6 +347,8 @@ class Ledger:
         storage.put(self.path(*parts), _json_bytes(value))
 
     def _unusable(self, error: OSError) -> ConfigError:
+        if isinstance(error, StorageError):  # names place and fix
+            return ConfigError(f"output.uri: {error}")
         return ConfigError(
             f"output.uri = {self.uri}: cannot be used as a folder ({type(error).__name__}); "
             "name a folder that this user, on every node, may write"

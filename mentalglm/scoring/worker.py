@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,14 +168,24 @@ class ShardScorer:
         counts: Counter[str] = Counter(each.status for rows in outcomes.values() for each in rows.values())
         counts["engine_error"] -= len(requests)  # not failed: not asked yet
         reported = time.monotonic()
+        cut_off: list[int] = []
         async for index, completion in self._engine.complete(requests):
             row, task = slots[index]
             outcome = interpret(task, completion, explain=explain)
             outcomes[task.name][row] = outcome
             counts[outcome.status] += 1
+            if outcome.status == "truncated":
+                cut_off.append(index)
             if time.monotonic() - reported >= _REPORT_INTERVAL_S:
                 reported = time.monotonic()
                 self._report(shard, counts)
+        max_tokens = self._spec.config.generation.retry_max_tokens
+        if max_tokens is not None and cut_off:
+            again = [replace(requests[index], max_tokens=max_tokens) for index in cut_off]
+            async for index, completion in self._engine.complete(again):
+                row, task = slots[cut_off[index]]
+                outcome = interpret(task, completion, explain=explain)
+                outcomes[task.name][row] = replace(outcome, flags=(*outcome.flags, "asked_again"))
         return outcomes
 
     def _commit(self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], started: float) -> ShardCommit:

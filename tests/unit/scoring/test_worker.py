@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,42 @@ class TestRunBoard:
         board.fail("InputError", "b")
         assert board.next(1) is None
         assert board.news().error == ("ConfigError", "a")
+
+
+class TerseEngine:
+    """Cuts answers off that are not given twenty tokens."""
+
+    def __init__(self) -> None:
+        self.description: dict[str, str] = {}
+        self.max_tokens: list[list[int | None]] = []
+
+    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+        self.max_tokens.append([request.max_tokens for request in requests])
+        for index, request in enumerate(requests):
+            if SECRET in request.prompt.user and request.max_tokens != 20:
+                yield index, Completion("这篇帖子", "length")
+            else:
+                yield index, Completion("这篇帖子体现了低自杀风险。理由：无。", "stop")
+
+
+def test_answers_that_were_cut_off_are_asked_for_once_more_with_more_tokens(
+    scorer: ShardScorer, board: LocalBoard, tmp_path: Path
+) -> None:
+    engine = scorer._engine = TerseEngine()  # type: ignore[assignment]
+    generation = scorer._spec.config.generation.model_copy(update={"max_tokens": 10, "retry_max_tokens": 20})
+    config = scorer._spec.config.model_copy(update={"generation": generation})
+    scorer._spec = replace(scorer._spec, config=config)
+    commits, _ = score(scorer, board)
+    assert [each["statuses"]["suicide_risk"] for each in commits] == [{"ok": 1}] * 3
+    assert engine.max_tokens == [[None], [20], [None], [None]]
+    flags = [
+        pq.read_table(tmp_path / "out" / "_run" / "shards" / "task=suicide_risk" / f"{shard:08d}.parquet")["flags"]
+        for shard in range(3)
+    ]
+    assert ["asked_again" in each.to_pylist()[0] for each in flags] == [True, False, False]
+
+
+def test_without_that_setting_they_stay_truncated(scorer: ShardScorer, board: LocalBoard) -> None:
+    scorer._engine = TerseEngine()  # type: ignore[assignment]
+    commits, _ = score(scorer, board)
+    assert [each["statuses"]["suicide_risk"] for each in commits] == [{"truncated": 1}, {"ok": 1}, {"ok": 1}]
