@@ -11,7 +11,8 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from mentalglm.config import BenchConfig, ScoreConfig, load_config
+from mentalglm.config import BenchConfig, S3Config, ScoreConfig, load_config, validate
+from mentalglm.config.base import apply_override
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 
 app = typer.Typer(
@@ -27,6 +28,9 @@ JOBS: dict[str, type[BaseModel]] = {"score": ScoreConfig, "bench": BenchConfig}
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: a.b=value.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN_URI", help="The output.uri of a score job.")]
+S3Option = Annotated[
+    list[str] | None, typer.Option("--set", metavar="s3.KEY=VALUE", help="How to reach the run's storage.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; score nothing.")]
 
@@ -70,10 +74,11 @@ def retry(
 
 
 @app.command()
-def status(run_uri: RunArgument, json_: JsonOption = False) -> None:
+def status(run_uri: RunArgument, json_: JsonOption = False, set_: S3Option = None) -> None:
     """How far a run is, at what rate, what failed; from any machine that can read its folder."""
     from mentalglm.scoring.status import print_status, read_status
 
+    _configure_storage(set_)
     found = read_status(run_uri)
     if json_:
         print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
@@ -85,10 +90,12 @@ def status(run_uri: RunArgument, json_: JsonOption = False) -> None:
 def gc(
     run_uri: RunArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    set_: S3Option = None,
 ) -> None:
     """Delete what dead attempts have left in a run's folder. Results are not touched."""
     from mentalglm.scoring.gc import collect
 
+    _configure_storage(set_)
     found = collect(run_uri, dry_run=dry_run)
     for each in found:
         print(f"{each.kind}\t{each.num_bytes}\t{each.path}")
@@ -159,6 +166,17 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments, standalone_mode=True)
     except UserError as error:
         _fail(error)
+
+
+def _configure_storage(overrides: list[str] | None) -> None:
+    from mentalglm import storage
+
+    changes: dict[str, Any] = {}
+    for override in overrides or []:
+        apply_override(changes, override)
+    for key in changes.keys() - {"s3"}:
+        raise ConfigError(f"--set {key}: is no setting of this command; it takes those of s3, like s3.endpoint=...")
+    storage.configure(validate(S3Config, changes.get("s3") or {}, "--set"))
 
 
 def _interrupt(*_: object) -> None:

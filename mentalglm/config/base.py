@@ -76,7 +76,7 @@ def load_config(model: type[ModelT], path: str | Path, overrides: list[str] | No
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(data).__name__}")
     for override in overrides or []:
-        _apply_override(data, override)
+        apply_override(data, override)
     return validate(model, data, str(path))
 
 
@@ -102,7 +102,8 @@ def validate(model: type[ModelT], data: Any, name: str) -> ModelT:
         raise ConfigError(f"{name}: {key}{shown}: {message}{more}") from None
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Puts `a.b=value` (the value is YAML) into `data`. Raises: ConfigError where it is not written like that."""
     key, separator, value = override.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):

@@ -14,7 +14,7 @@ from typing import Any
 
 from mentalglm import errors, manifest, storage
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
-from mentalglm.config.base import _apply_override as apply_override
+from mentalglm.config.base import apply_override
 from mentalglm.corpus import CorpusPlan, check_unchanged, plan_corpus
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import (
@@ -65,6 +65,7 @@ def score(config: ScoreConfig) -> RunSummary:
     """
     started = time.monotonic()
     storage.configure(config.s3)
+    config = _at_fixed_places(config)
     tasks = _load_tasks(config)
     model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
     ledger = Ledger(config.output.uri)
@@ -176,11 +177,28 @@ def _standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
     return config
 
 
+def _at_fixed_places(config: ScoreConfig) -> ScoreConfig:
+    """Input and output as absolute addresses: workers may have another working directory.
+
+    Raises: ConfigError for a relative output of a submitted job, which would vanish with Ray's copy of the folder.
+    """
+    output = _absolute(config.output.uri)
+    if output != config.output.uri.removeprefix("file://") and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise ConfigError(
+            f"output.uri = {config.output.uri}: is relative, and a submitted job runs in a copy of its folder that Ray "
+            "deletes; give a path from the root that every node sees, or s3://"
+        )
+    return config.model_copy(
+        update={
+            "input": config.input.model_copy(update={"uri": _absolute(config.input.uri)}),
+            "output": config.output.model_copy(update={"uri": output}),
+        }
+    )
+
+
 def _lasting(config: ScoreConfig) -> dict[str, Any]:
     """The config as it can be read back from any working directory."""
     data = config.model_dump(mode="json")
-    for section in ("input", "output"):
-        data[section]["uri"] = _absolute(data[section]["uri"])
     if config.model.path != "demo" and Path(config.model.path).expanduser().is_dir():
         data["model"]["path"] = _absolute(config.model.path)
     if config.model.adapter is not None:
@@ -195,6 +213,8 @@ def _absolute(uri: str) -> str:
 
 def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
+    storage.configure(config.s3)
+    config = _at_fixed_places(config)
     tasks = _load_tasks(config)
     model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
     ledger = Ledger(config.output.uri)
@@ -322,13 +342,16 @@ def _score_shards(
     if not pending:
         return
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     _connect()
     num_engines = min(spec.config.engine.num_engines, len(pending))
     num_gpus, num_cpus = _resources(spec.config, num_engines)
     shards_in_flight = _shards_in_flight(spec.config, len(spec.tasks))
     spec = replace(spec, num_gpus=num_gpus, shards_in_flight=shards_in_flight)
-    board = ray.remote(num_cpus=0)(RunBoard).remote(pending)
+    # Beside the driver: it must not die with a node that the run could do without.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(RunBoard).remote(pending)
     # Shards come from the board and not from the dataset: a crawl has hundreds of thousands, and Ray Data would begin
     # by making a block of each. It keeps the pool of engines, and starts those anew that die.
     lanes = ray.data.from_items(

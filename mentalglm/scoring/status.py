@@ -84,11 +84,11 @@ def read_status(uri: str) -> RunStatus:
 
 
 def _state(is_complete: bool, lease: LeaseState | None) -> str:
-    if is_complete:
-        return "complete"
     if lease is None or lease.released:
-        return "interrupted"
-    return "lost" if lease.is_stale or lease.owner.is_gone() else "running"
+        return "complete" if is_complete else "interrupted"
+    if lease.is_stale or lease.owner.is_gone():
+        return "complete" if is_complete else "lost"
+    return "running"  # also where failed rows of a complete run are retried
 
 
 def print_status(status: RunStatus) -> None:

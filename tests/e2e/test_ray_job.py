@@ -92,6 +92,12 @@ def test_a_submitted_job_scores_and_a_caller_without_a_token_is_refused(
     assert result.returncode == 0, result.stdout + result.stderr
     assert "6 predictions" in result.stdout
     assert pads.dataset(tmp_path / "out" / "data", partitioning="hive").to_table().num_rows == 6
+    relative = subprocess.run(
+        [REPOSITORY / "cluster" / "submit.sh", str(tmp_path / "job.yaml"), "--set", "output.uri=out"],
+        cwd=REPOSITORY, env=cluster, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert relative.returncode != 0
+    assert "output.uri = out: is relative" in relative.stdout
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{cluster['RAY_ADDRESS']}/api/jobs/", timeout=10)
     assert caught.value.code == 401

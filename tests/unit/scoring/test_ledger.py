@@ -86,7 +86,7 @@ def test_an_output_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_an_output_place_that_is_a_file_is_refused(tmp_path: Path, plan: CorpusPlan) -> None:
     (tmp_path / "file").write_bytes(b"x")
     ledger = Ledger(str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match="cannot be used as a folder"):
+    with pytest.raises(ConfigError, match=r"file/_run/run\.json: cannot be used \(Not a directory\)"):
         ledger.read_fingerprint() or ledger.create({}, plan)
 
 
