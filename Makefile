@@ -43,8 +43,8 @@ lint: setup  ## ruff and mypy
 
 bench: setup  ## time the job against bare vLLM and ray.data.llm, in turns (about 15 minutes)
 	@mkdir -p runs/bench
-	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 600 --seed 3 --output runs/bench/posts.parquet
-	$(BIN)/mentalglm bench configs/bench/demo.yaml
+	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 3000 --seed 3 --output runs/bench/posts.parquet
+	$(BIN)/mentalglm bench configs/bench/short.yaml
 
 demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
 	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model

@@ -63,7 +63,7 @@ def retry(
     set_: SetOption = None,
 ) -> None:
     """Score the failed rows of a finished run again, and only they. The same command resumes an interrupted retry."""
-    from mentalglm.scoring.pipeline import retry as retry_rows
+    from mentalglm.scoring import retry as retry_rows
 
     try:
         print(retry_rows(run_uri, status or [], set_ or []).describe())

@@ -3,9 +3,10 @@
 from mentalglm.corpus.plan import CorpusPlan, InputFile, Quarantined, Shard, check_unchanged, plan_corpus
 from mentalglm.corpus.reader import Posts, ShardReader
 from mentalglm.corpus.rows import CorruptShardError
-from mentalglm.corpus.text import normalise, text_hash
+from mentalglm.corpus.text import NORMAL_FORM_VERSION, normalise, text_hash
 
 __all__ = [
+    "NORMAL_FORM_VERSION",
     "CorpusPlan",
     "CorruptShardError",
     "InputFile",

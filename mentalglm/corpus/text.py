@@ -4,6 +4,9 @@ import hashlib
 import re
 import unicodedata
 
+NORMAL_FORM_VERSION = "1"
+"""Raised with every change that can change a text or its hash; part of a run's fingerprint."""
+
 REPLACEMENT = "\ufffd"
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

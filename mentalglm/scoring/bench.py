@@ -33,6 +33,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     if not isinstance(config.score.engine, VllmEngineConfig):
         raise ConfigError(f"score.engine.kind = {config.score.engine.kind}: bench times the vllm engine; use vllm")
     folder = Path(config.output)
+    # As many threads as Ray gives an engine, also where there is no Ray: vLLM's CPU build is faster with one of two
+    # cores than with both, and the comparison should not be won by that.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, int(config.score.engine.num_cpus)))}
     runs: dict[str, list[dict[str, float]]] = {str(name): [] for name in config.contestants}
     for repeat in range(config.num_repeats):
         for name in runs:
@@ -41,7 +44,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             (place / "score.json").write_text(config.score.model_dump_json())
             command = [sys.executable, "-m", "mentalglm.scoring.bench", name, str(place)]
             with (place / "log").open("w") as log:
-                result = subprocess.run(command, stdout=log, stderr=log, check=False)  # noqa: S603
+                result = subprocess.run(command, stdout=log, stderr=log, check=False, env=environment)  # noqa: S603
             if result.returncode != 0:
                 raise ConfigError(f"contestants: {name} failed; {place}/log has the cause")
             runs[name].append(_rate(json.loads((place / "times.json").read_text())))

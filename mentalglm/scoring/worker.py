@@ -4,7 +4,7 @@ import asyncio
 import errno
 import re
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -206,109 +206,6 @@ class ShardScorer:
 
     def _report(self, shard: int, counts: Counter[str]) -> None:
         self._board.report.remote(shard, {status: n for status, n in counts.items() if n > 0})
-
-
-class RunBoard:
-    """What driver and lanes tell each other while a run goes on; a Ray actor.
-
-    Shards are pulled: a fast engine takes more of them. One whose lane begins anew (its worker died) is given out
-    again first. When none is left to give out, the shards of lanes that have been silent for long are given to idle
-    ones too: a lost node must not hold up the end of a run, and whoever commits first is right.
-    """
-
-    def __init__(self, pending: Sequence[int], silence_s: float = 300.0) -> None:
-        self._left = deque(pending)
-        self._silence_s = silence_s
-        self._held: dict[int, _Held] = {}
-        self._attempts: Counter[int] = Counter()
-        self._commits: list[str] = []
-        self._error: tuple[str, str] | None = None
-        self._stopped = False
-
-    def begin(self, lane: int) -> None:
-        """The lane starts, or starts again after its worker's death."""
-        held = self._held.pop(lane, None)
-        if held and not held.is_done and not self._is_held(held.shard):
-            self._left.appendleft(held.shard)
-
-    def next(self, lane: int) -> tuple[int | None, int] | None:
-        """(shard, how often it has been given out, with this time), (None, 0): wait, or None: nothing left to do."""
-        shard = None
-        if not self._stopped and self._left:
-            shard = self._left.popleft()
-        elif not self._stopped:
-            silent = (each.shard for each in self._working() if not self._is_heard_of(each))
-            shard = next((shard for shard in silent if not self._is_held(shard, times=2)), None)
-        if shard is None:
-            return (None, 0) if self._working() and not self._stopped else None
-        self._held[lane] = _Held(shard, time.monotonic())
-        self._attempts[shard] += 1
-        return shard, self._attempts[shard]
-
-    def report(self, shard: int, statuses: dict[str, int]) -> None:
-        """Predictions of a shard so far, by status."""
-        for held in self._held.values():
-            if held.shard == shard:
-                held.statuses, held.heard_of = statuses, time.monotonic()
-
-    def commit(self, lane: int, record: str) -> None:
-        """The lane's shard is committed: its record, as JSON."""
-        held = self._held.pop(lane)
-        for other in [other for other, each in self._held.items() if each.shard == held.shard]:
-            self._held[other].is_done = True
-        if not held.is_done:
-            self._commits.append(record)
-
-    def fail(self, kind: str, message: str) -> None:
-        """A worker cannot go on: class and message of a UserError. What others have begun they finish."""
-        self._error = self._error or (kind, message)
-        self._stopped = True
-
-    def stop(self) -> None:
-        """No lane begins another shard."""
-        self._stopped = True
-
-    def news(self) -> "News":
-        """What happened since the last call, and what goes on."""
-        commits, self._commits = self._commits, []
-        running: Counter[str] = Counter()
-        for statuses in {held.shard: held.statuses for held in self._working()}.values():
-            running.update(statuses)
-        return News(commits, dict(running), self._error, num_working=sum(map(self._is_heard_of, self._working())))
-
-    def _working(self) -> "list[_Held]":
-        return [held for held in self._held.values() if not held.is_done]
-
-    def _is_heard_of(self, held: "_Held") -> bool:
-        return time.monotonic() - held.heard_of <= self._silence_s
-
-    def _is_held(self, shard: int, times: int = 1) -> bool:
-        return sum(each.shard == shard for each in self._held.values()) >= times
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What the board tells the driver."""
-
-    commits: list[str]
-    """Records of the shards committed since the last time, as JSON."""
-    running: dict[str, int]
-    """Predictions that are not committed, by status."""
-    error: tuple[str, str] | None
-    """Class and message of the UserError that ends the run."""
-    num_working: int
-    """Lanes with a shard that have been heard of lately."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """A shard that a lane works on."""
-
-    shard: int
-    heard_of: float
-    statuses: dict[str, int] = field(default_factory=dict)
-    is_done: bool = False
-    """Another lane has committed it."""
 
 
 def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:

@@ -22,8 +22,7 @@ from mentalglm import storage
 from mentalglm.cli import main
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, InputError, InterruptedRunError
-from mentalglm.scoring import score
-from mentalglm.scoring.pipeline import retry
+from mentalglm.scoring import retry, score
 from mentalglm.scoring.retry import RetryRound
 from mentalglm.scoring.status import read_status
 

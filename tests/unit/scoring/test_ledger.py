@@ -11,8 +11,9 @@ import pytest
 from mentalglm.config import InputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
 from mentalglm.errors import ConfigError
+from mentalglm.scoring.job import _difference
 from mentalglm.scoring.ledger import Ledger, Totals
-from mentalglm.scoring.pipeline import _difference, _ErrorBudget
+from mentalglm.scoring.pipeline import _ErrorBudget
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
 
 CONFIG = ScoreConfig.model_validate({"input": {"uri": "a"}, "output": {"uri": "b"}, "tasks": ["suicide_risk"]})

@@ -15,8 +15,9 @@ from mentalglm.config import ScoreConfig
 from mentalglm.corpus import plan_corpus
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.errors import ConfigError
+from mentalglm.scoring.board import RunBoard
 from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.worker import RunBoard, RunSpec, ShardScorer
+from mentalglm.scoring.worker import RunSpec, ShardScorer
 from mentalglm.tasks import load_task
 
 SECRET = "只有我知道的一句话"

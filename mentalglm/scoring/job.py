@@ -1,0 +1,212 @@
+"""What a job is, before anything runs: config, tasks, model, and whether a run in the folder is the same job."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mentalglm import manifest, storage
+from mentalglm.config import OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
+from mentalglm.config.base import apply_override
+from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus
+from mentalglm.engine.model import ResolvedModel, resolve_model
+from mentalglm.errors import ConfigError
+from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
+from mentalglm.scoring.worker import unreadable_now
+from mentalglm.tasks import PARSER_VERSION, Task, builtin_tasks, load_task
+
+# vLLM arguments that decide how fast and where, not what: they may change on resume.
+_RESOURCE_ARGUMENTS = frozenset(
+    {"gpu_memory_utilization", "swap_space", "cpu_offload_gb", "max_num_batched_tokens", "enforce_eager", "block_size"}
+    | {"pipeline_parallel_size", "distributed_executor_backend", "enable_prefix_caching", "async_scheduling"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A score job whose tasks and model are found."""
+
+    config: ScoreConfig
+    """Input and output are absolute addresses."""
+    tasks: tuple[Task, ...]
+    model: ResolvedModel | None
+    """None where the engine loads none here."""
+
+    @classmethod
+    def resolve(cls, config: ScoreConfig) -> "Job":
+        """Finds tasks and model, and points this process at the job's storage. Raises: ConfigError."""
+        storage.configure(config.s3)
+        config = _at_fixed_places(config)
+        model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
+        return cls(config, _load_tasks(config), model)
+
+    def plan(self) -> CorpusPlan:
+        """The shards of the input. Raises: ConfigError, InputError; InterruptedRunError: it cannot be read for now."""
+        with _reading(self.config):
+            plan = plan_corpus(self.config.input, self.config.shard_rows)
+        prediction_schema(self.config, plan.kept_schema)
+        return plan
+
+    def open_run(self, ledger: Ledger) -> CorpusPlan:
+        """The run's plan: a new one, or the one that an interrupted run has laid down, if it is the same run."""
+        if ledger.read_fingerprint() is None:
+            plan = self.plan()
+            if ledger.create(self.fingerprint(plan), plan, _lasting(self.config)):
+                return plan
+        return self.check_standing_run(ledger)
+
+    def check_standing_run(self, ledger: Ledger) -> CorpusPlan:
+        """The plan of the run in the folder. Raises: ConfigError or InputError when this job is another one."""
+        standing = ledger.read_fingerprint()
+        assert standing is not None
+        plan = ledger.read_plan()
+        with _reading(self.config):
+            check_unchanged(plan, self.config.input)
+        difference = _difference(standing, self.fingerprint(plan))
+        if difference:
+            raise ConfigError(
+                f"output.uri = {ledger.uri}: holds a run with other settings ({'; '.join(difference)}); "
+                "name another folder, or undo the change to go on with that run"
+            )
+        return plan
+
+    def fingerprint(self, plan: CorpusPlan) -> dict[str, Any]:
+        """What defines the numbers of a run. Parallelism, batch sizes and the error budget do not."""
+        config = self.config
+        engine: dict[str, Any] = {"kind": config.engine.kind}
+        if isinstance(config.engine, VllmEngineConfig):
+            engine |= {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len}
+            numeric = {key: value for key, value in config.engine.engine_args.items() if key not in _RESOURCE_ARGUMENTS}
+            engine |= {"engine_args": numeric}
+        elif isinstance(config.engine, OpenAIEngineConfig):
+            engine |= {"base_url": config.engine.base_url, "model": config.engine.model}
+        return {
+            "schema": SCHEMA_VERSION,
+            "parser": PARSER_VERSION,
+            "normal_form": NORMAL_FORM_VERSION,
+            "tasks": {task.name: task.digest for task in self.tasks},
+            "model": self.model.digest if self.model else None,
+            "engine": engine,
+            "generation": config.generation.model_dump(),
+            "explain": config.explain,
+            "input": {
+                "digest": plan.digest,
+                "id_column": config.input.id_column,
+                "text_column": config.input.text_column,
+                "keep_columns": config.input.keep_columns,
+                "duplicate_ids": config.input.duplicate_ids,
+            },
+            "keep_text": config.output.keep_text,
+            "partition_by": config.output.partition_by,
+        }
+
+    def footer(self, run_id: str) -> dict[str, Any]:
+        """What made the numbers, for the footer of every file and the manifest."""
+        config, model = self.config, self.model
+        if model is not None:
+            named = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
+            named |= {"adapter": config.model.adapter}
+        elif isinstance(config.engine, OpenAIEngineConfig):
+            named = {"name": config.engine.model, "endpoint": config.engine.base_url}
+        else:
+            named = {"name": config.engine.kind}
+        return manifest.footer(
+            run_id=run_id,
+            model={"engine": config.engine.kind, **named},
+            tasks=[{"name": task.name, "version": task.version, "digest": task.digest} for task in self.tasks],
+            generation=config.generation.model_dump(),
+            explain=config.explain,
+        )
+
+
+def standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
+    """The config that the run was begun with, with changes. Raises: ConfigError where there is none."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(changes, override)
+    storage.configure(validate(S3Config, changes.get("s3") or {}, "--set"))  # the config is on the other side
+    uri = _absolute(run_uri)
+    ledger = Ledger(uri)
+    if ledger.read_fingerprint() is None:
+        raise ConfigError(f"RUN_URI = {run_uri}: holds no run; give the output.uri of a score job")
+    data = ledger.read_config()
+    if data is None:
+        raise ConfigError(f"RUN_URI = {run_uri}: was begun by a version that kept no config; score it anew")
+    data["output"]["uri"] = uri  # the folder may have been moved
+    for override in overrides:
+        apply_override(data, override)
+    config = validate(ScoreConfig, data, f"{uri}/_run/run.json")
+    if config.output.uri != uri:
+        raise ConfigError(f"--set output.uri={config.output.uri}: rows are retried where they are; leave it out")
+    return config
+
+
+def _at_fixed_places(config: ScoreConfig) -> ScoreConfig:
+    """Input and output as absolute addresses: workers may have another working directory.
+
+    Raises: ConfigError for a relative output of a submitted job, which would vanish with Ray's copy of the folder.
+    """
+    output = _absolute(config.output.uri)
+    if output != config.output.uri.removeprefix("file://") and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise ConfigError(
+            f"output.uri = {config.output.uri}: is relative, and a submitted job runs in a copy of its folder that Ray "
+            "deletes; give a path from the root that every node sees, or s3://"
+        )
+    return config.model_copy(
+        update={
+            "input": config.input.model_copy(update={"uri": _absolute(config.input.uri)}),
+            "output": config.output.model_copy(update={"uri": output}),
+        }
+    )
+
+
+def _lasting(config: ScoreConfig) -> dict[str, Any]:
+    """The config as it can be read back from any working directory."""
+    data = config.model_dump(mode="json")
+    if config.model.path != "demo" and Path(config.model.path).expanduser().is_dir():
+        data["model"]["path"] = _absolute(config.model.path)
+    if config.model.adapter is not None:
+        data["model"]["adapter"] = _absolute(config.model.adapter)
+    data["tasks"] = [name if name in builtin_tasks() else str(Path(name).absolute()) for name in config.tasks]
+    return data
+
+
+def _absolute(uri: str) -> str:
+    return uri if storage.is_s3(uri) else str(storage.local_path(uri).absolute())
+
+
+@contextmanager
+def _reading(config: ScoreConfig) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unreadable_now(config.input.uri, error) from None
+
+
+def _load_tasks(config: ScoreConfig) -> tuple[Task, ...]:
+    tasks = tuple(load_task(name) for name in config.tasks)
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"tasks: two of them are named {name!r}; give each task file its own name")
+    return tasks
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old value, now new value`, for every value that differs."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {_short(before)}, now {_short(after)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) > 40 else text

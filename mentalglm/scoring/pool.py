@@ -1,0 +1,209 @@
+"""The engines of a run as actors of Ray Data, and the shards that they pull."""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from mentalglm import errors
+from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
+from mentalglm.errors import ConfigError, InterruptedRunError, UserError
+from mentalglm.scoring.board import News, RunBoard
+from mentalglm.scoring.lease import Lease
+from mentalglm.scoring.ledger import ShardCommit, Totals
+from mentalglm.scoring.progress import RunProgress
+from mentalglm.scoring.worker import RunSpec, ShardScorer
+
+_POLL_INTERVAL_S = 0.25
+_BOARD_TIMEOUT_S = 120
+
+
+def score_shards(
+    spec: RunSpec,
+    pending: list[int],
+    num_predictions: int,
+    totals: Totals,
+    lease: Lease,
+    find_error: Callable[[], UserError | None],
+) -> Iterator[ShardCommit]:
+    """Scores the pending shards on a pool of engines and yields each commit as it comes in.
+
+    `num_predictions`: those to be made, and those in `totals`, which are made. `find_error`: asked again and again for
+    what ends the run; what the engines have begun by then is committed first.
+    """
+    if not pending:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    _connect()
+    num_engines = min(spec.config.engine.num_engines, len(pending))
+    num_gpus, num_cpus = _resources(spec.config, num_engines)
+    shards_in_flight = _shards_in_flight(spec.config, len(spec.tasks))
+    spec = replace(spec, num_gpus=num_gpus, shards_in_flight=shards_in_flight)
+    # Beside the driver: it must not die with a node that the run could do without.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(RunBoard).remote(pending)
+    # Shards come from the board and not from the dataset: a crawl has hundreds of thousands, and Ray Data would begin
+    # by making a block of each. It keeps the pool of engines, and starts those anew that die.
+    lanes = ray.data.from_items(
+        [{"lane": lane} for lane in range(num_engines * shards_in_flight)],
+        override_num_blocks=num_engines * shards_in_flight,
+    ).map_batches(
+        ShardScorer,
+        fn_constructor_args=(spec, board),
+        batch_size=1,
+        # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
+        compute=ray.data.ActorPoolStrategy(
+            size=num_engines,
+            max_concurrent_calls_per_actor=shards_in_flight,
+            max_tasks_in_flight_per_actor=shards_in_flight,
+        ),
+        num_gpus=num_gpus,
+        num_cpus=num_cpus,
+    )
+    execution = _Execution(lanes)
+    stop: UserError | None = None
+    num_left = len(pending)
+    with RunProgress(num_predictions, totals.num_predictions) as progress:
+        while num_left:
+            is_over = execution.is_over()  # asked first: what the lanes said last is then on the board
+            news = _ask(board)
+            for commit in news.commits:
+                num_left -= 1
+                yield ShardCommit.model_validate_json(commit)
+            counts = totals.by_status + Counter(news.running)
+            progress.update(counts)
+            lease.progress({"rows_per_s": round(progress.rate(), 2), "statuses": dict(counts)})
+            stop = stop or _error(news.error) or lease.error() or find_error()
+            if stop is not None:
+                # What the engines have begun they finish and commit; they begin nothing more.
+                board.stop.remote()
+                if is_over or not news.num_working:
+                    raise stop
+            elif is_over and not news.commits:
+                raise execution.error()
+            time.sleep(_POLL_INTERVAL_S)
+    board.stop.remote()
+    execution.join()
+
+
+class _Execution:
+    """Runs a dataset in a thread, for what it does and not for what it returns."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
+        self._thread.start()
+
+    def is_over(self) -> bool:
+        """Whether every lane has ended, or Ray has failed."""
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        """Waits a little for lanes that are about to end, so that their engines are free for what comes next."""
+        self._thread.join(10)
+
+    def error(self) -> InterruptedRunError:
+        """Why it ended before the work was done. Not in Ray's words: they may quote what a process was working on."""
+        return _ray_failed(self._error or RuntimeError())
+
+    def _run(self) -> None:
+        try:
+            for _ in self._dataset.iter_rows():
+                pass
+        except Exception as error:
+            self._error = error
+
+
+def _ask(board: Any) -> News:
+    import ray
+
+    try:
+        news: News = ray.get(board.news.remote(), timeout=_BOARD_TIMEOUT_S)
+        return news
+    except ray.exceptions.RayError as error:
+        raise _ray_failed(error) from None
+
+
+def _ray_failed(error: Exception) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"the Ray cluster failed ({type(error).__name__}); what is scored is kept: run the same command again"
+    )
+
+
+def _error(failure: tuple[str, str] | None) -> UserError | None:
+    if failure is None:
+        return None
+    kind, message = failure
+    error: UserError = getattr(errors, kind, InterruptedRunError)(message)
+    return error
+
+
+def _connect() -> None:
+    """Joins the cluster that RAY_ADDRESS names (a submitted job has it), else starts one on this machine."""
+    import logging
+
+    # Ray's core writes notes for its developers to the terminal; the session's log files keep what matters.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    import ray.data
+
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the terminal is ours; the log files stay as they are
+            handler.setLevel(logging.ERROR)
+    if not ray.is_initialized():
+        # Without an address ray.init() would join whatever cluster happens to run on this machine.
+        address = os.environ.get("RAY_ADDRESS", "local")
+        if address.startswith("http"):
+            raise ConfigError(
+                f"RAY_ADDRESS = {address}: is the address for submitting jobs; use cluster/submit.sh, or unset it"
+            )
+        local = {"include_dashboard": False} if address == "local" else {}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits at once, with a code of its own
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # A lane gives back nothing until all is done; engines that hang are the engine room's to notice.
+    context.execution_no_progress_timeout_s = -1
+
+
+def _resources(config: ScoreConfig, num_engines: int) -> tuple[int, float]:
+    """(GPUs, CPUs) of one engine. Raises: ConfigError when the cluster cannot hold the engines."""
+    import ray
+
+    available = ray.cluster_resources()
+    if not isinstance(config.engine, VllmEngineConfig):
+        return 0, 1 if available.get("CPU", 0) >= num_engines else 0
+    num_gpus = config.engine.num_gpus
+    if num_gpus is None:
+        num_gpus = 1 if available.get("GPU") else 0
+    for name, each in (("GPU", num_gpus), ("CPU", config.engine.num_cpus)):
+        wanted = each * num_engines
+        if wanted > available.get(name, 0):
+            raise ConfigError(
+                f"engine.num_engines = {config.engine.num_engines}: needs {wanted:g} {name}s, the cluster has "
+                f"{available.get(name, 0):g}; lower num_engines, or num_{name.lower()}s of an engine"
+            )
+    return num_gpus, config.engine.num_cpus
+
+
+def _shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
+    """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
+    if isinstance(config.engine, EchoEngineConfig):
+        return 2
+    slots = (
+        config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
+    )
+    return min(16, 1 + max(1, math.ceil(2 * slots / (config.shard_rows * num_tasks))))
