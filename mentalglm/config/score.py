@@ -127,7 +127,7 @@ class VllmEngineConfig(ConfigModel):
     """A row without an answer after this long becomes `engine_error`. An engine in which no row at all finishes for
     this long hangs, and is replaced."""
     max_restarts: int = Field(default=20, ge=0)
-    """How often an engine that died or hangs is replaced before the run stops (exit code 75)."""
+    """How often an engine is replaced without finding the row that ends it, before the run stops (exit code 75)."""
     engine_args: dict[str, Any] = {}
     """More arguments of vLLM's `AsyncEngineArgs`, passed as they are."""
 

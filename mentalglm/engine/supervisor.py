@@ -65,8 +65,9 @@ class SupervisedEngine:
     """An `Engine` that outlives the engines that `start` makes; used in one event loop.
 
     Blocks until the first one is there, and raises what `start` raises. `row_timeout_s` is both how long a row may run,
-    and how long an engine with rows may be without a finished one before it counts as hanging. Engines after the first
-    are at most `max_restarts`; after that, and when one cannot be started, all calls end with InterruptedRunError.
+    and how long an engine with rows may be without a finished one before it counts as hanging. After
+    `max_restarts` engines in a row that found no guilty row, and when one cannot be started, all calls end with
+    InterruptedRunError.
     """
 
     def __init__(self, start: Callable[[], BareEngine], *, row_timeout_s: float, max_restarts: int) -> None:
@@ -74,6 +75,8 @@ class SupervisedEngine:
         self._timeout_s = row_timeout_s
         self._max_restarts = max_restarts
         self._num_restarts = 0
+        self._num_futile_restarts = 0
+        """Since the last row that was found guilty: those that found one were not in vain."""
         self._engine = start()
         self._is_up = True
         self._recovery: asyncio.Task[None] | None = None
@@ -214,10 +217,9 @@ class SupervisedEngine:
         self._is_up = False
         suspects = list(self._running)
         logger.warning(
-            "the engine %s (restart %d of at most %d is next): %d rows were running, %s",
+            "the engine %s after %d restarts: %d rows were running, %s",
             "died" if end == "engine_crash" else "hangs and is ended",
-            self._num_restarts + 1,
-            self._max_restarts,
+            self._num_restarts,
             len(suspects),
             "all are suspects" if self._trial is None else f"suspects tried {_TRIALS[self._trial]}",
         )
@@ -226,6 +228,7 @@ class SupervisedEngine:
         if self._trial == "alone":
             for row in suspects:
                 self._finish_failed(row, end)
+            self._num_futile_restarts = 0
         else:
             size = math.isqrt(len(suspects)) if self._trial is None else 1
             groups = [suspects[at : at + size] for at in range(0, len(suspects), size)]
@@ -240,7 +243,7 @@ class SupervisedEngine:
             if ended is not None:
                 await ended.kill()
             if self._groups or self._waiting:
-                if self._num_restarts >= self._max_restarts:
+                if self._num_futile_restarts >= self._max_restarts:
                     what = "died" if end == "engine_crash" else "hung"
                     raise InterruptedRunError(
                         f"engine.max_restarts = {self._max_restarts}: the engine {what} once more; its log has the "
@@ -248,6 +251,7 @@ class SupervisedEngine:
                         "again"
                     )
                 self._num_restarts += 1
+                self._num_futile_restarts += 1
                 self._engine = await asyncio.to_thread(self._start)
                 self._is_up = True
         except InterruptedRunError as error:

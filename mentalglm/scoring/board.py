@@ -18,7 +18,8 @@ class RunBoard:
         self._left = deque(pending)
         self._silence_s = silence_s
         self._held: dict[int, _Held] = {}
-        self._attempts: Counter[int] = Counter()
+        self._starts: Counter[int] = Counter()
+        self._done: set[int] = set()
         self._commits: list[str] = []
         self._error: tuple[str, str] | None = None
         self._stopped = False
@@ -26,22 +27,26 @@ class RunBoard:
     def begin(self, lane: int) -> None:
         """The lane starts, or starts again after its worker's death."""
         held = self._held.pop(lane, None)
-        if held and not held.is_done and not self._is_held(held.shard):
+        if held and held.shard not in self._done and all(held.shard != each.shard for each in self._working()):
             self._left.appendleft(held.shard)
 
     def next(self, lane: int) -> tuple[int | None, int] | None:
-        """(shard, how often it has been given out, with this time), (None, 0): wait, or None: nothing left to do."""
+        """(shard, how often it was started before), (None, 0): wait, or None: nothing left to do."""
         shard = None
         if not self._stopped and self._left:
             shard = self._left.popleft()
         elif not self._stopped:
-            silent = (each.shard for each in self._working() if not self._is_heard_of(each))
-            shard = next((shard for shard in silent if not self._is_held(shard, times=2)), None)
+            busy = {held.shard for held in self._working() if self._is_heard_of(held)}
+            shard = next((held.shard for held in self._working() if held.shard not in busy), None)
         if shard is None:
             return (None, 0) if self._working() and not self._stopped else None
         self._held[lane] = _Held(shard, time.monotonic())
-        self._attempts[shard] += 1
-        return shard, self._attempts[shard]
+        return shard, self._starts[shard]
+
+    def start(self, shard: int) -> int:
+        """How often the shard has been started, with this time. More than once: a worker died, perhaps of it."""
+        self._starts[shard] += 1
+        return self._starts[shard]
 
     def report(self, shard: int, statuses: dict[str, int]) -> None:
         """Predictions of a shard so far, by status."""
@@ -49,12 +54,12 @@ class RunBoard:
             if held.shard == shard:
                 held.statuses, held.heard_of = statuses, time.monotonic()
 
-    def commit(self, lane: int, record: str) -> None:
-        """The lane's shard is committed: its record, as JSON."""
-        held = self._held.pop(lane)
-        for other in [other for other, each in self._held.items() if each.shard == held.shard]:
-            self._held[other].is_done = True
-        if not held.is_done:
+    def commit(self, lane: int, shard: int, record: str) -> None:
+        """The shard is committed: its record, as JSON. The lane may have been given up meanwhile."""
+        if lane in self._held and self._held[lane].shard == shard:
+            del self._held[lane]
+        if shard not in self._done:
+            self._done.add(shard)
             self._commits.append(record)
 
     def fail(self, kind: str, message: str) -> None:
@@ -75,13 +80,10 @@ class RunBoard:
         return News(commits, dict(running), self._error, num_working=sum(map(self._is_heard_of, self._working())))
 
     def _working(self) -> "list[_Held]":
-        return [held for held in self._held.values() if not held.is_done]
+        return [held for held in self._held.values() if held.shard not in self._done]
 
     def _is_heard_of(self, held: "_Held") -> bool:
         return time.monotonic() - held.heard_of <= self._silence_s
-
-    def _is_held(self, shard: int, times: int = 1) -> bool:
-        return sum(each.shard == shard for each in self._held.values()) >= times
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,5 +107,3 @@ class _Held:
     shard: int
     heard_of: float
     statuses: dict[str, int] = field(default_factory=dict)
-    is_done: bool = False
-    """Another lane has committed it."""

@@ -5,7 +5,6 @@ shard files that are in a part already, unfinished multipart uploads. None of it
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mentalglm import storage
@@ -14,7 +13,7 @@ from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import waiting_shards
 
-_SHARD = re.compile(r"(?:task=[^/]+|errors)/(\d{8,})\.parquet")
+_SHARD = re.compile(r"shards/(?:task=[^/]+|errors)/(\d{8,})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,37 +25,49 @@ class Garbage:
     kind: str
     """temporary · staged · plan · upload"""
     num_bytes: int
+    upload: storage.UnfinishedUpload | None = None
 
 
-def collect(uri: str, *, dry_run: bool = False) -> list[Garbage]:
+def collect(uri: str, *, dry_run: bool = False, min_age_s: float = 3600.0) -> list[Garbage]:
     """Deletes what dead attempts have left in the run and returns it; `dry_run`: only returns it.
 
-    Holds the run's lease meanwhile. Raises: ConfigError where there is no run, LeasedRunError where a job works on it.
+    Holds the run's lease meanwhile. What is younger than `min_age_s` stays: a worker whose driver is dead may be about
+    to commit it, and a write that is retried may take that long.
+    Raises: ConfigError where there is no run, LeasedRunError where a job works on it.
     """
     ledger = Ledger(uri)
     if ledger.read_fingerprint() is None:
         raise ConfigError(f"RUN_URI = {uri}: holds no run; give the output.uri of a score job")
+    if dry_run:
+        return _find(ledger, min_age_s)
     with Lease.acquire(ledger.uri):
-        found = list(_find(ledger))
-        uploads = list(storage.list_unfinished_uploads(ledger.uri))
-        if not dry_run:
-            for each in found:
+        found = _find(ledger, min_age_s)
+        for each in found:
+            if each.upload is None:
                 storage.delete(ledger.path(each.path))
-            for upload in uploads:
-                storage.abort_upload(upload)
-        paths = [each.uri.removeprefix(f"{ledger.uri}/") for each in uploads]
-        named = {each.path for each in found}  # on a disk a half-written file is both
-        return found + [Garbage(path, "upload", 0) for path in paths if path not in named]
+            else:
+                storage.abort_upload(each.upload)
+        return found
 
 
-def _find(ledger: Ledger) -> Iterator[Garbage]:
+def _find(ledger: Ledger, min_age_s: float) -> list[Garbage]:
     waiting = waiting_shards(ledger)
-    for path, num_bytes, _ in storage.list_files(ledger.path("_run")):
-        name = f"_run/{path}"
-        staged = _SHARD.fullmatch(path.removeprefix("shards/"))
-        if path.startswith("tmp/"):
-            yield Garbage(name, "temporary", num_bytes)
-        elif staged and int(staged[1]) not in waiting:
-            yield Garbage(name, "staged", num_bytes)
-        elif path.startswith("plan-") and path != ledger.plan_name():
-            yield Garbage(name, "plan", num_bytes)
+    found: dict[str, Garbage] = {}
+    for upload in storage.list_unfinished_uploads(ledger.uri):
+        if upload.age_s >= min_age_s:
+            path = upload.uri.removeprefix(f"{ledger.uri}/")
+            found[path] = Garbage(path, "upload", 0, upload)
+    for file in storage.list_files(ledger.path("_run")):
+        if file.age_s >= min_age_s and (kind := _kind(file.path, waiting, ledger.plan_name())):
+            found.setdefault(f"_run/{file.path}", Garbage(f"_run/{file.path}", kind, file.size))
+    return list(found.values())
+
+
+def _kind(path: str, waiting: set[int], plan_name: str) -> str | None:
+    """What sort of garbage a file of `_run/` is; None: it is needed."""
+    staged = _SHARD.fullmatch(path)
+    if path.startswith("tmp/"):
+        return "temporary"
+    if staged and int(staged[1]) not in waiting:
+        return "staged"
+    return "plan" if path.startswith("plan-") and path != plan_name else None

@@ -63,8 +63,7 @@ class Job:
         standing = ledger.read_fingerprint()
         assert standing is not None
         plan = ledger.read_plan()
-        with _reading(self.config):
-            check_unchanged(plan, self.config.input)
+        self.check_input(plan)
         difference = _difference(standing, self.fingerprint(plan))
         if difference:
             raise ConfigError(
@@ -72,6 +71,11 @@ class Job:
                 "name another folder, or undo the change to go on with that run"
             )
         return plan
+
+    def check_input(self, plan: CorpusPlan) -> None:
+        """Raises: InputError where it is not what was planned; InterruptedRunError: it cannot be read for now."""
+        with _reading(self.config):
+            check_unchanged(plan, self.config.input)
 
     def fingerprint(self, plan: CorpusPlan) -> dict[str, Any]:
         """What defines the numbers of a run. Parallelism, batch sizes and the error budget do not."""

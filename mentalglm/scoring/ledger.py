@@ -15,9 +15,13 @@ matters.
 import hashlib
 import io
 import json
+import tempfile
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +31,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
 from mentalglm.corpus import CorpusPlan
-from mentalglm.errors import ConfigError, InputError, InternalError, StorageError
+from mentalglm.errors import ConfigError, InputError, InternalError, StorageError, UserError
 from mentalglm.scoring.predictions import (
     ERROR_SCHEMA,
     INPUT_STATUSES,
@@ -150,7 +154,8 @@ class Ledger:
         try:
             data = storage.read_bytes(self.path("_run", "run.json"))
             if data is None:
-                if self.is_complete() or any(storage.has_files(self.path(name)) for name in ("data", "errors")):
+                places = ("data", "errors", "_run/commits")
+                if self.is_complete() or any(storage.has_files(self.path(name)) for name in places):
                     raise ConfigError(
                         f"output.uri = {self.uri}: holds results that belong to no run (was _run/ deleted?); "
                         "name an empty folder, or delete the whole folder"
@@ -191,6 +196,7 @@ class Ledger:
         record = {"run_id": _run_id(fingerprint), "plan": name, "fingerprint": dict(fingerprint)}
         record |= {"config": dict(config)} if config is not None else {}
         try:
+            self._probe()
             storage.put(self.path("_run", name), sink.getvalue())
             path = self.path("_run", "run.json")
             if not storage.put_if_absent(path, _json_bytes(record), self.staging):
@@ -309,13 +315,37 @@ class Ledger:
         """Where a shard's file lies until its part is written. `kind`: `task=<task>` or `errors`."""
         return self.path(self.folder, "shards", kind, f"{shard:08d}.parquet")
 
-    def scratch_folder(self) -> str | None:
-        """A local folder for big files on their way into the run: on its disk; None, the system's, for S3."""
-        if storage.is_s3(self.uri):
-            return None
-        folder = storage.local_path(self.staging)
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder)
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A local folder for big files on their way into the run: on its disk; the system's, for S3.
+
+        Raises: StorageError where the folder cannot take what is written into it.
+        """
+        place = None if storage.is_s3(self.uri) else storage.local_path(self.staging)
+        try:
+            if place is not None:
+                place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=place, prefix="part-") as folder:
+                yield Path(folder)
+        except UserError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{place or tempfile.gettempdir()}: cannot hold the output's files on their way "
+                f"({error.strerror or type(error).__name__}); make room{'' if place else ', or set TMPDIR'}, and run "
+                "the same command again"
+            ) from None
+
+    def _probe(self) -> None:
+        """Raises: ConfigError where the storage lets a second writer win: rows could be lost or doubled there."""
+        path = storage.join(self.staging, f"probe-{uuid.uuid4().hex}")
+        first, second = (storage.put_if_absent(path, data, self.staging) for data in (b"1", b"2"))
+        storage.delete(path)
+        if not first or second:
+            raise ConfigError(
+                f"output.uri = {self.uri}: this storage overwrites where it is asked not to (If-None-Match on S3, hard "
+                "links on a disk); use one that obeys"
+            )
 
     def _put_commit(self, commit: ShardCommit) -> ShardCommit:
         path = self._commit_path(commit.shard)
@@ -323,7 +353,7 @@ class Ledger:
         if storage.put_if_absent(path, commit.model_dump_json().encode(), self.staging):
             return commit
         standing = self.read_commit(commit.shard)
-        assert standing is not None
+        assert standing is not None, "commit records are never deleted"
         return standing
 
     def _commit_path(self, shard: int) -> str:

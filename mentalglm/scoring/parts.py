@@ -10,7 +10,6 @@ merged with another, so a reader sees no row twice at any moment.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,9 +27,14 @@ from mentalglm.scoring.ledger import Ledger, ShardCommit
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, ROW_GROUP_SIZE, add_hashes, hash_ids
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_MAX_PARTITIONS = 1000
+_MAX_PARTITIONS = 500  # each is an open file while a part is written
+_MAX_NAME = 180
 _NUM_READERS = 16
 _Record = TypeVar("_Record", bound=BaseModel)
+
+
+class StagedFileError(InternalError):
+    """A committed shard's own file is not what it was."""
 
 
 class PartFile(BaseModel):
@@ -79,17 +83,21 @@ class PartWriter:
         self._target_bytes = target_bytes
         self._partition_by = list(partition_by)
         self._waiting = {commit.shard: commit for commit in commits if commit.files}
+        self._in_parts: set[int] = set()
         self._num_parts = 0
         self.files: list[PartFile] = []
         """Every file of the output so far."""
         while (part := _read(_Part, _record_path(ledger, self._num_parts))) is not None:
             self._finish(part)
+        self._num_waiting_bytes = sum(map(_bytes_per_task, self._waiting.values()))
 
     def add(self, commit: ShardCommit) -> None:
         """Takes one more shard; writes a part when there is enough for one."""
-        if commit.files:
-            self._waiting[commit.shard] = commit
-        if self._num_waiting_bytes() >= self._target_bytes:
+        if not commit.files or commit.shard in self._waiting or commit.shard in self._in_parts:
+            return
+        self._waiting[commit.shard] = commit
+        self._num_waiting_bytes += _bytes_per_task(commit)
+        if self._num_waiting_bytes >= self._target_bytes:
             self.flush()
 
     def flush(self) -> None:
@@ -102,49 +110,57 @@ class PartWriter:
         if not storage.put_if_absent(path, part.model_dump_json().encode(), self._ledger.staging):
             raise InterruptedRunError(f"{self._ledger.uri}: another job works on this run; wait for it, or stop it")
         self._finish(part)
+        self._num_waiting_bytes = 0.0
 
     def id_hashes(self) -> dict[str, str]:
         """Kind of file -> `hash_ids` of all its rows."""
         kinds = {file.kind for file in self.files}
         return {kind: add_hashes(file.id_hash for file in self.files if file.kind == kind) for kind in kinds}
 
-    def _num_waiting_bytes(self) -> float:
-        """Bytes of a task, on average over the tasks."""
-        sizes = [
-            file.num_bytes
-            for commit in self._waiting.values()
-            for kind, file in commit.files.items()
-            if kind != "errors"
-        ]
-        num_tasks = max((len(commit.statuses) for commit in self._waiting.values()), default=1)
-        return sum(sizes) / num_tasks
-
     def _finish(self, part: _Part) -> None:
         """Writes the files of the part that are not there, marks it done, deletes what it was made of."""
-        commits = [self._waiting.pop(shard) for shard in part.numbers()]
+        commits = [self._take(shard) for shard in part.numbers()]
         path = _record_path(self._ledger, self._num_parts, ".done")
         done = _read(_Done, path)
         if done is None:
             kinds = sorted({kind for commit in commits for kind in commit.files})
-            done = _Done(files=[file for kind in kinds for file in self._write(kind, commits)])
+            try:
+                done = _Done(files=[file for kind in kinds for file in self._write(kind, commits)])
+            except StagedFileError:
+                # Whoever took the run over may have finished the part, and deleted them.
+                self._ledger.check_fence()
+                done = _read(_Done, path)
+                if done is None:
+                    raise
             storage.put_if_absent(path, done.model_dump_json().encode(), self._ledger.staging)
+            self._ledger.check_fence()
             staged = [self._ledger.staged_path(kind, commit.shard) for commit in commits for kind in commit.files]
             with ThreadPoolExecutor(_NUM_READERS) as pool:
                 list(pool.map(storage.delete, staged))
         self.files += done.files
+        self._in_parts.update(part.numbers())
         self._num_parts += 1
+
+    def _take(self, shard: int) -> ShardCommit:
+        commit = self._waiting.pop(shard, None) or self._ledger.read_commit(shard)  # a listing may be old
+        if commit is None:
+            raise InternalError(
+                f"{self._ledger.uri}: part {self._num_parts} names shard {shard}, whose commit record is gone; put it "
+                "back, or begin a new run in another folder"
+            )
+        return commit
 
     def _write(self, kind: str, commits: Sequence[ShardCommit]) -> list[PartFile]:
         """The files of one kind: one for each value of the partition columns."""
         commits = [commit for commit in commits if kind in commit.files]
         columns = [] if kind == "errors" else self._partition_by
         written: list[PartFile] = []
-        with tempfile.TemporaryDirectory(dir=self._ledger.scratch_folder(), prefix="part-") as folder:
+        with self._ledger.scratch() as folder:
             writers: dict[str, _FileWriter] = {}
             for table in read_staged(self._ledger, kind, commits):
                 for place, rows in split(table, columns):
                     if place not in writers:
-                        writers[place] = _FileWriter(Path(folder) / f"{len(writers)}.parquet", rows.schema)
+                        writers[place] = _FileWriter(folder / f"{len(writers)}.parquet", rows.schema)
                     writers[place].write(rows)
                 if len(writers) > _MAX_PARTITIONS:
                     raise ConfigError(
@@ -180,7 +196,7 @@ class PartWriter:
 
 
 def read_staged(ledger: Ledger, kind: str, commits: Sequence[ShardCommit]) -> Iterator[pa.Table]:
-    """The rows of each of these shards, as they were committed. Raises: InternalError where they are not there."""
+    """The rows of each of these shards, as they were committed. Raises: StagedFileError where they are not there."""
     paths = [ledger.staged_path(kind, commit.shard) for commit in commits]
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for start in range(0, len(paths), _NUM_READERS):
@@ -189,7 +205,7 @@ def read_staged(ledger: Ledger, kind: str, commits: Sequence[ShardCommit]) -> It
             for commit, path, data in zip(commits[window], paths[window], contents, strict=True):
                 if data is None or hashlib.sha256(data).hexdigest() != commit.files[kind].sha256:
                     what = "is gone" if data is None else "has changed"
-                    raise InternalError(f"{path} {what} since it was committed; begin a new run in another folder")
+                    raise StagedFileError(f"{path} {what} since it was committed; begin a new run in another folder")
                 yield pq.ParquetFile(pa.BufferReader(data)).read()
 
 
@@ -271,7 +287,10 @@ def split(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Tab
 def _folder(value: Any) -> str:
     if value is None:
         return _NULL_PARTITION
-    return quote(str(value).lower() if isinstance(value, bool) else str(value), safe="")
+    name = quote(str(value).lower() if isinstance(value, bool) else str(value), safe="")
+    if len(name) > _MAX_NAME:  # no file system could hold it, and the rows must go somewhere
+        name = f"{name[: _MAX_NAME // 2].rpartition('%')[0]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
 
 
 def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -283,6 +302,10 @@ def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             ranges.append((number, number + 1))
     return ranges
+
+
+def _bytes_per_task(commit: ShardCommit) -> float:
+    return sum(file.num_bytes for kind, file in commit.files.items() if kind != "errors") / max(1, len(commit.statuses))
 
 
 def _total(records: Iterable[PartFile | ShardCommit]) -> tuple[int, str]:

@@ -63,22 +63,25 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
     """Scores what is not committed yet, writes the parts, checks that rows add up, publishes."""
     started = time.monotonic()
     output = job.config.output
-    totals = Totals(commits := ledger.read_commits())
+    commits = ledger.read_commits()
+    pending = _pending_shards(plan, commits)
+    totals = Totals(commits)
     parts = PartWriter(ledger, commits, target_bytes=int(output.target_file_mb * 1e6), partition_by=output.partition_by)
     spec = RunSpec(job.config, job.tasks, job.model, job.footer(ledger.run_id()), lease.epoch)
-    budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows * len(job.tasks))
+    budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows, len(job.tasks))
     try:
         budget.check(totals)
-        pending = _pending_shards(plan, commits)
+        del commits  # the writer keeps those that it needs
         for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
             totals.add(commit)
             parts.add(commit)
-        budget.num_predictions = totals.num_predictions - totals.num_unusable
+        budget.num_predictions -= totals.num_unusable
         budget.check(totals)
     except ErrorBudgetExceededError:
         parts.flush()  # errors/ shows what went wrong
         raise
     parts.flush()
+    job.check_input(plan)
     _check_conservation(plan, totals, job.tasks, parts)
     record = _manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started)
     ledger.publish(record, manifest.readme(record))
@@ -129,9 +132,10 @@ def _pending_shards(plan: CorpusPlan, commits: list[ShardCommit]) -> list[int]:
 class _ErrorBudget:
     """Ends a run as soon as more predictions have failed than the whole run may have."""
 
-    def __init__(self, max_error_rate: float, num_predictions: int) -> None:
+    def __init__(self, max_error_rate: float, num_rows: int, num_tasks: int) -> None:
         self._rate = max_error_rate
-        self.num_predictions = num_predictions
+        self._num_tasks = num_tasks
+        self.num_predictions = num_rows * num_tasks
         """The most there can be; at the end those that a model was asked for."""
 
     def check(self, totals: Totals) -> None:
@@ -141,13 +145,17 @@ class _ErrorBudget:
 
     def error(self, totals: Totals) -> ErrorBudgetExceededError | None:
         """What to end the run with, once the budget is spent."""
-        if totals.num_failed <= self._rate * self.num_predictions:
+        num_unreadable = totals.num_quarantined * self._num_tasks
+        num_failed = totals.num_failed + num_unreadable
+        if num_failed <= self._rate * self.num_predictions:
             return None
-        failed = ", ".join(f"{status} {n}" for status, n in totals.by_status.most_common() if status != "ok")
+        counts = Counter({status: n for status, n in totals.by_status.items() if status != "ok"})
+        counts["unreadable"] = num_unreadable
+        failed = ", ".join(f"{status} {n}" for status, n in counts.most_common() if n)
         return ErrorBudgetExceededError(
-            f"max_error_rate = {self._rate}: {totals.num_failed} of {self.num_predictions} predictions failed "
-            f"({failed}); errors/ lists them. Mend the cause, or raise max_error_rate, and run the same command again: "
-            "it goes on where this stopped"
+            f"max_error_rate = {self._rate}: {num_failed} of {self.num_predictions} predictions failed "
+            f"({failed}); errors/ lists them. Mend the cause; then raise max_error_rate and run the same command, "
+            "which goes on where this stopped, and `mentalglm retry` for the rows that failed"
         )
 
 
@@ -170,6 +178,12 @@ def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...
                 f"rows do not add up: data/task={task.name} has {num_written} rows where {num_predictions} are "
                 "committed, or other ids; the run is not published, please report it"
             )
+    num_listed = sum(file.num_rows for file in parts.files if file.kind == "errors")
+    if num_listed != (num_failed := totals.num_predictions - totals.by_status["ok"]):
+        raise InternalError(
+            f"rows do not add up: errors/ lists {num_listed} rows where {num_failed} have no result; the run is not "
+            "published, please report it"
+        )
     if plan.num_rows == totals.num_quarantined:
         raise InputError("input.uri: not one row of the input can be read; _run/commits has the reasons")
 

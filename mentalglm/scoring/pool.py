@@ -16,11 +16,12 @@ from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import ShardCommit, Totals
-from mentalglm.scoring.progress import RunProgress
+from mentalglm.scoring.progress import RunProgress, duration
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 
 _POLL_INTERVAL_S = 0.25
 _BOARD_TIMEOUT_S = 120
+_SILENCE_S = 3600.0  # loading a large model from a slow disk takes many minutes
 
 
 def score_shards(
@@ -70,6 +71,7 @@ def score_shards(
     execution = _Execution(lanes)
     stop: UserError | None = None
     num_left = len(pending)
+    heard_of = time.monotonic()
     with RunProgress(num_predictions, totals.num_predictions) as progress:
         while num_left:
             is_over = execution.is_over()  # asked first: what the lanes said last is then on the board
@@ -88,6 +90,12 @@ def score_shards(
                     raise stop
             elif is_over and not news.commits:
                 raise execution.error()
+            heard_of = time.monotonic() if news.num_working else heard_of
+            if time.monotonic() - heard_of > _SILENCE_S:
+                raise InterruptedRunError(
+                    f"no engine has been heard of for {duration(_SILENCE_S)}: lost nodes, or a model that does not "
+                    "load; what is scored is kept: see to the cluster and run the same command again"
+                )
             time.sleep(_POLL_INTERVAL_S)
     board.stop.remote()
     execution.join()

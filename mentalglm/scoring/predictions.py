@@ -126,7 +126,14 @@ def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
     for name in config.output.partition_by:
         kind = kept.field(name).type
         if not any(
-            test(kind) for test in (pa.types.is_string, pa.types.is_integer, pa.types.is_date, pa.types.is_boolean)
+            test(kind)
+            for test in (
+                pa.types.is_string,
+                pa.types.is_large_string,
+                pa.types.is_integer,
+                pa.types.is_date,
+                pa.types.is_boolean,
+            )
         ):
             raise ConfigError(
                 f"output.partition_by names {name!r}, whose type is {kind}; name a column of text, whole numbers, "

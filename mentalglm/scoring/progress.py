@@ -68,7 +68,9 @@ class RunProgress:
     def rate(self) -> float:
         """Predictions per second over the last minute."""
         (first_s, first), (last_s, last) = self._history[0], self._history[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+        silence_s = time.monotonic() - last_s  # an engine that stands still has no rate
+        elapsed_s = last_s - first_s + (silence_s if silence_s > _RATE_WINDOW_S else 0.0)
+        return (last - first) / elapsed_s if elapsed_s > 0 else 0.0
 
 
 def describe(statuses: Mapping[str, int], total: int, rate: float) -> str:

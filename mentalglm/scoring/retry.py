@@ -15,14 +15,12 @@ meanwhile would rows of that one be those of the round before again, each still 
 """
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,8 +227,8 @@ class RetryRound:
             return _described(file, source, len(data))
         footer["retries"] = [*rounds, {"round": self.number, "versions": self._versions}]
         metadata = {**schema.metadata, b"mentalglm": json.dumps(footer, ensure_ascii=False).encode()}
-        with tempfile.TemporaryDirectory(dir=self._run.scratch_folder(), prefix="retry-") as folder:
-            local = Path(folder) / "part.parquet"
+        with self._run.scratch() as folder:
+            local = folder / "part.parquet"
             try:
                 with pq.ParquetWriter(local, schema.with_metadata(metadata), **PARQUET_OPTIONS) as writer:
                     for table in change(source):

@@ -110,7 +110,8 @@ def print_status(status: RunStatus) -> None:
     if status.state == "running":
         lines.append(f"by {status.owner}")
     elif status.state in ("interrupted", "lost"):
-        lines.append(f"last worked on by {status.owner}; the same `mentalglm score` command goes on")
+        by = f"last worked on by {status.owner}; " if status.owner else ""
+        lines.append(f"{by}the same `mentalglm score` command goes on")
     for line in lines:
         console.print(line, markup=False, highlight=False)
     if not status.statuses:

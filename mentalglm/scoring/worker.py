@@ -84,27 +84,28 @@ class ShardScorer:
         [lane] = map(int, batch["lane"])
         await self._board.begin.remote(lane)
         while (assigned := await self._board.next.remote(lane)) is not None:
-            shard, attempt = assigned
+            shard, num_starts = assigned
             if shard is None:
                 await asyncio.sleep(_IDLE_S)
                 continue
-            commit = await self._try(shard, attempt) if self._error is None else None
+            commit = await self._try(shard, num_starts) if self._error is None else None
             if commit is None:
                 assert self._error is not None
                 # As data: Ray would hand over a traceback, and not the error.
                 await self._board.fail.remote(type(self._error).__name__, str(self._error))
                 break
-            await self._board.commit.remote(lane, commit.model_dump_json())
+            await self._board.commit.remote(lane, shard, commit.model_dump_json())
         return batch
 
-    async def _try(self, shard: int, attempt: int) -> ShardCommit | None:
+    async def _try(self, shard: int, num_starts: int) -> ShardCommit | None:
         """None: there is an error, and it ends the run."""
         rows = self._spec.rows.get(shard)
         try:
-            if attempt == 1:
+            if not num_starts:
+                await self._board.start.remote(shard)
                 return await self._score(shard, rows)
             async with self._suspects:
-                return await self._score_suspect(shard, rows, attempt)
+                return await self._score_suspect(shard, rows, await self._board.start.remote(shard))
         except UserError as error:
             self._error = error
         except OSError as error:  # of reading: storage.py has words of its own

@@ -377,7 +377,21 @@ def test_a_pause_without_rows_is_no_hang() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("max_restarts", [0, 1, 2])
+def test_restarts_that_find_a_guilty_row_are_not_counted_against_the_run() -> None:
+    faults = {f"r{n}": "crash" for n in range(0, 24, 4)}
+    world = World(num_slots=24, faults=faults)
+
+    async def main() -> None:
+        engine = world.supervise(4)
+        results = await answers(engine, names(24))
+        assert {name for name, answer in results.items() if answer == "engine_crash"} == set(faults)
+        assert engine.num_restarts > 4
+        await engine.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("max_restarts", [0, 1])
 def test_too_many_restarts_end_the_run_in_one_line(max_restarts: int) -> None:
     world = World(num_slots=4, faults={"r0": "crash", "r1": "hang"})
 

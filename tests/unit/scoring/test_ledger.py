@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mentalglm import storage
 from mentalglm.config import InputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
 from mentalglm.errors import ConfigError
@@ -117,11 +118,34 @@ def test_totals_add_up_over_shards_and_quarantine(tmp_path: Path) -> None:
 
 def test_the_error_budget_is_a_share_of_the_whole_run_and_leaves_unusable_input_out(tmp_path: Path) -> None:
     totals = Totals([commit(Ledger(str(tmp_path)), [OK, FAILED, FAILED, Outcome("empty_text", "null_text")])])
-    assert _ErrorBudget(0.5, 4).error(totals) is None
-    error = _ErrorBudget(0.49, 4).error(totals)
+    assert _ErrorBudget(0.5, 4, 1).error(totals) is None
+    error = _ErrorBudget(0.49, 4, 1).error(totals)
     assert error is not None
     assert "2 of 4" in str(error)
     assert "parse_failed 2" in str(error)
+
+
+def test_rows_that_cannot_be_read_spend_the_error_budget_on_every_task(tmp_path: Path) -> None:
+    totals = Totals([Ledger(str(tmp_path)).commit_quarantined(0, 7, "worker_crash")])
+    error = _ErrorBudget(0.1, 100, 2).error(totals)
+    assert error is None
+    error = _ErrorBudget(0.05, 100, 2).error(totals)
+    assert error is not None
+    assert "14 of 200 predictions failed (unreadable 14)" in str(error)
+
+
+def test_a_run_whose_record_is_gone_is_not_taken_for_no_run(tmp_path: Path) -> None:
+    commit(Ledger(str(tmp_path)), [OK])
+    with pytest.raises(ConfigError, match="belong to no run"):
+        Ledger(str(tmp_path)).read_fingerprint()
+
+
+def test_a_storage_that_overwrites_is_refused(
+    tmp_path: Path, plan: CorpusPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "put_if_absent", lambda uri, data, staging=None: (storage.put(uri, data), True)[1])
+    with pytest.raises(ConfigError, match="overwrites where it is asked not to"):
+        Ledger(str(tmp_path)).create({}, plan)
 
 
 def test_a_difference_names_key_old_and_new_value() -> None:

@@ -212,6 +212,56 @@ def test_a_column_that_cannot_name_a_folder_is_refused() -> None:
         prediction_schema(CONFIG, kept)
 
 
+def test_a_shard_that_is_told_twice_is_written_once(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    parts = PartWriter(ledger, [], target_bytes=1)
+    record = commit(ledger, 0)
+    parts.add(record)
+    parts.add(commit(ledger, 0))  # by a lane that had been given up; its files are staged again
+    parts.flush()
+    assert rows(tmp_path) == expected(1)
+
+
+def test_a_writer_that_was_overtaken_says_so_and_not_that_the_run_is_damaged(tmp_path: Path) -> None:
+    def check() -> None:
+        raise InterruptedRunError("taken over")
+
+    ledger = Ledger(str(tmp_path))
+    record = commit(ledger, 0)
+    late = PartWriter(ledger, [record], target_bytes=10**9)
+    PartWriter(Ledger(str(tmp_path)), [record], target_bytes=10**9).flush()  # took the run over meanwhile
+    with pytest.raises(InterruptedRunError, match="another job"):
+        late.flush()
+    # It was in the middle of that part, and the files of the shard went under its hands.
+    parts = tmp_path / "_run" / "parts"
+    done = (parts / "00000.done.json").read_bytes()
+    (parts / "00000.done.json").unlink()
+    ledger.check_fence = check
+    with pytest.raises(InterruptedRunError, match="taken over"):
+        PartWriter(ledger, [record], target_bytes=10**9)
+    (parts / "00000.done.json").write_bytes(done)
+    [file] = [file for file in PartWriter(ledger, [record], target_bytes=10**9).files if file.kind != "errors"][:1]
+    assert file.num_rows == 5
+
+
+def test_a_commit_that_a_listing_does_not_show_yet_is_found(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    record = commit(ledger, 0)
+    with dying_at(1, after=True), suppress(Killed):
+        PartWriter(ledger, [record], target_bytes=1).flush()
+    parts = PartWriter(ledger, [], target_bytes=1)
+    assert rows(tmp_path) == expected(1)
+    assert parts.files
+
+
+def test_a_value_too_long_for_a_folder_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "LANGUAGES", ["很" * 100, "很" * 101, "a", "b", None])
+    ledger = Ledger(str(tmp_path))
+    PartWriter(ledger, [commit(ledger, 0)], target_bytes=1, partition_by=["lang"]).flush()
+    assert rows(tmp_path) == expected(1)
+    assert len(list((tmp_path / "data" / "task=suicide_risk").iterdir())) == 5
+
+
 @given(st.sets(st.integers(0, 50)))
 def test_ranges_hold_the_numbers(numbers: set[int]) -> None:
     ranges = _ranges(sorted(numbers))

@@ -28,7 +28,7 @@ class LocalBoard:
 
     def __init__(self, num_shards: int = 3) -> None:
         self.board = RunBoard(range(num_shards))
-        for name in ("begin", "next", "report", "commit", "fail"):
+        for name in ("begin", "next", "start", "report", "commit", "fail"):
             setattr(self, name, self._method(getattr(self.board, name)))
 
     @staticmethod
@@ -150,7 +150,7 @@ def test_an_error_for_the_user_is_told_as_it_is(scorer: ShardScorer, board: Loca
 def test_a_shard_whose_worker_dies_again_and_again_is_given_up_row_by_row_then_as_a_whole(
     scorer: ShardScorer, board: LocalBoard
 ) -> None:
-    board.board._attempts.update({0: 4, 1: 5})
+    board.board._starts.update({0: 4, 1: 5})
     commits, _ = score(scorer, board)
     assert [each["statuses"] for each in commits] == [
         {"suicide_risk": {"engine_error": 1}},  # the fifth time: read, not asked
@@ -164,7 +164,7 @@ def test_a_shard_whose_worker_died_after_its_commit_is_not_scored_again(scorer: 
     first = score(scorer, board)
     scorer._engine = BrokenEngine(ValueError)  # type: ignore[assignment]
     again = LocalBoard()
-    again.board._attempts.update([0, 1, 2])
+    again.board._starts.update([0, 1, 2])
     scorer._board = again
     assert score(scorer, again) == first
 
@@ -174,42 +174,63 @@ class TestRunBoard:
 
     def test_every_shard_is_given_out_once(self) -> None:
         board = RunBoard([4, 7, 9])
-        assert [board.next(0), board.next(1), board.next(2)] == [(4, 1), (7, 1), (9, 1)]
-        for lane in range(3):
-            board.commit(lane, str(lane))
+        assert [board.next(0), board.next(1), board.next(2)] == [(4, 0), (7, 0), (9, 0)]
+        for lane, shard in enumerate([4, 7, 9]):
+            board.commit(lane, shard, str(shard))
         assert board.next(0) is None
-        assert board.news().commits == ["0", "1", "2"]
+        assert board.news().commits == ["4", "7", "9"]
         assert board.news().commits == []
 
     def test_the_shard_of_a_lane_that_begins_anew_is_given_out_again_first(self) -> None:
         board = RunBoard([1, 2, 3])
-        board.next(0), board.next(1)
+        board.next(0), board.next(1), board.start(1)
         board.begin(0)
-        assert board.next(0) == (1, 2)
-        assert board.next(2) == (3, 1)
+        assert board.next(0) == (1, 1)
+        assert board.next(2) == (3, 0)
 
-    def test_an_idle_lane_waits_while_others_work_and_takes_over_a_silent_ones_shard_once(self) -> None:
+    def test_a_shard_that_only_waited_when_a_worker_died_was_not_started(self) -> None:
+        board = RunBoard([1, 2])
+        board.next(0), board.next(1)
+        assert board.start(1) == 1
+        board.begin(0), board.begin(1)
+        assert {board.next(0), board.next(1)} == {(1, 1), (2, 0)}
+
+    def test_an_idle_lane_waits_while_others_work_and_takes_over_a_silent_ones_shard(self) -> None:
         board = RunBoard([1], silence_s=60)
         board.next(0)
         assert board.next(1) == (None, 0)
         board._held[0].heard_of -= 61
         assert board.news().num_working == 0
-        assert board.next(1) == (1, 2)
+        assert board.next(1) == (1, 0)
         assert board.next(2) == (None, 0)
-        board.commit(1, "first")
-        assert board.next(2) is None
+        board._held[1].heard_of -= 61  # this one is lost too
+        assert board.next(2) == (1, 0)
+        board.commit(2, 1, "first")
+        assert board.next(3) is None
         board.begin(0)  # its node is back: the shard is done
         assert board.next(0) is None
         assert board.news().commits == ["first"]
+
+    def test_a_lane_that_was_given_up_and_lives_changes_nothing(self) -> None:
+        board = RunBoard([0, 1])
+        board.next(0)  # its node is declared dead, and lives on
+        board.begin(0)
+        assert board.next(1) == (0, 0)
+        assert board.next(0) == (1, 0)
+        board.commit(0, 0, "of the old lane 0")
+        board.commit(1, 0, "of lane 1")
+        assert board.news().commits == ["of the old lane 0"]
+        board.commit(0, 1, "of the new lane 0")
+        assert board.news().commits == ["of the new lane 0"]
 
     def test_of_two_lanes_with_one_shard_the_first_commit_is_told(self) -> None:
         board = RunBoard([1], silence_s=-1)
         board.next(0), board.next(1)
         board.report(1, {"ok": 3})
         assert board.news().running == {"ok": 3}
-        board.commit(0, "first")
+        board.commit(0, 1, "first")
         assert board.news().running == {}
-        board.commit(1, "second")
+        board.commit(1, 1, "second")
         assert board.news().commits == []
 
     def test_the_first_error_stands_and_nothing_more_is_begun(self) -> None:
