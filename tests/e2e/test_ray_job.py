@@ -23,7 +23,7 @@ from tests.integration.conftest import free_port
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A head node on its own ports and in its own folder; yields the environment that reaches it."""
     # Ray puts sockets into its folder, and a socket's path may have 107 characters at most.
