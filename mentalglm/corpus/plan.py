@@ -240,16 +240,19 @@ def plan_corpus(config: InputConfig, shard_rows: int) -> CorpusPlan:
     return _with_repeated(plan, config, fs, root)
 
 
-def check_unchanged(plan: CorpusPlan, config: InputConfig) -> None:
+def check_unchanged(plan: CorpusPlan, config: InputConfig, *, may_grow: bool = False) -> None:
     """Checks that the input is the one that was planned, from the listing alone.
 
     Only a file of the same size with another time of change is looked into (footer, or content of a text file).
+    `may_grow`: further files do not matter.
     Raises: InputError naming the file and what to do.
     """
     fs, _ = storage.filesystem(config.uri)
     root, listed = list_files(config)
     found = {file.path: file for file in listed}
     for path in sorted(found.keys() ^ {file.path for file in plan.files}):
+        if may_grow and path in found:
+            continue
         problem = "is new" if path in found else "is gone"
         raise InputError(_changed(config, path, problem))
     quarantined = {each.file for each in plan.quarantined}

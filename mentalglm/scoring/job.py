@@ -72,10 +72,10 @@ class Job:
             )
         return plan
 
-    def check_input(self, plan: CorpusPlan) -> None:
+    def check_input(self, plan: CorpusPlan, *, may_grow: bool = False) -> None:
         """Raises: InputError where it is not what was planned; InterruptedRunError: it cannot be read for now."""
         with _reading(self.config):
-            check_unchanged(plan, self.config.input)
+            check_unchanged(plan, self.config.input, may_grow=may_grow)
 
     def fingerprint(self, plan: CorpusPlan) -> dict[str, Any]:
         """What defines the numbers of a run. Parallelism, batch sizes and the error budget do not."""

@@ -81,7 +81,7 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
         parts.flush()  # errors/ shows what went wrong
         raise
     parts.flush()
-    job.check_input(plan)
+    job.check_input(plan, may_grow=True)  # a crawler goes on writing new files beside those of the run
     _check_conservation(plan, totals, job.tasks, parts)
     record = _manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started)
     ledger.publish(record, manifest.readme(record))

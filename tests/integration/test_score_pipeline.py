@@ -176,6 +176,20 @@ def test_rows_that_went_missing_are_not_published(
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
+def test_input_that_changes_in_mid_run_is_not_published(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = PartWriter.flush
+
+    def change_input(parts: PartWriter) -> None:
+        flush(parts)
+        pq.write_table(posts(3), folder / "posts" / "new.parquet")  # what a crawler adds does not matter
+        pq.write_table(posts(90).slice(50), folder / "posts" / "b.parquet")
+
+    monkeypatch.setattr(PartWriter, "flush", change_input)
+    with pytest.raises(InputError, match=r"b\.parquet has changed"):
+        score(config(folder))
+    assert not (folder / "out" / "_SUCCESS").exists()
+
+
 def test_output_is_partitioned_by_a_kept_column(folder: Path) -> None:
     changes: dict[str, Any] = {"output": {"uri": str(folder / "out"), "partition_by": ["created_at"]}}
     score(config(folder, **changes))
