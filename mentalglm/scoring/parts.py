@@ -192,7 +192,8 @@ class PartWriter:
         with fs.open_input_file(path) as source:
             ids = pq.ParquetFile(source).read(columns=["post_id"]).column("post_id")
         if len(ids) != file.num_rows or hash_ids(ids) != file.id_hash:
-            raise InternalError(f"{uri}: holds other rows than the run has; begin a new run in another folder")
+            where = self._ledger.path(file.kind)  # folders below it may be named by values of the posts
+            raise InternalError(f"{where}: a file holds other rows than the run has; begin a new run in another folder")
 
 
 def read_staged(ledger: Ledger, kind: str, commits: Sequence[ShardCommit]) -> Iterator[pa.Table]:

@@ -335,7 +335,7 @@ def _described(file: PartFile, source: pq.ParquetFile, num_bytes: int) -> PartFi
         update={"num_rows": source.metadata.num_rows, "num_bytes": num_bytes, "id_hash": hash_ids(ids)}
     )
     if file.kind != "errors" and (now.num_rows, now.id_hash) != (file.num_rows, file.id_hash):
-        raise InternalError(f"{file.path}: holds other rows than the run has; begin a new run in another folder")
+        raise InternalError(f"{file.kind}: a file holds other rows than the run has; begin a new run in another folder")
     return now
 
 
