@@ -54,7 +54,9 @@ def list_files(config: InputConfig) -> tuple[str, list[ListedFile]]:
         raise InputError(f"input.uri = {config.uri}: no such file or folder; check the address") from None
     except PermissionError:
         raise InputError(f"input.uri = {config.uri}: not allowed to read it; check the permissions") from None
-    except OSError as error:  # of S3: credentials, bucket, network
+    except OSError as error:  # of S3
+        if not re.search("NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH", str(error)):
+            raise  # may pass
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"input.uri = {config.uri}: cannot be listed; check address and credentials ({reason})"

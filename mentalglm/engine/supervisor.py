@@ -76,7 +76,9 @@ class SupervisedEngine:
         self._max_restarts = max_restarts
         self._num_restarts = 0
         self._num_futile_restarts = 0
-        """Since the last row that was found guilty: those that found one were not in vain."""
+        """Since a guilty row was found among others that were answered: such restarts were not in vain."""
+        self._has_answered = False
+        """Since then. An engine that answers nothing is itself at fault, not one row after the other."""
         self._engine = start()
         self._is_up = True
         self._recovery: asyncio.Task[None] | None = None
@@ -179,6 +181,7 @@ class SupervisedEngine:
         self._finish(row, outcome)
         if isinstance(outcome, Completion) and outcome.finish_reason != "error":
             self._last_finish = asyncio.get_running_loop().time()
+            self._has_answered = True
             self._expire()
         self._dispatch()
 
@@ -228,7 +231,8 @@ class SupervisedEngine:
         if self._trial == "alone":
             for row in suspects:
                 self._finish_failed(row, end)
-            self._num_futile_restarts = 0
+            if self._has_answered:
+                self._num_futile_restarts, self._has_answered = 0, False
         else:
             size = math.isqrt(len(suspects)) if self._trial is None else 1
             groups = [suspects[at : at + size] for at in range(0, len(suspects), size)]

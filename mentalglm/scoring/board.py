@@ -5,6 +5,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+_MAX_HOLDERS = 3
+
 
 class RunBoard:
     """What driver and lanes tell each other while a run goes on; a Ray actor.
@@ -18,7 +20,7 @@ class RunBoard:
         self._left = deque(pending)
         self._silence_s = silence_s
         self._held: dict[int, _Held] = {}
-        self._starts: Counter[int] = Counter()
+        self._deaths: Counter[int] = Counter()
         self._done: set[int] = set()
         self._commits: list[str] = []
         self._error: tuple[str, str] | None = None
@@ -27,26 +29,31 @@ class RunBoard:
     def begin(self, lane: int) -> None:
         """The lane starts, or starts again after its worker's death."""
         held = self._held.pop(lane, None)
+        if held and held.is_started:
+            self._deaths[held.shard] += 1
         if held and held.shard not in self._done and all(held.shard != each.shard for each in self._working()):
             self._left.appendleft(held.shard)
 
     def next(self, lane: int) -> tuple[int | None, int] | None:
-        """(shard, how often it was started before), (None, 0): wait, or None: nothing left to do."""
+        """(shard, how often a worker died over it), (None, 0): wait, or None: nothing left to do."""
         shard = None
         if not self._stopped and self._left:
             shard = self._left.popleft()
         elif not self._stopped:
-            busy = {held.shard for held in self._working() if self._is_heard_of(held)}
-            shard = next((held.shard for held in self._working() if held.shard not in busy), None)
+            working = self._working()
+            busy = {held.shard for held in working if self._is_heard_of(held)}
+            # A few times: what silences one lane after the other may be the shard.
+            busy |= {shard for shard, n in Counter(held.shard for held in working).items() if n >= _MAX_HOLDERS}
+            shard = next((held.shard for held in working if held.shard not in busy), None)
         if shard is None:
             return (None, 0) if self._working() and not self._stopped else None
         self._held[lane] = _Held(shard, time.monotonic())
-        return shard, self._starts[shard]
+        return shard, self._deaths[shard]
 
-    def start(self, shard: int) -> int:
-        """How often the shard has been started, with this time. More than once: a worker died, perhaps of it."""
-        self._starts[shard] += 1
-        return self._starts[shard]
+    def start(self, lane: int) -> None:
+        """The lane's shard does not wait any more: if its worker dies now, it may be of it."""
+        if lane in self._held:
+            self._held[lane].is_started = True
 
     def report(self, shard: int, statuses: dict[str, int]) -> None:
         """Predictions of a shard so far, by status."""
@@ -107,3 +114,4 @@ class _Held:
     shard: int
     heard_of: float
     statuses: dict[str, int] = field(default_factory=dict)
+    is_started: bool = False

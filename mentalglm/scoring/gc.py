@@ -52,15 +52,21 @@ def collect(uri: str, *, dry_run: bool = False, min_age_s: float = 3600.0) -> li
 
 def _find(ledger: Ledger, min_age_s: float) -> list[Garbage]:
     waiting = waiting_shards(ledger)
-    found: dict[str, Garbage] = {}
-    for upload in storage.list_unfinished_uploads(ledger.uri):
-        if upload.age_s >= min_age_s:
-            path = upload.uri.removeprefix(f"{ledger.uri}/")
-            found[path] = Garbage(path, "upload", 0, upload)
-    for file in storage.list_files(ledger.path("_run")):
-        if file.age_s >= min_age_s and (kind := _kind(file.path, waiting, ledger.plan_name())):
-            found.setdefault(f"_run/{file.path}", Garbage(f"_run/{file.path}", kind, file.size))
-    return list(found.values())
+    uploads = [
+        Garbage(upload.uri.removeprefix(f"{ledger.uri}/"), "upload", 0, upload)
+        for upload in storage.list_unfinished_uploads(ledger.uri)
+        if upload.age_s >= min_age_s
+    ]
+    # On a disk a half-written file is in both lists; on S3 an object may have the name of an upload.
+    half_written = set() if storage.is_s3(ledger.uri) else {each.path for each in uploads}
+    files = [
+        Garbage(f"_run/{file.path}", kind, file.size)
+        for file in storage.list_files(ledger.path("_run"))
+        if file.age_s >= min_age_s
+        and f"_run/{file.path}" not in half_written
+        and (kind := _kind(file.path, waiting, ledger.plan_name()))
+    ]
+    return uploads + files
 
 
 def _kind(path: str, waiting: set[int], plan_name: str) -> str | None:

@@ -56,14 +56,17 @@ class Job:
             plan = self.plan()
             if ledger.create(self.fingerprint(plan), plan, _lasting(self.config)):
                 return plan
-        return self.check_standing_run(ledger)
+        return self.check_standing_run(ledger, may_grow=ledger.is_complete())
 
-    def check_standing_run(self, ledger: Ledger) -> CorpusPlan:
-        """The plan of the run in the folder. Raises: ConfigError or InputError when this job is another one."""
+    def check_standing_run(self, ledger: Ledger, *, may_grow: bool = False) -> CorpusPlan:
+        """The plan of the run in the folder. Raises: ConfigError or InputError when this job is another one.
+
+        `may_grow`: new files of the input do not matter, since the run is over its own.
+        """
         standing = ledger.read_fingerprint()
         assert standing is not None
         plan = ledger.read_plan()
-        self.check_input(plan)
+        self.check_input(plan, may_grow=may_grow)
         difference = _difference(standing, self.fingerprint(plan))
         if difference:
             raise ConfigError(

@@ -330,6 +330,8 @@ class Ledger:
         except UserError:
             raise
         except OSError as error:
+            if error.errno is None:  # not of this disk: what pyarrow says of a file that it reads
+                raise
             raise StorageError(
                 f"{place or tempfile.gettempdir()}: cannot hold the output's files on their way "
                 f"({error.strerror or type(error).__name__}); make room{'' if place else ', or set TMPDIR'}, and run "
@@ -365,7 +367,8 @@ class Ledger:
         path = self.staged_path(kind, shard)
         if not storage.put_if_absent(path, data, self.staging):
             standing = storage.read_bytes(path)
-            assert standing is not None
+            if standing is None:  # it is in a part by now, or was cleared away: the commit record will tell
+                return self._stage(kind, shard, table, provenance)
             data, table = standing, pq.ParquetFile(pa.BufferReader(standing)).read()
             footer = json.loads((table.schema.metadata or {}).get(b"mentalglm", b"{}"))
             if footer.get("run_id") != provenance.get("run_id"):

@@ -101,7 +101,7 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
     ledger = Ledger(job.config.output.uri)
     if not ledger.is_complete():
         raise ConfigError(f"RUN_URI = {run_uri}: the run is not finished; finish it with `mentalglm score` first")
-    job.check_standing_run(ledger)
+    job.check_standing_run(ledger, may_grow=True)
     with Lease.acquire(ledger.uri) as lease:
         ledger = Ledger(ledger.uri, lease.check)
         current = open_round(ledger, chosen)
@@ -150,12 +150,13 @@ class _ErrorBudget:
         if num_failed <= self._rate * self.num_predictions:
             return None
         counts = Counter({status: n for status, n in totals.by_status.items() if status != "ok"})
-        counts["unreadable"] = num_unreadable
+        counts["in unreadable rows"] = num_unreadable
         failed = ", ".join(f"{status} {n}" for status, n in counts.most_common() if n)
         return ErrorBudgetExceededError(
             f"max_error_rate = {self._rate}: {num_failed} of {self.num_predictions} predictions failed "
-            f"({failed}); errors/ lists them. Mend the cause; then raise max_error_rate and run the same command, "
-            "which goes on where this stopped, and `mentalglm retry` for the rows that failed"
+            f"({failed}); errors/ lists them, _run/commits the unreadable. Mend the cause; then raise max_error_rate "
+            "and run the same command, which goes on where this stopped, and `mentalglm retry` for the rows in errors/"
+            "; unreadable rows need a new run"
         )
 
 

@@ -27,7 +27,7 @@ from mentalglm.scoring.predictions import Outcome, interpret, prediction_schema,
 from mentalglm.tasks import Task, answer_heads, render_prompt
 
 _REPORT_INTERVAL_S = 1.0
-_MAX_ATTEMPTS = 4
+_MAX_DEATHS = 4
 _IDLE_S = 0.5
 
 Rows = Mapping[str, Sequence[int]]
@@ -84,11 +84,11 @@ class ShardScorer:
         [lane] = map(int, batch["lane"])
         await self._board.begin.remote(lane)
         while (assigned := await self._board.next.remote(lane)) is not None:
-            shard, num_starts = assigned
+            shard, num_deaths = assigned
             if shard is None:
                 await asyncio.sleep(_IDLE_S)
                 continue
-            commit = await self._try(shard, num_starts) if self._error is None else None
+            commit = await self._try(lane, shard, num_deaths) if self._error is None else None
             if commit is None:
                 assert self._error is not None
                 # As data: Ray would hand over a traceback, and not the error.
@@ -97,15 +97,16 @@ class ShardScorer:
             await self._board.commit.remote(lane, shard, commit.model_dump_json())
         return batch
 
-    async def _try(self, shard: int, num_starts: int) -> ShardCommit | None:
+    async def _try(self, lane: int, shard: int, num_deaths: int) -> ShardCommit | None:
         """None: there is an error, and it ends the run."""
         rows = self._spec.rows.get(shard)
         try:
-            if not num_starts:
-                await self._board.start.remote(shard)
+            if not num_deaths:
+                await self._board.start.remote(lane)
                 return await self._score(shard, rows)
             async with self._suspects:
-                return await self._score_suspect(shard, rows, await self._board.start.remote(shard))
+                await self._board.start.remote(lane)
+                return await self._score_suspect(shard, rows, num_deaths)
         except UserError as error:
             self._error = error
         except OSError as error:  # of reading: storage.py has words of its own
@@ -114,14 +115,14 @@ class ShardScorer:
             self._error = InternalError.withholding(error)
         return None
 
-    async def _score_suspect(self, shard: int, rows: Rows | None, attempt: int) -> ShardCommit:
+    async def _score_suspect(self, shard: int, rows: Rows | None, num_deaths: int) -> ShardCommit:
         """A shard whose worker's whole process has died, perhaps of it: tried again, one at a time, then given up."""
         loop = asyncio.get_running_loop()
         if commit := await loop.run_in_executor(self._writing, self._ledger.read_commit, shard):
             return commit  # the worker died after its work was done
-        if attempt <= _MAX_ATTEMPTS:
+        if num_deaths < _MAX_DEATHS:
             return await self._score(shard, rows)
-        if attempt == _MAX_ATTEMPTS + 1:
+        if num_deaths == _MAX_DEATHS:
             return await self._score(shard, rows, given_up="worker_crash")
         num_rows = self._plan.shard(shard).num_rows  # not even reading it is safe
         return await loop.run_in_executor(
@@ -187,6 +188,11 @@ class ShardScorer:
                 row, task = slots[cut_off[index]]
                 outcome = interpret(task, completion, explain=explain)
                 outcomes[task.name][row] = replace(outcome, flags=(*outcome.flags, "asked_again"))
+                counts["truncated"] -= 1
+                counts[outcome.status] += 1
+                if time.monotonic() - reported >= _REPORT_INTERVAL_S:
+                    reported = time.monotonic()
+                    self._report(shard, counts)
         return outcomes
 
     def _commit(self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], started: float) -> ShardCommit:

@@ -391,6 +391,19 @@ def test_restarts_that_find_a_guilty_row_are_not_counted_against_the_run() -> No
     run(main())
 
 
+def test_an_engine_that_answers_nothing_ends_the_run_and_convicts_few_rows() -> None:
+    world = World(num_slots=8, faults=dict.fromkeys(names(64), "crash"))
+
+    async def main() -> None:
+        engine = world.supervise(6)
+        with pytest.raises(InterruptedRunError, match=r"engine\.max_restarts = 6"):
+            await answers(engine, names(64))
+        assert engine.num_restarts == 6
+        await engine.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("max_restarts", [0, 1])
 def test_too_many_restarts_end_the_run_in_one_line(max_restarts: int) -> None:
     world = World(num_slots=4, faults={"r0": "crash", "r1": "hang"})

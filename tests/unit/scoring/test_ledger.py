@@ -131,7 +131,7 @@ def test_rows_that_cannot_be_read_spend_the_error_budget_on_every_task(tmp_path:
     assert error is None
     error = _ErrorBudget(0.05, 100, 2).error(totals)
     assert error is not None
-    assert "14 of 200 predictions failed (unreadable 14)" in str(error)
+    assert "14 of 200 predictions failed (in unreadable rows 14)" in str(error)
 
 
 def test_a_run_whose_record_is_gone_is_not_taken_for_no_run(tmp_path: Path) -> None:

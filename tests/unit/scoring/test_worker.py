@@ -150,7 +150,7 @@ def test_an_error_for_the_user_is_told_as_it_is(scorer: ShardScorer, board: Loca
 def test_a_shard_whose_worker_dies_again_and_again_is_given_up_row_by_row_then_as_a_whole(
     scorer: ShardScorer, board: LocalBoard
 ) -> None:
-    board.board._starts.update({0: 4, 1: 5})
+    board.board._deaths.update({0: 4, 1: 5})
     commits, _ = score(scorer, board)
     assert [each["statuses"] for each in commits] == [
         {"suicide_risk": {"engine_error": 1}},  # the fifth time: read, not asked
@@ -164,7 +164,7 @@ def test_a_shard_whose_worker_died_after_its_commit_is_not_scored_again(scorer: 
     first = score(scorer, board)
     scorer._engine = BrokenEngine(ValueError)  # type: ignore[assignment]
     again = LocalBoard()
-    again.board._starts.update([0, 1, 2])
+    again.board._deaths.update([0, 1, 2])
     scorer._board = again
     assert score(scorer, again) == first
 
@@ -183,7 +183,7 @@ class TestRunBoard:
 
     def test_the_shard_of_a_lane_that_begins_anew_is_given_out_again_first(self) -> None:
         board = RunBoard([1, 2, 3])
-        board.next(0), board.next(1), board.start(1)
+        board.next(0), board.next(1), board.start(0)
         board.begin(0)
         assert board.next(0) == (1, 1)
         assert board.next(2) == (3, 0)
@@ -191,7 +191,7 @@ class TestRunBoard:
     def test_a_shard_that_only_waited_when_a_worker_died_was_not_started(self) -> None:
         board = RunBoard([1, 2])
         board.next(0), board.next(1)
-        assert board.start(1) == 1
+        board.start(0)
         board.begin(0), board.begin(1)
         assert {board.next(0), board.next(1)} == {(1, 1), (2, 0)}
 
@@ -205,6 +205,8 @@ class TestRunBoard:
         assert board.next(2) == (None, 0)
         board._held[1].heard_of -= 61  # this one is lost too
         assert board.next(2) == (1, 0)
+        board._held[2].heard_of -= 61
+        assert board.next(3) == (None, 0)  # it is the shard, perhaps
         board.commit(2, 1, "first")
         assert board.next(3) is None
         board.begin(0)  # its node is back: the shard is done
