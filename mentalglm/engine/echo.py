@@ -21,6 +21,11 @@ class EchoEngine:
         """What answers, for the manifest."""
         return {"engine": "echo"}
 
+    @property
+    def num_restarts(self) -> int:
+        """See `Engine.num_restarts`."""
+        return 0
+
     async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
         """See `Engine.complete`. With a delay, all requests of a call take it at once."""
         if self._delay_s:

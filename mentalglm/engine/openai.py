@@ -128,6 +128,11 @@ class OpenAIEngine:
             "endpoint": self._host,
         }
 
+    @property
+    def num_restarts(self) -> int:
+        """See `Engine.num_restarts`."""
+        return 0
+
     async def complete(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Completion], None]:
         """Yields (index of the request, completion) once for each request, in order of finishing.
 

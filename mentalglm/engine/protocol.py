@@ -55,6 +55,11 @@ class Engine(Protocol):
         """What answers, for the manifest: engine, version, model, device."""
         ...
 
+    @property
+    def num_restarts(self) -> int:
+        """How often what answers has died or hung, and was replaced."""
+        ...
+
     def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
         """Yields (index of the request, completion) once for each request, in order of finishing."""
         ...

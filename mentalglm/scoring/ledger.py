@@ -15,9 +15,9 @@ matters.
 import hashlib
 import io
 import json
+import re
 import tempfile
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,16 +27,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
-from mentalglm import storage
+from mentalglm import manifest, storage
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, InputError, InternalError, StorageError, UserError
+from mentalglm.scoring.commit import ShardCommit, StagedFile
 from mentalglm.scoring.predictions import (
     ERROR_SCHEMA,
-    INPUT_STATUSES,
     Outcome,
-    add_hashes,
     count_labels,
     count_statuses,
     error_rows,
@@ -45,88 +43,8 @@ from mentalglm.scoring.predictions import (
     to_parquet,
 )
 
-
-class StagedFile(BaseModel):
-    """A file of one shard, on its way to `data/` or `errors/`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    num_rows: int
-    num_bytes: int
-    sha256: str
-
-
-class ShardCommit(BaseModel):
-    """What is known of a shard whose rows are all in the output."""
-
-    model_config = ConfigDict(frozen=True)
-
-    shard: int
-    num_rows: int
-    """Rows of the input that the shard could read."""
-    statuses: dict[str, dict[str, int]]
-    """task -> status -> number of predictions."""
-    labels: dict[str, dict[str, int]]
-    """task -> label -> number of predictions with it."""
-    files: dict[str, StagedFile]
-    """`task=<task>` or `errors` -> its file of this shard."""
-    id_hash: str
-    """`hash_ids` of the ids of its rows: each task has one row for each."""
-    failed: dict[str, dict[str, list[int]]] = {}
-    """task -> status other than ok -> rows of the shard, from 0."""
-    engine: dict[str, str]
-    """What answered: engine, version, model, device."""
-    num_prompt_tokens: int
-    num_output_tokens: int
-    seconds: float
-    quarantined: str | None = None
-    """Why the rows of the shard could not be read, when they could not."""
-    num_quarantined: int = 0
-
-    @property
-    def num_predictions(self) -> int:
-        """Rows of the output."""
-        return sum(sum(counts.values()) for counts in self.statuses.values())
-
-    def rows_with(self, statuses: frozenset[str]) -> dict[str, dict[int, str]]:
-        """task -> row of the shard, in order -> its status, for the failed rows with one of `statuses`."""
-        return {
-            task: dict(sorted((row, status) for status in statuses & by_status.keys() for row in by_status[status]))
-            for task, by_status in self.failed.items()
-            if statuses & by_status.keys()
-        }
-
-    def after_retry(self, statuses: frozenset[str], retried: "ShardCommit") -> "ShardCommit":
-        """The shard once its rows with one of `statuses` are those of `retried`, which holds them alone, in order.
-
-        Tokens are those of all answers, also of the replaced ones: they were paid for.
-        """
-        if retried.quarantined is not None:  # could not be read this time: what is known stands
-            return self
-        counts = {task: Counter(each) for task, each in self.statuses.items()}
-        labels = {task: Counter(each) for task, each in self.labels.items()}
-        failed = {
-            task: {status: list(rows) for status, rows in by_status.items()} for task, by_status in self.failed.items()
-        }
-        for task, rows in self.rows_with(statuses).items():
-            counts[task] += Counter(retried.statuses[task])
-            counts[task] -= Counter(rows.values())
-            labels[task] += Counter(retried.labels[task])
-            for status in statuses & failed[task].keys():
-                del failed[task][status]
-            numbers = list(rows)
-            for status, positions in retried.failed[task].items():
-                failed[task][status] = sorted([*failed[task].get(status, []), *(numbers[each] for each in positions)])
-        return self.model_copy(
-            update={
-                "statuses": {task: dict(each) for task, each in counts.items()},
-                "labels": {task: dict(each) for task, each in labels.items()},
-                "failed": failed,
-                "num_prompt_tokens": self.num_prompt_tokens + retried.num_prompt_tokens,
-                "num_output_tokens": self.num_output_tokens + retried.num_output_tokens,
-                "seconds": self.seconds + retried.seconds,
-            }
-        )
+_VERSION = 2  # of what is in _run/
+_COMMIT = re.compile(r"(\d{8,})\.json")
 
 
 class Ledger:
@@ -163,8 +81,14 @@ class Ledger:
                 return None
         except OSError as error:
             raise self._unusable(error) from None
-        self._record = json.loads(data)
-        fingerprint: dict[str, Any] = self._record["fingerprint"]
+        record = json.loads(data)
+        if record.get("version") != _VERSION:
+            raise ConfigError(
+                f"{self.uri}: was begun by another version of mentalglm (format {record.get('version')}, this one has "
+                f"{_VERSION}); finish it with that version, or begin a new run in another folder"
+            )
+        self._record = record
+        fingerprint: dict[str, Any] = record["fingerprint"]
         return fingerprint
 
     def run_id(self) -> str:
@@ -193,7 +117,7 @@ class Ledger:
         sink = io.BytesIO()
         pq.write_table(plan.to_table(), sink, compression="zstd")
         name = f"plan-{hashlib.sha256(sink.getvalue()).hexdigest()[:16]}.parquet"
-        record = {"run_id": _run_id(fingerprint), "plan": name, "fingerprint": dict(fingerprint)}
+        record = {"version": _VERSION, "run_id": _run_id(fingerprint), "plan": name, "fingerprint": dict(fingerprint)}
         record |= {"config": dict(config)} if config is not None else {}
         try:
             self._probe()
@@ -216,12 +140,16 @@ class Ledger:
             raise InputError(f"{self.uri}: _run/{self._record['plan']} is missing; the run is damaged, begin a new one")
         return CorpusPlan.from_table(pq.read_table(pa.BufferReader(data)))
 
-    def read_commits(self) -> list[ShardCommit]:
-        """Every committed shard, by number. Costs one small read for each."""
-        names = [name for name in storage.list_names(self.path(self.folder, "commits")) if name.endswith(".json")]
+    def committed_shards(self) -> set[int]:
+        """Numbers of the committed shards. From a listing, which may be old: then a shard is scored twice, no more."""
+        names = storage.list_names(self.path(self.folder, "commits"))
+        return {int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))}
+
+    def read_commits(self, shards: Iterable[int] | None = None) -> list[ShardCommit]:
+        """The committed ones of these shards, by number; default all. Costs one small read for each."""
+        numbers = sorted(self.committed_shards() if shards is None else shards)
         with ThreadPoolExecutor(32) as pool:
-            records = pool.map(lambda name: storage.read_bytes(self.path(self.folder, "commits", name)), names)
-            return [ShardCommit.model_validate_json(record) for record in records if record is not None]
+            return [commit for commit in pool.map(self.read_commit, numbers) if commit is not None]
 
     def read_commit(self, shard: int) -> ShardCommit | None:
         """The record of a shard, if it is committed."""
@@ -237,6 +165,7 @@ class Ledger:
         *,
         engine: dict[str, str],
         seconds: float,
+        num_engine_restarts: int = 0,
     ) -> ShardCommit:
         """Writes the predictions of a shard, its failed rows and its record, and returns the record that stands.
 
@@ -280,6 +209,7 @@ class Ledger:
                 id_hash=id_hash,
                 engine=engine,
                 seconds=seconds,
+                num_engine_restarts=num_engine_restarts,
                 num_prompt_tokens=num_tokens["num_prompt_tokens"],
                 num_output_tokens=num_tokens["num_output_tokens"],
             )
@@ -304,12 +234,20 @@ class Ledger:
             )
         )
 
-    def publish(self, manifest: Mapping[str, Any], readme: str) -> None:
-        """Ends the run: manifest, README, and last `_SUCCESS`."""
+    def publish(self, record: Mapping[str, Any]) -> None:
+        """Ends the run: manifest, README, and last `_SUCCESS`. What an attempt has written that died here stands."""
         self.check_fence()
-        self._put_json(("manifest.json",), manifest)
-        storage.put(self.path("README.md"), readme.encode())
-        storage.put(self.path("_SUCCESS"), b"")
+        path = self.path("manifest.json")
+        if not storage.put_if_absent(path, _json_bytes(record), self.staging):
+            record = json.loads(storage.read_bytes(path) or b"")
+        storage.put_if_absent(self.path("README.md"), manifest.readme(record).encode(), self.staging)
+        storage.put_if_absent(self.path("_SUCCESS"), b"", self.staging)
+
+    def republish(self, record: Mapping[str, Any]) -> None:
+        """Replaces the manifest and README of a finished run."""
+        for name, data in (("manifest.json", _json_bytes(record)), ("README.md", manifest.readme(record).encode())):
+            self.check_fence()
+            storage.put(self.path(name), data)
 
     def staged_path(self, kind: str, shard: int) -> str:
         """Where a shard's file lies until its part is written. `kind`: `task=<task>` or `errors`."""
@@ -376,9 +314,6 @@ class Ledger:
         digest = hashlib.sha256(data).hexdigest()
         return StagedFile(num_rows=table.num_rows, num_bytes=len(data), sha256=digest), table
 
-    def _put_json(self, parts: tuple[str, ...], value: Mapping[str, Any]) -> None:
-        storage.put(self.path(*parts), _json_bytes(value))
-
     def _unusable(self, error: OSError) -> ConfigError:
         if isinstance(error, StorageError):  # names place and fix
             return ConfigError(f"output.uri: {error}")
@@ -398,61 +333,3 @@ def _run_id(fingerprint: Mapping[str, Any]) -> str:
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-class Totals:
-    """Counts over the commits of a run."""
-
-    def __init__(self, commits: Iterable[ShardCommit] = ()) -> None:
-        self.statuses: dict[str, Counter[str]] = {}
-        self.labels: dict[str, Counter[str]] = {}
-        self.num_shards = 0
-        self.num_rows = 0
-        self.num_quarantined = 0
-        self.engines: list[dict[str, str]] = []
-        """What answered; more than one entry where machines differ."""
-        self.quarantined: list[ShardCommit] = []
-        """The shards that could not be read."""
-        self.id_hash = hash_ids([])
-        """`hash_ids` of all rows."""
-        self.num_prompt_tokens = 0
-        self.num_output_tokens = 0
-        for commit in commits:
-            self.add(commit)
-
-    def add(self, commit: ShardCommit) -> None:
-        """Counts one more shard."""
-        self.num_shards += 1
-        self.num_rows += commit.num_rows
-        self.num_quarantined += commit.num_quarantined
-        if commit.engine and commit.engine not in self.engines:
-            self.engines.append(commit.engine)
-        if commit.quarantined is not None:
-            self.quarantined.append(commit)
-        self.id_hash = add_hashes([self.id_hash, commit.id_hash])
-        self.num_prompt_tokens += commit.num_prompt_tokens
-        self.num_output_tokens += commit.num_output_tokens
-        for task, counts in commit.statuses.items():
-            self.statuses.setdefault(task, Counter()).update(counts)
-        for task, counts in commit.labels.items():
-            self.labels.setdefault(task, Counter()).update(counts)
-
-    @property
-    def by_status(self) -> Counter[str]:
-        """Predictions by status, over all tasks."""
-        return sum(self.statuses.values(), Counter())
-
-    @property
-    def num_predictions(self) -> int:
-        """Rows of the output."""
-        return self.by_status.total()
-
-    @property
-    def num_unusable(self) -> int:
-        """Predictions of rows that are no posts, or have no text."""
-        return sum(n for status, n in self.by_status.items() if status in INPUT_STATUSES)
-
-    @property
-    def num_failed(self) -> int:
-        """Predictions that the scoring failed on; unusable input does not count."""
-        return sum(n for status, n in self.by_status.items() if status != "ok" and status not in INPUT_STATUSES)

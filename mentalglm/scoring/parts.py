@@ -6,12 +6,16 @@ ones. When all are there the record is marked done and the shards' own files are
 merged with another, so a reader sees no row twice at any moment.
 
     _run/parts/<number>.json         which shards
-    _run/parts/<number>.done.json    which files, with rows and bytes
+    _run/parts/<number>.done.json    which files, with rows and bytes; counts over the shards
+
+A finished part stands for its shards: whoever resumes a run, or asks for its status, reads the records of the parts
+and of the shards that are in none yet, not one for each shard.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -23,7 +27,8 @@ from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
-from mentalglm.scoring.ledger import Ledger, ShardCommit
+from mentalglm.scoring.commit import ShardCommit, Totals
+from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, ROW_GROUP_SIZE, add_hashes, hash_ids
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -51,7 +56,7 @@ class PartFile(BaseModel):
     id_hash: str
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """Shards whose rows stand in the files of this number."""
 
     shards: list[tuple[int, int]]
@@ -59,43 +64,66 @@ class _Part(BaseModel):
 
     def numbers(self) -> Iterator[int]:
         """Every shard, in order."""
-        for start, stop in self.shards:
-            yield from range(start, stop)
+        return _numbers(self.shards)
 
 
-class _Done(BaseModel):
-    """The files of a part, all written."""
+class FinishedPart(BaseModel):
+    """A part whose files are all written."""
 
     files: list[PartFile]
+    totals: Totals
+    """Over its shards."""
+    failed: list[tuple[int, int]]
+    """Those of its shards in which a row has no result, as ranges [start, stop)."""
+
+    def failed_shards(self) -> Iterator[int]:
+        """Those shards, in order."""
+        return _numbers(self.failed)
 
 
 class PartWriter:
-    """Turns the commits of a run into parts.
+    """Turns the commits of a run into parts, and counts over all of them.
 
-    `commits`: those that are there. A part that was begun and is not done is finished first. A new one is written when
-    the waiting shards of a task hold `target_bytes` on average, or at `flush`.
+    Begins with what the run's folder holds. A part that was begun and is not finished is finished first. A new one is
+    written when the waiting shards of a task hold `target_bytes` on average, or at `flush`.
     """
 
-    def __init__(
-        self, ledger: Ledger, commits: Iterable[ShardCommit], *, target_bytes: int, partition_by: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, ledger: Ledger, *, target_bytes: int, partition_by: Sequence[str] = ()) -> None:
         self._ledger = ledger
         self._target_bytes = target_bytes
         self._partition_by = list(partition_by)
-        self._waiting = {commit.shard: commit for commit in commits if commit.files}
+        self._waiting: dict[int, ShardCommit] = {}
         self._in_parts: set[int] = set()
         self._num_parts = 0
         self.files: list[PartFile] = []
         """Every file of the output so far."""
-        while (part := _read(_Part, _record_path(ledger, self._num_parts))) is not None:
-            self._finish(part)
+        self.totals = Totals()
+        """Over every committed shard, in a part or not."""
+        begun = list(read_parts(ledger))
+        for part, finished in begun:
+            if finished is not None:
+                self._note(part, finished)
+                self.totals.merge(finished.totals)
+        for commit in ledger.read_commits(ledger.committed_shards() - self._in_parts):
+            self._waiting[commit.shard] = commit
+            self.totals.add(commit)
+        for part, finished in begun[-1:]:  # a death leaves something to do only there
+            if finished is None:
+                self._finish(part)
+            else:
+                self._delete_staged(list(part.numbers()), finished)
         self._num_waiting_bytes = sum(map(_bytes_per_task, self._waiting.values()))
+
+    def missing(self, num_shards: int) -> list[int]:
+        """Those of the first `num_shards` shards that are not committed, in order."""
+        return [shard for shard in range(num_shards) if shard not in self._in_parts and shard not in self._waiting]
 
     def add(self, commit: ShardCommit) -> None:
         """Takes one more shard; writes a part when there is enough for one."""
-        if not commit.files or commit.shard in self._waiting or commit.shard in self._in_parts:
+        if commit.shard in self._waiting or commit.shard in self._in_parts:
             return
         self._waiting[commit.shard] = commit
+        self.totals.add(commit)
         self._num_waiting_bytes += _bytes_per_task(commit)
         if self._num_waiting_bytes >= self._target_bytes:
             self.flush()
@@ -104,7 +132,7 @@ class PartWriter:
         """Writes what is committed and in no part yet, so that `data/` and `errors/` show all of it."""
         if not self._waiting:
             return
-        part = _Part(shards=_ranges(sorted(self._waiting)))
+        part = Part(shards=_ranges(sorted(self._waiting)))
         self._ledger.check_fence()
         path = _record_path(self._ledger, self._num_parts)
         if not storage.put_if_absent(path, part.model_dump_json().encode(), self._ledger.staging):
@@ -112,42 +140,77 @@ class PartWriter:
         self._finish(part)
         self._num_waiting_bytes = 0.0
 
+    def check_files(self) -> None:
+        """Raises: InternalError where a file of the output is gone or has another size; ConfigError where `data/` or
+        `errors/` holds files that are not the run's, which a reader would take for results."""
+        sizes = {
+            f"{folder}/{file.path}": file.size
+            for folder in ("data", "errors")
+            for file in storage.list_files(self._ledger.path(folder))
+        }
+        if any(path.endswith(".parquet") for path in sizes.keys() - {file.path for file in self.files}):
+            raise ConfigError(
+                f"output.uri = {self._ledger.uri}: data/ or errors/ holds Parquet files that this run has not written; "
+                "move them elsewhere and run the same command again"
+            )
+        for file in self.files:
+            size = sizes.get(file.path)
+            if size != file.num_bytes and not (size is None and storage.exists(self._ledger.path(file.path))):
+                raise InternalError(
+                    f"{self._ledger.uri}: a file of {file.kind} is gone or has changed since it was written; put it "
+                    "back, or begin a new run in another folder"
+                )
+
     def id_hashes(self) -> dict[str, str]:
         """Kind of file -> `hash_ids` of all its rows."""
         kinds = {file.kind for file in self.files}
         return {kind: add_hashes(file.id_hash for file in self.files if file.kind == kind) for kind in kinds}
 
-    def _finish(self, part: _Part) -> None:
-        """Writes the files of the part that are not there, marks it done, deletes what it was made of."""
-        commits = [self._take(shard) for shard in part.numbers()]
-        path = _record_path(self._ledger, self._num_parts, ".done")
-        done = _read(_Done, path)
-        if done is None:
-            kinds = sorted({kind for commit in commits for kind in commit.files})
-            try:
-                done = _Done(files=[file for kind in kinds for file in self._write(kind, commits)])
-            except StagedFileError:
-                # Whoever took the run over may have finished the part, and deleted them.
-                self._ledger.check_fence()
-                done = _read(_Done, path)
-                if done is None:
-                    raise
-            storage.put_if_absent(path, done.model_dump_json().encode(), self._ledger.staging)
-            self._ledger.check_fence()
-            staged = [self._ledger.staged_path(kind, commit.shard) for commit in commits for kind in commit.files]
-            with ThreadPoolExecutor(_NUM_READERS) as pool:
-                list(pool.map(storage.delete, staged))
-        self.files += done.files
+    def _note(self, part: Part, finished: FinishedPart) -> None:
+        self.files += finished.files
         self._in_parts.update(part.numbers())
         self._num_parts += 1
 
-    def _take(self, shard: int) -> ShardCommit:
-        commit = self._waiting.pop(shard, None) or self._ledger.read_commit(shard)  # a listing may be old
-        if commit is None:
-            raise InternalError(
-                f"{self._ledger.uri}: part {self._num_parts} names shard {shard}, whose commit record is gone; put it "
-                "back, or begin a new run in another folder"
+    def _finish(self, part: Part) -> None:
+        """Writes the files of the part that are not there, its record, and deletes what it was made of."""
+        commits = [self._take(shard) for shard in part.numbers()]
+        path = _record_path(self._ledger, self._num_parts, ".done")
+        kinds = sorted({kind for commit in commits for kind in commit.files})
+        try:
+            finished = FinishedPart(
+                files=[file for kind in kinds for file in self._write(kind, commits)],
+                totals=Totals.of(commits),
+                failed=_ranges([commit.shard for commit in commits if any(commit.failed.values())]),
             )
+        except StagedFileError:
+            # Whoever took the run over may have finished the part, and deleted them.
+            self._ledger.check_fence()
+            by_another = _read(FinishedPart, path)
+            if by_another is None:
+                raise
+            finished = by_another
+        storage.put_if_absent(path, finished.model_dump_json().encode(), self._ledger.staging)
+        self._ledger.check_fence()
+        self._delete_staged(list(part.numbers()), finished)
+        self._note(part, finished)
+
+    def _delete_staged(self, shards: Sequence[int], finished: FinishedPart) -> None:
+        kinds = {file.kind for file in finished.files}
+        having = {kind: finished.failed_shards() if kind == "errors" else shards for kind in kinds}
+        paths = [self._ledger.staged_path(kind, shard) for kind, each in having.items() for shard in each]
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            list(pool.map(storage.delete, paths))
+
+    def _take(self, shard: int) -> ShardCommit:
+        commit = self._waiting.pop(shard, None)
+        if commit is None:  # the listing was old
+            commit = self._ledger.read_commit(shard)
+            if commit is None:
+                raise InternalError(
+                    f"{self._ledger.uri}: part {self._num_parts} names shard {shard}, whose commit record is gone; put "
+                    "it back, or begin a new run in another folder"
+                )
+            self.totals.add(commit)
         return commit
 
     def _write(self, kind: str, commits: Sequence[ShardCommit]) -> list[PartFile]:
@@ -176,24 +239,26 @@ class PartWriter:
                     num_bytes=writer.path.stat().st_size,
                     id_hash=add_hashes(writer.id_hashes),
                 )
-                self._put(file, writer.path)
-                written.append(file)
+                written.append(self._put(file, writer.path))
         if kind != "errors" and _total(written) != _total(commits):
             raise InternalError(f"{self._ledger.uri}: part {self._num_parts} of {kind} has other ids than its shards")
         return written
 
-    def _put(self, file: PartFile, local: Path) -> None:
+    def _put(self, file: PartFile, local: Path) -> PartFile:
+        """Writes the file unless there is one; returns the one that stands."""
         uri = self._ledger.path(file.path)
         self._ledger.check_fence()
         if storage.put_file_if_absent(uri, local, self._ledger.staging):
-            return
+            return file
         # A dead attempt was first: the same rows, maybe by another version of the Parquet writer.
         fs, path = storage.filesystem(uri)
         with fs.open_input_file(path) as source:
+            num_bytes = source.size()
             ids = pq.ParquetFile(source).read(columns=["post_id"]).column("post_id")
         if len(ids) != file.num_rows or hash_ids(ids) != file.id_hash:
             where = self._ledger.path(file.kind)  # folders below it may be named by values of the posts
             raise InternalError(f"{where}: a file holds other rows than the run has; begin a new run in another folder")
+        return file.model_copy(update={"num_bytes": num_bytes})
 
 
 def read_staged(ledger: Ledger, kind: str, commits: Sequence[ShardCommit]) -> Iterator[pa.Table]:
@@ -216,20 +281,35 @@ def part_path(kind: str, place: str, number: int) -> str:
     return "/".join(each for each in (root, place, f"part-{number:05d}.parquet") if each)
 
 
-def finished_parts(ledger: Ledger) -> Iterator[tuple[int, list[int], list[PartFile]]]:
-    """(number, shards, files as they were first written) of each part whose files are all there."""
+def read_parts(ledger: Ledger) -> Iterator[tuple[Part, FinishedPart | None]]:
+    """Each part that was begun, by number; the last one may not be finished."""
     number = 0
-    while (part := _read(_Part, _record_path(ledger, number))) is not None:
-        if (done := _read(_Done, _record_path(ledger, number, ".done"))) is not None:
-            yield number, list(part.numbers()), done.files
+    while (part := _read(Part, _record_path(ledger, number))) is not None:
+        yield part, _read(FinishedPart, _record_path(ledger, number, ".done"))
         number += 1
+
+
+def finished_parts(ledger: Ledger) -> Iterator[tuple[Part, FinishedPart]]:
+    """Each finished part, by number."""
+    return ((part, finished) for part, finished in read_parts(ledger) if finished is not None)
+
+
+def read_totals(ledger: Ledger) -> Totals:
+    """Counts over every committed shard, as it was first scored."""
+    totals, in_parts = Totals(), set[int]()
+    for part, finished in finished_parts(ledger):
+        totals.merge(finished.totals)
+        in_parts.update(part.numbers())
+    for commit in ledger.read_commits(ledger.committed_shards() - in_parts):
+        totals.add(commit)
+    return totals
 
 
 def waiting_shards(ledger: Ledger) -> set[int]:
     """Committed shards whose rows are in no finished part: their own files are still needed."""
-    waiting = {commit.shard for commit in ledger.read_commits() if commit.files}
-    for _, shards, _ in finished_parts(ledger):
-        waiting.difference_update(shards)
+    waiting = ledger.committed_shards()
+    for part, _ in finished_parts(ledger):
+        waiting.difference_update(part.numbers())
     return waiting
 
 
@@ -292,6 +372,10 @@ def _folder(value: Any) -> str:
     if len(name) > _MAX_NAME:  # no file system could hold it, and the rows must go somewhere
         name = f"{name[: _MAX_NAME // 2].rpartition('%')[0]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return name
+
+
+def _numbers(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+    return chain.from_iterable(range(start, stop) for start, stop in ranges)
 
 
 def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -10,12 +10,13 @@ from mentalglm import manifest
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError
+from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
-from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
+from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import score_shards
-from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_commits, open_round
+from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
 from mentalglm.scoring.worker import RunSpec
 from mentalglm.tasks import Task
 
@@ -48,7 +49,7 @@ def score(config: ScoreConfig) -> RunSummary:
             if not (complete := ledger.is_complete()):  # by the job whose lease was waited for
                 totals = _run(job, plan, Ledger(ledger.uri, lease.check), lease)
     if complete:
-        totals = Totals(effective_commits(ledger))
+        totals = effective_totals(ledger)
     return RunSummary(
         uri=ledger.uri,
         totals=totals,
@@ -63,17 +64,13 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
     """Scores what is not committed yet, writes the parts, checks that rows add up, publishes."""
     started = time.monotonic()
     output = job.config.output
-    commits = ledger.read_commits()
-    pending = _pending_shards(plan, commits)
-    totals = Totals(commits)
-    parts = PartWriter(ledger, commits, target_bytes=int(output.target_file_mb * 1e6), partition_by=output.partition_by)
+    parts = PartWriter(ledger, target_bytes=int(output.target_file_mb * 1e6), partition_by=output.partition_by)
+    pending, totals = parts.missing(plan.num_shards), parts.totals
     spec = RunSpec(job.config, job.tasks, job.model, job.footer(ledger.run_id()), lease.epoch)
     budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows, len(job.tasks))
     try:
         budget.check(totals)
-        del commits  # the writer keeps those that it needs
         for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
-            totals.add(commit)
             parts.add(commit)
         budget.num_predictions -= totals.num_unusable
         budget.check(totals)
@@ -83,8 +80,8 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
     parts.flush()
     job.check_input(plan, may_grow=True)  # a crawler goes on writing new files beside those of the run
     _check_conservation(plan, totals, job.tasks, parts)
-    record = _manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started)
-    ledger.publish(record, manifest.readme(record))
+    parts.check_files()
+    ledger.publish(_manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started))
     return totals
 
 
@@ -106,11 +103,11 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
         ledger = Ledger(ledger.uri, lease.check)
         current = open_round(ledger, chosen)
         if current is None:
-            return RetrySummary(ledger.uri, sorted(chosen), 0, {}, Totals(effective_commits(ledger)))
+            return RetrySummary(ledger.uri, sorted(chosen), 0, {}, effective_totals(ledger))
         rows = current.pending()
         footer = job.footer(ledger.run_id())
         spec = RunSpec(job.config, job.tasks, job.model, footer, lease.epoch, current.ledger.folder, rows)
-        totals = Totals(current.ledger.read_commits())
+        totals = Totals.of(current.ledger.read_commits())
         for commit in score_shards(spec, list(rows), current.num_predictions, totals, lease, lambda: None):
             totals.add(commit)
         return current.finish(job.config.output.partition_by)
@@ -122,11 +119,6 @@ def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     ledger = Ledger(job.config.output.uri)
     standing = ledger.read_fingerprint() is not None
     return (job.check_standing_run(ledger) if standing else job.plan()), job.tasks
-
-
-def _pending_shards(plan: CorpusPlan, commits: list[ShardCommit]) -> list[int]:
-    done = {commit.shard for commit in commits}
-    return [shard for shard in range(plan.num_shards) if shard not in done]
 
 
 class _ErrorBudget:
@@ -165,6 +157,10 @@ def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...
 
     Rows are compared by number, ids as multisets by their hashes; memory grows with the shards, not with the rows.
     """
+    if totals.num_shards != plan.num_shards:
+        raise InternalError(
+            f"{totals.num_shards} of {plan.num_shards} shards are committed; the run is not published, please report it"
+        )
     written = parts.id_hashes()
     for task in tasks:
         num_predictions = sum(totals.statuses.get(task.name, Counter()).values())
@@ -200,10 +196,7 @@ def _manifest(
             "num_files": len(plan.files),
             "num_rows": plan.num_rows,
             "quarantined": [each.describe() for each in plan.quarantined]
-            + [
-                f"{plan.shard(each.shard).file}: {each.num_quarantined} rows: {each.quarantined}"
-                for each in totals.quarantined
-            ],
+            + [f"{plan.shard(each.shard).file}: {each.num_rows} rows: {each.reason}" for each in totals.unreadable],
         },
         output={
             "num_predictions": totals.num_predictions,
@@ -211,6 +204,7 @@ def _manifest(
             "statuses": {task: dict(counts) for task, counts in totals.statuses.items()},
             "labels": {task: dict(counts) for task, counts in totals.labels.items()},
             "engines": totals.engines,
+            "num_engine_restarts": totals.num_engine_restarts,
             "num_prompt_tokens": totals.num_prompt_tokens,
             "num_output_tokens": totals.num_output_tokens,
             "files": [file.model_dump(include={"path", "num_rows", "num_bytes"}) for file in parts.files],

@@ -14,8 +14,8 @@ from mentalglm import errors
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
+from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.lease import Lease
-from mentalglm.scoring.ledger import ShardCommit, Totals
 from mentalglm.scoring.progress import RunProgress, duration
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 

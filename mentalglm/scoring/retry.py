@@ -31,8 +31,9 @@ from pydantic import BaseModel
 
 from mentalglm import manifest, storage
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
-from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
-from mentalglm.scoring.parts import PartFile, finished_parts, part_path, read_staged, split
+from mentalglm.scoring.commit import ShardCommit, Totals
+from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.parts import PartFile, finished_parts, part_path, read_staged, read_totals, split
 from mentalglm.scoring.predictions import INPUT_STATUSES, PARQUET_OPTIONS, STATUSES, Outcome, hash_ids
 
 # The input decides the other columns; those may differ between rows that are interchangeable here.
@@ -66,19 +67,21 @@ class RetrySummary:
         )
 
 
-class _Record(BaseModel):
+class _Round(BaseModel):
     """What a round is about."""
 
     statuses: list[str]
 
 
-class _Done(BaseModel):
+class _FinishedRound(BaseModel):
     """A finished round."""
 
     entry: dict[str, Any]
     """What the manifest says of it."""
     files: list[PartFile]
     """The files that it has replaced, as they are after it."""
+    totals: Totals
+    """Of the whole run after it."""
 
 
 def check_statuses(statuses: Sequence[str]) -> frozenset[str]:
@@ -93,10 +96,10 @@ def check_statuses(statuses: Sequence[str]) -> frozenset[str]:
     return frozenset(statuses) or frozenset(known) - INPUT_STATUSES
 
 
-def effective_commits(ledger: Ledger) -> list[ShardCommit]:
-    """Every committed shard as it is in the output now, after the retries that are finished."""
-    commits, _ = _read_history(ledger)
-    return list(commits.values())
+def effective_totals(ledger: Ledger) -> Totals:
+    """Counts over the output as it is now, after the retries that are finished."""
+    rounds = _read_rounds(ledger)
+    return rounds[-1].totals if rounds else read_totals(ledger)
 
 
 def open_round(ledger: Ledger, statuses: frozenset[str]) -> "RetryRound | None":
@@ -104,7 +107,8 @@ def open_round(ledger: Ledger, statuses: frozenset[str]) -> "RetryRound | None":
 
     To be called by the holder of the lease. Raises: ConfigError where the unfinished round is about other statuses.
     """
-    commits, done = _read_history(ledger)
+    done = _read_rounds(ledger)
+    commits = _read_failed(ledger, done)
     if done:
         _delete_staged(_round_ledger(ledger, len(done) - 1))  # what a death after the last word has left
     path = _record_path(ledger, len(done))
@@ -112,11 +116,11 @@ def open_round(ledger: Ledger, statuses: frozenset[str]) -> "RetryRound | None":
     if data is None:
         if not any(commit.rows_with(statuses) for commit in commits.values()):
             return None
-        data = _Record(statuses=sorted(statuses)).model_dump_json().encode()
+        data = _Round(statuses=sorted(statuses)).model_dump_json().encode()
         ledger.check_fence()
         if not storage.put_if_absent(path, data, ledger.staging):
             raise InterruptedRunError(f"{ledger.uri}: another job works on this run; wait for it, or stop it")
-    standing = _Record.model_validate_json(data).statuses
+    standing = _Round.model_validate_json(data).statuses
     if frozenset(standing) != statuses:
         options = " ".join(f"--status {status}" for status in standing)
         raise ConfigError(
@@ -129,7 +133,8 @@ def open_round(ledger: Ledger, statuses: frozenset[str]) -> "RetryRound | None":
 class RetryRound:
     """The failed rows of a run that have one of `statuses`, on their way to another result.
 
-    `commits`: the shards as they are before the round, by number; `done`: the rounds before it.
+    `commits`: at least the shards with such rows, as they are before the round, by number; `done`: the rounds
+    before it.
     """
 
     def __init__(
@@ -137,7 +142,7 @@ class RetryRound:
         ledger: Ledger,
         statuses: frozenset[str],
         commits: Mapping[int, ShardCommit],
-        done: Sequence[_Done],
+        done: Sequence[_FinishedRound],
     ) -> None:
         self._run = ledger
         self._done = list(done)
@@ -166,17 +171,17 @@ class RetryRound:
         files = {file.path: file for each in self._done for file in each.files}
         replaced: list[PartFile] = []
         written: list[PartFile] = []
-        for number, shards, first in finished_parts(self._run):
-            standing = {file.path: files.get(file.path, file) for file in first}
-            commits = [retried[shard] for shard in shards if shard in retried and retried[shard].files]
+        for number, (part, first) in enumerate(finished_parts(self._run)):
+            standing = {file.path: files.get(file.path, file) for file in first.files}
+            commits = [retried[shard] for shard in part.numbers() if shard in retried and retried[shard].files]
             changed = {file.path: file for file in self._replace(number, commits, standing, partition_by)}
             replaced += changed.values()
             written += [changed.get(path, file) for path, file in standing.items()]
-        totals = Totals(
-            commit.after_retry(self._statuses, retried[shard]) if shard in retried else commit
-            for shard, commit in self._commits.items()
-        )
-        done = _Done(entry=self._entry(Totals(retried.values())), files=replaced)
+        totals = effective_totals(self._run)
+        for shard, commit in retried.items():
+            before = self._commits[shard]
+            totals.replace(before, before.after_retry(self._statuses, commit))
+        done = _FinishedRound(entry=self._entry(Totals.of(retried.values())), files=replaced, totals=totals)
         self._publish(totals, done, written)
         self._run.check_fence()
         storage.put_if_absent(
@@ -256,7 +261,7 @@ class RetryRound:
             "versions": self._versions,
         }
 
-    def _publish(self, totals: Totals, done: _Done, files: Sequence[PartFile]) -> None:
+    def _publish(self, totals: Totals, done: _FinishedRound, files: Sequence[PartFile]) -> None:
         """The manifest as the run wrote it, with the numbers of now."""
         data = storage.read_bytes(self._run.path("manifest.json"))
         if data is None:
@@ -267,11 +272,11 @@ class RetryRound:
             "statuses": {task: dict(counts) for task, counts in totals.statuses.items()},
             "labels": {task: dict(counts) for task, counts in totals.labels.items()},
             "num_prompt_tokens": totals.num_prompt_tokens,
+            "num_engine_restarts": totals.num_engine_restarts,
             "num_output_tokens": totals.num_output_tokens,
             "files": [file.model_dump(include={"path", "num_rows", "num_bytes"}) for file in files],
         }
-        self._run.check_fence()
-        self._run.publish(record, manifest.readme(record))
+        self._run.republish(record)
 
 
 class _OtherRowsError(Exception):
@@ -339,16 +344,21 @@ def _described(file: PartFile, source: pq.ParquetFile, num_bytes: int) -> PartFi
     return now
 
 
-def _read_history(ledger: Ledger) -> tuple[dict[int, ShardCommit], list[_Done]]:
-    """(the shards, by number, as they are after the finished rounds; those rounds)."""
-    commits = {commit.shard: commit for commit in ledger.read_commits()}
-    rounds: list[_Done] = []
+def _read_rounds(ledger: Ledger) -> list[_FinishedRound]:
+    rounds: list[_FinishedRound] = []
     while (data := storage.read_bytes(_record_path(ledger, len(rounds), ".done"))) is not None:
-        done = _Done.model_validate_json(data)
-        for retried in _round_ledger(ledger, len(rounds)).read_commits():
+        rounds.append(_FinishedRound.model_validate_json(data))
+    return rounds
+
+
+def _read_failed(ledger: Ledger, rounds: Sequence[_FinishedRound]) -> dict[int, ShardCommit]:
+    """The shards that had rows without a result when the run was finished, by number, as they are after `rounds`."""
+    failed = (shard for _, part in finished_parts(ledger) for shard in part.failed_shards())
+    commits = {commit.shard: commit for commit in ledger.read_commits(failed)}
+    for number, done in enumerate(rounds):
+        for retried in _round_ledger(ledger, number).read_commits():
             commits[retried.shard] = commits[retried.shard].after_retry(frozenset(done.entry["statuses"]), retried)
-        rounds.append(done)
-    return commits, rounds
+    return commits
 
 
 def _round_ledger(ledger: Ledger, number: int) -> Ledger:

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.lease import LeaseState, read_lease
-from mentalglm.scoring.ledger import Ledger, Totals
+from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.progress import duration
-from mentalglm.scoring.retry import effective_commits
+from mentalglm.scoring.retry import effective_totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class RunStatus:
     num_unreadable_rows: int
     num_shards: int
     num_committed_shards: int
+    num_engine_restarts: int
+    """Engines that died or hung and were replaced."""
 
     @property
     def failed(self) -> dict[str, int]:
@@ -50,7 +52,7 @@ class RunStatus:
 
 
 def read_status(uri: str) -> RunStatus:
-    """Reads the plan, the lease and one small record for each committed shard.
+    """Reads the plan, the lease, the records of parts, and those of shards that are in none yet.
 
     Raises: ConfigError where there is no run.
     """
@@ -60,7 +62,7 @@ def read_status(uri: str) -> RunStatus:
         raise ConfigError(f"RUN_URI = {uri}: holds no run; give the output.uri of a score job")
     plan = ledger.read_plan()
     lease = read_lease(uri)
-    totals = Totals(effective_commits(ledger))
+    totals = effective_totals(ledger)
     num_expected = plan.num_rows * len(fingerprint["tasks"])
     state = _state(ledger.is_complete(), lease)
     progress = lease.progress if lease is not None and state == "running" else {}
@@ -80,6 +82,7 @@ def read_status(uri: str) -> RunStatus:
         num_unreadable_rows=totals.num_quarantined,
         num_shards=plan.num_shards,
         num_committed_shards=totals.num_shards,
+        num_engine_restarts=totals.num_engine_restarts,
     )
 
 
@@ -105,6 +108,8 @@ def print_status(status: RunStatus) -> None:
     if status.rows_per_s:
         left = f", {duration(status.eta_s)} left" if status.eta_s is not None else ""
         lines.append(f"{status.rows_per_s:.1f} predictions/s{left}")
+    if status.num_engine_restarts:
+        lines.append(f"{status.num_engine_restarts} engines died or hung and were replaced")
     if status.num_unreadable_rows:
         lines.append(f"{status.num_unreadable_rows} rows of the input cannot be read")
     if status.state == "running":

@@ -21,8 +21,9 @@ from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Engine, Request
 from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError, UserError
+from mentalglm.scoring.commit import ShardCommit
 from mentalglm.scoring.lease import check_fence
-from mentalglm.scoring.ledger import Ledger, ShardCommit
+from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.predictions import Outcome, interpret, prediction_schema, prediction_table
 from mentalglm.tasks import Task, answer_heads, render_prompt
 
@@ -65,6 +66,7 @@ class ShardScorer:
         self._ledger = Ledger(uri, partial(check_fence, uri, spec.lease_epoch), spec.folder)
         self._engine: Engine | None = None
         self._error: UserError | None = None
+        self._num_restarts = 0  # of the engine, as far as they are in a commit
         self._suspects = asyncio.Lock()
         self._reading = ThreadPoolExecutor(1)  # in order: the reader goes forward through a row group
         self._writing = ThreadPoolExecutor(2)
@@ -147,7 +149,9 @@ class ShardScorer:
             )
         picked: Rows = rows or {task.name: range(len(posts)) for task in self._spec.tasks}
         outcomes = await self._outcomes(shard, posts, picked, given_up)
-        return await loop.run_in_executor(self._writing, self._commit, shard, posts, outcomes, started)
+        assert self._engine is not None
+        num_restarts, self._num_restarts = self._engine.num_restarts - self._num_restarts, self._engine.num_restarts
+        return await loop.run_in_executor(self._writing, self._commit, shard, posts, outcomes, started, num_restarts)
 
     async def _outcomes(
         self, shard: int, posts: Posts, picked: Rows, given_up: str | None
@@ -195,7 +199,9 @@ class ShardScorer:
                     self._report(shard, counts)
         return outcomes
 
-    def _commit(self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], started: float) -> ShardCommit:
+    def _commit(
+        self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], started: float, num_restarts: int
+    ) -> ShardCommit:
         assert self._engine is not None
         tables: dict[str, pa.Table] = {}
         for task, rows in outcomes.items():
@@ -209,6 +215,7 @@ class ShardScorer:
             self._spec.provenance,
             engine=self._engine.description,
             seconds=time.monotonic() - started,
+            num_engine_restarts=num_restarts,
         )
 
     def _report(self, shard: int, counts: Counter[str]) -> None:

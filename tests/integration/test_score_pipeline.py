@@ -18,7 +18,8 @@ from mentalglm import storage
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError, InterruptedRunError
 from mentalglm.scoring import score
-from mentalglm.scoring.ledger import Ledger, Totals
+from mentalglm.scoring.commit import Totals
+from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -333,7 +334,7 @@ def test_a_spent_error_budget_ends_the_run_and_a_larger_one_goes_on(folder: Path
     with pytest.raises(ErrorBudgetExceededError, match=r"max_error_rate = 0\.1: .*parse_failed"):
         score(config(folder, max_error_rate=0.1, **changes))
     assert not (folder / "out" / "_SUCCESS").exists()
-    num_committed = Totals(Ledger(str(folder / "out")).read_commits()).num_predictions
+    num_committed = Totals.of(Ledger(str(folder / "out")).read_commits()).num_predictions
     assert 20 < num_committed <= 80
     num_asked = Babbler.num_answers
     summary = score(config(folder, max_error_rate=1.0, **changes))

@@ -12,8 +12,9 @@ from mentalglm import storage
 from mentalglm.config import InputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
 from mentalglm.errors import ConfigError
+from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.job import _difference
-from mentalglm.scoring.ledger import Ledger, Totals
+from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.pipeline import _ErrorBudget
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
 
@@ -109,7 +110,7 @@ def test_a_data_file_of_another_run_is_never_taken_for_ours(tmp_path: Path) -> N
 
 def test_totals_add_up_over_shards_and_quarantine(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
-    totals = Totals([commit(ledger, [OK, FAILED], shard=0), commit(ledger, [OK], shard=1)])
+    totals = Totals.of([commit(ledger, [OK, FAILED], shard=0), commit(ledger, [OK], shard=1)])
     totals.add(ledger.commit_quarantined(2, 7, "corrupt_page"))
     assert (totals.num_rows, totals.num_predictions, totals.num_failed, totals.num_quarantined) == (3, 3, 1, 7)
     assert totals.by_status == {"ok": 2, "parse_failed": 1}
@@ -117,7 +118,7 @@ def test_totals_add_up_over_shards_and_quarantine(tmp_path: Path) -> None:
 
 
 def test_the_error_budget_is_a_share_of_the_whole_run_and_leaves_unusable_input_out(tmp_path: Path) -> None:
-    totals = Totals([commit(Ledger(str(tmp_path)), [OK, FAILED, FAILED, Outcome("empty_text", "null_text")])])
+    totals = Totals.of([commit(Ledger(str(tmp_path)), [OK, FAILED, FAILED, Outcome("empty_text", "null_text")])])
     assert _ErrorBudget(0.5, 4, 1).error(totals) is None
     error = _ErrorBudget(0.49, 4, 1).error(totals)
     assert error is not None
@@ -126,7 +127,7 @@ def test_the_error_budget_is_a_share_of_the_whole_run_and_leaves_unusable_input_
 
 
 def test_rows_that_cannot_be_read_spend_the_error_budget_on_every_task(tmp_path: Path) -> None:
-    totals = Totals([Ledger(str(tmp_path)).commit_quarantined(0, 7, "worker_crash")])
+    totals = Totals.of([Ledger(str(tmp_path)).commit_quarantined(0, 7, "worker_crash")])
     error = _ErrorBudget(0.1, 100, 2).error(totals)
     assert error is None
     error = _ErrorBudget(0.05, 100, 2).error(totals)

@@ -21,8 +21,9 @@ from mentalglm import storage
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import Posts
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
-from mentalglm.scoring.ledger import Ledger, ShardCommit
-from mentalglm.scoring.parts import PartWriter, _ranges
+from mentalglm.scoring.commit import ShardCommit, Totals
+from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.parts import PartWriter, _ranges, read_totals
 from mentalglm.scoring.predictions import Outcome, hash_ids, prediction_schema, prediction_table
 
 KEPT = pa.schema([("lang", pa.string()), ("year", pa.int32())])
@@ -127,11 +128,11 @@ def test_rows_are_there_once_after_deaths_at_any_write(
         options |= {"partition_by": CONFIG.output.partition_by} if partitioned else {}
 
         def attempt() -> PartWriter:
-            commits = ledger.read_commits()
-            done = {each.shard for each in commits}
-            parts = PartWriter(ledger, commits, **options)
+            parts = PartWriter(ledger, **options)
+            missing = set(parts.missing(num_shards))
+            assert missing == set(shards) - ledger.committed_shards()
             for shard in shards:
-                if shard not in done:
+                if shard in missing:
                     parts.add(commit(ledger, shard))
             parts.flush()
             return parts
@@ -142,9 +143,15 @@ def test_rows_are_there_once_after_deaths_at_any_write(
             assert not rows(folder) - expected(num_shards), "a row is there twice"
         parts = attempt()
         assert rows(folder) == expected(num_shards)
-        assert parts.id_hashes()["task=suicide_risk"] == hash_ids(
-            [f"{shard}-{row}" for shard in range(num_shards) for row in range(5)]
+        parts.check_files()
+        everything = Totals.of(ledger.read_commits())
+        assert (
+            parts.id_hashes()["task=suicide_risk"]
+            == everything.id_hash
+            == hash_ids([f"{shard}-{row}" for shard in range(num_shards) for row in range(5)])
         )
+        for totals in (parts.totals, read_totals(ledger), PartWriter(ledger, **options).totals):
+            assert totals.model_dump() == everything.model_dump()
         errors = pads.dataset(folder / "errors").to_table()
         assert errors.num_rows == 2 * num_shards
         assert {path.suffix for path in (folder / "data").rglob("*") if path.is_file()} == {".parquet"}
@@ -152,8 +159,9 @@ def test_rows_are_there_once_after_deaths_at_any_write(
 
 def test_partitions_are_read_back_by_every_reader(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
-    parts = PartWriter(ledger, [commit(ledger, 0), commit(ledger, 1)], target_bytes=10**9, partition_by=KEPT.names)
-    parts.flush()
+    commit(ledger, 0)
+    commit(ledger, 1)
+    PartWriter(ledger, target_bytes=10**9, partition_by=KEPT.names).flush()
     table = pads.dataset(tmp_path / "data", partitioning="hive").to_table()
     assert Counter(table["lang"].to_pylist()) == Counter(dict.fromkeys(LANGUAGES, 4))
     assert set(table["year"].to_pylist()) == {2020, 2021}
@@ -166,7 +174,7 @@ def test_files_have_the_size_and_the_row_groups_that_were_asked_for(
 ) -> None:
     monkeypatch.setattr("mentalglm.scoring.parts.ROW_GROUP_SIZE", 12)
     ledger = Ledger(str(tmp_path))
-    parts = PartWriter(ledger, [], target_bytes=10**9)
+    parts = PartWriter(ledger, target_bytes=10**9)
     for shard in range(8):
         parts.add(commit(ledger, shard))
     parts.flush()
@@ -179,7 +187,8 @@ def test_files_have_the_size_and_the_row_groups_that_were_asked_for(
 
 def test_a_shard_file_that_was_changed_is_not_published(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
-    parts = PartWriter(ledger, [commit(ledger, 0)], target_bytes=10**9)
+    commit(ledger, 0)
+    parts = PartWriter(ledger, target_bytes=10**9)
     path = Path(ledger.staged_path("task=suicide_risk", 0))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(InternalError, match="has changed"):
@@ -189,20 +198,21 @@ def test_a_shard_file_that_was_changed_is_not_published(tmp_path: Path) -> None:
 def test_a_part_that_holds_other_rows_is_not_taken_for_ours(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "a"))
     other = Ledger(str(tmp_path / "b"))
-    PartWriter(other, [commit(other, 7)], target_bytes=1).flush()
+    commit(other, 7)
+    PartWriter(other, target_bytes=1).flush()
+    commit(ledger, 0)
     shutil.copytree(tmp_path / "b" / "data", tmp_path / "a" / "data")
     with pytest.raises(InternalError, match="other rows"):
-        PartWriter(ledger, [commit(ledger, 0)], target_bytes=1).flush()
+        PartWriter(ledger, target_bytes=1).flush()
 
 
 def test_a_fenced_writer_begins_no_part(tmp_path: Path) -> None:
     def check() -> None:
         raise InterruptedRunError("taken over")
 
-    free = Ledger(str(tmp_path))
-    record = commit(free, 0)
+    commit(Ledger(str(tmp_path)), 0)
     with pytest.raises(InterruptedRunError, match="taken over"):
-        PartWriter(Ledger(str(tmp_path), check), [record], target_bytes=1).flush()
+        PartWriter(Ledger(str(tmp_path), check), target_bytes=1).flush()
     assert not (tmp_path / "data").exists()
 
 
@@ -214,7 +224,7 @@ def test_a_column_that_cannot_name_a_folder_is_refused() -> None:
 
 def test_a_shard_that_is_told_twice_is_written_once(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
-    parts = PartWriter(ledger, [], target_bytes=1)
+    parts = PartWriter(ledger, target_bytes=1)
     record = commit(ledger, 0)
     parts.add(record)
     parts.add(commit(ledger, 0))  # by a lane that had been given up; its files are staged again
@@ -227,9 +237,9 @@ def test_a_writer_that_was_overtaken_says_so_and_not_that_the_run_is_damaged(tmp
         raise InterruptedRunError("taken over")
 
     ledger = Ledger(str(tmp_path))
-    record = commit(ledger, 0)
-    late = PartWriter(ledger, [record], target_bytes=10**9)
-    PartWriter(Ledger(str(tmp_path)), [record], target_bytes=10**9).flush()  # took the run over meanwhile
+    commit(ledger, 0)
+    late = PartWriter(ledger, target_bytes=10**9)
+    PartWriter(Ledger(str(tmp_path)), target_bytes=10**9).flush()  # took the run over meanwhile
     with pytest.raises(InterruptedRunError, match="another job"):
         late.flush()
     # It was in the middle of that part, and the files of the shard went under its hands.
@@ -238,28 +248,73 @@ def test_a_writer_that_was_overtaken_says_so_and_not_that_the_run_is_damaged(tmp
     (parts / "00000.done.json").unlink()
     ledger.check_fence = check
     with pytest.raises(InterruptedRunError, match="taken over"):
-        PartWriter(ledger, [record], target_bytes=10**9)
+        PartWriter(ledger, target_bytes=10**9)
     (parts / "00000.done.json").write_bytes(done)
-    [file] = [file for file in PartWriter(ledger, [record], target_bytes=10**9).files if file.kind != "errors"][:1]
+    [file] = [file for file in PartWriter(ledger, target_bytes=10**9).files if file.kind != "errors"][:1]
     assert file.num_rows == 5
 
 
-def test_a_commit_that_a_listing_does_not_show_yet_is_found(tmp_path: Path) -> None:
+def test_a_commit_that_a_listing_does_not_show_yet_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(str(tmp_path))
-    record = commit(ledger, 0)
+    commit(ledger, 0)
     with dying_at(1, after=True), suppress(Killed):
-        PartWriter(ledger, [record], target_bytes=1).flush()
-    parts = PartWriter(ledger, [], target_bytes=1)
+        PartWriter(ledger, target_bytes=1).flush()
+    monkeypatch.setattr(storage, "list_names", lambda _: [])
+    parts = PartWriter(ledger, target_bytes=1)
     assert rows(tmp_path) == expected(1)
     assert parts.files
+    assert parts.totals.num_predictions == 10
 
 
 def test_a_value_too_long_for_a_folder_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "LANGUAGES", ["很" * 100, "很" * 101, "a", "b", None])
     ledger = Ledger(str(tmp_path))
-    PartWriter(ledger, [commit(ledger, 0)], target_bytes=1, partition_by=["lang"]).flush()
+    commit(ledger, 0)
+    PartWriter(ledger, target_bytes=1, partition_by=["lang"]).flush()
     assert rows(tmp_path) == expected(1)
     assert len(list((tmp_path / "data" / "task=suicide_risk").iterdir())) == 5
+
+
+def test_a_resume_reads_the_records_of_parts_and_not_those_of_their_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(str(tmp_path))
+    for shard in range(6):
+        commit(ledger, shard)
+    ledger.commit_quarantined(6, 5, "corrupt_page")
+    PartWriter(ledger, target_bytes=10**9).flush()
+    commit(ledger, 8)
+    before = read_totals(ledger)
+    read, read_bytes = list[str](), storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: read.append(uri) or read_bytes(uri))
+    monkeypatch.setattr(storage, "delete", lambda uri: None)
+    parts = PartWriter(ledger, target_bytes=10**9)
+    assert parts.totals.model_dump() == before.model_dump() == read_totals(ledger).model_dump()
+    assert (parts.totals.num_rows, parts.totals.num_quarantined) == (35, 5)
+    assert parts.missing(9) == [7]
+    assert [uri.rpartition("/")[2] for uri in read if "/commits/" in uri] == ["00000008.json"] * 2
+
+
+def test_files_of_the_output_that_went_missing_or_that_nobody_wrote_are_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    commit(ledger, 0)
+    parts = PartWriter(ledger, target_bytes=1, partition_by=KEPT.names)
+    parts.flush()
+    parts.check_files()
+    stranger = tmp_path / "data" / "task=suicide_risk" / "copy.parquet"
+    stranger.write_bytes(b"")
+    with pytest.raises(ConfigError, match="holds Parquet files that this run has not written"):
+        parts.check_files()
+    stranger.unlink()
+    for path in list((tmp_path / "data").rglob("*.parquet"))[:1]:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1])
+        with pytest.raises(InternalError, match="gone or has changed"):
+            parts.check_files()
+        path.unlink()
+        with pytest.raises(InternalError, match="gone or has changed") as error:
+            parts.check_files()
+        assert "lang=" not in str(error.value)  # a value of a kept column may be a name
 
 
 @given(st.sets(st.integers(0, 50)))

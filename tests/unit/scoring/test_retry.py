@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from mentalglm import storage
 from mentalglm.corpus import Posts
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
-from mentalglm.scoring.ledger import Ledger, ShardCommit, Totals
+from mentalglm.scoring.commit import ShardCommit, Totals
+from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.predictions import Outcome, prediction_table
-from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_commits, open_round
+from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
 from tests.unit.scoring.test_parts import CONFIG, KEPT, LANGUAGES, SCHEMA, Killed
 
 NUM_ROWS = 6
@@ -98,12 +99,11 @@ class Run:
         self.ledger = Ledger(str(folder))
         self.partition_by = KEPT.names if partitioned else []
         every = {task: range(NUM_ROWS) for task in TASKS}
-        commits = [corpus.commit(self.ledger, 0, shard, every) for shard in range(corpus.num_shards)]
-        parts = PartWriter(self.ledger, [], target_bytes=target_bytes, partition_by=self.partition_by)
-        for commit in commits:
-            parts.add(commit)
+        parts = PartWriter(self.ledger, target_bytes=target_bytes, partition_by=self.partition_by)
+        for shard in range(corpus.num_shards):
+            parts.add(corpus.commit(self.ledger, 0, shard, every))
         parts.flush()
-        self.ledger.publish(MANIFEST, "")
+        self.ledger.publish(MANIFEST)
         self.results = {key: corpus.outcome(0, key) for key in corpus.predictions()}
         self.num_rounds = 0
 
@@ -161,7 +161,7 @@ class Run:
         statuses: dict[str, Counter[str]] = {task: Counter() for task in TASKS}
         for (task, _, _), each in self.results.items():
             statuses[task][each.status] += 1
-        totals = Totals(effective_commits(self.ledger))
+        totals = effective_totals(self.ledger)
         assert totals.statuses == statuses
         assert {task: counts.total() for task, counts in totals.labels.items()} == {
             task: counts["ok"] for task, counts in statuses.items()
@@ -343,7 +343,7 @@ def test_an_interrupted_retry_is_finished_before_another_begins(tmp_path: Path) 
     assert open_round(run.ledger, frozenset({"parse_failed", "truncated"})) is not None
     with pytest.raises(ConfigError, match=r"finish it first: .* --status parse_failed --status truncated"):
         run.retry()
-    assert Totals(effective_commits(run.ledger)).statuses == Totals(run.ledger.read_commits()).statuses
+    assert effective_totals(run.ledger).statuses == Totals.of(run.ledger.read_commits()).statuses
 
 
 def test_a_fenced_job_replaces_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.status import read_status
 from tests.unit.scoring.test_parts import commit, rows
+from tests.unit.scoring.test_retry import MANIFEST
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_status_of_a_run_that_was_stopped_then_finished(ledger: Ledger) -> None:
         2,
         4,
     )
-    ledger.publish({}, "")
+    ledger.publish(MANIFEST)
     assert read_status(ledger.uri).state == "complete"
 
 
@@ -73,7 +74,7 @@ def test_a_folder_without_a_run_has_no_status(tmp_path: Path) -> None:
 
 def test_gc_takes_what_nothing_needs_and_nothing_else(ledger: Ledger, tmp_path: Path) -> None:
     run = Path(ledger.uri)
-    parts = PartWriter(ledger, ledger.read_commits(), target_bytes=10**9)
+    parts = PartWriter(ledger, target_bytes=10**9)
     parts.flush()
     late = commit(ledger, 1)  # committed, in no part
     (run / "_run" / "tmp").mkdir(exist_ok=True)
@@ -96,7 +97,7 @@ def test_gc_takes_what_nothing_needs_and_nothing_else(ledger: Ledger, tmp_path: 
     assert before <= left
     assert {path.parent.name for path in left - before} == {"leases"}
     # The run goes on as if nothing had been there.
-    PartWriter(ledger, ledger.read_commits(), target_bytes=10**9).flush()
+    PartWriter(ledger, target_bytes=10**9).flush()
     assert late.num_rows == 5
     assert rows(run).total() == 30
 

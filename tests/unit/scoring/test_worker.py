@@ -98,6 +98,7 @@ class BrokenEngine:
     def __init__(self, kind: type[Exception]) -> None:
         self.kind = kind
         self.description: dict[str, str] = {}
+        self.num_restarts = 0
         self.num_calls = 0
 
     async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
@@ -249,6 +250,7 @@ class TerseEngine:
 
     def __init__(self) -> None:
         self.description: dict[str, str] = {}
+        self.num_restarts = 0
         self.max_tokens: list[list[int | None]] = []
 
     async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:

@@ -1,0 +1,202 @@
+"""What is known of committed shards: the record of one, and counts over many."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+from mentalglm.scoring.predictions import INPUT_STATUSES, add_hashes, hash_ids
+
+
+class StagedFile(BaseModel):
+    """A file of one shard, on its way to `data/` or `errors/`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+class ShardCommit(BaseModel):
+    """What is known of a shard whose rows are all in the output."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shard: int
+    num_rows: int
+    """Rows of the input that the shard could read."""
+    statuses: dict[str, dict[str, int]]
+    """task -> status -> number of predictions."""
+    labels: dict[str, dict[str, int]]
+    """task -> label -> number of predictions with it."""
+    files: dict[str, StagedFile]
+    """`task=<task>` or `errors` -> its file of this shard."""
+    id_hash: str
+    """`hash_ids` of the ids of its rows: each task has one row for each."""
+    failed: dict[str, dict[str, list[int]]] = {}
+    """task -> status other than ok -> rows of the shard, from 0."""
+    engine: dict[str, str]
+    """What answered: engine, version, model, device."""
+    num_prompt_tokens: int
+    num_output_tokens: int
+    seconds: float
+    num_engine_restarts: int = 0
+    """Of the engine that answered, since its last commit."""
+    quarantined: str | None = None
+    """Why the rows of the shard could not be read, when they could not."""
+    num_quarantined: int = 0
+
+    @property
+    def num_predictions(self) -> int:
+        """Rows of the output."""
+        return sum(sum(counts.values()) for counts in self.statuses.values())
+
+    def rows_with(self, statuses: frozenset[str]) -> dict[str, dict[int, str]]:
+        """task -> row of the shard, in order -> its status, for the failed rows with one of `statuses`."""
+        return {
+            task: dict(sorted((row, status) for status in statuses & by_status.keys() for row in by_status[status]))
+            for task, by_status in self.failed.items()
+            if statuses & by_status.keys()
+        }
+
+    def after_retry(self, statuses: frozenset[str], retried: "ShardCommit") -> "ShardCommit":
+        """The shard once its rows with one of `statuses` are those of `retried`, which holds them alone, in order.
+
+        Tokens are those of all answers, also of the replaced ones: they were paid for.
+        """
+        if retried.quarantined is not None:  # could not be read this time: what is known stands
+            return self
+        counts = {task: Counter(each) for task, each in self.statuses.items()}
+        labels = {task: Counter(each) for task, each in self.labels.items()}
+        failed = {
+            task: {status: list(rows) for status, rows in by_status.items()} for task, by_status in self.failed.items()
+        }
+        for task, rows in self.rows_with(statuses).items():
+            counts[task] += Counter(retried.statuses[task])
+            counts[task] -= Counter(rows.values())
+            labels[task] += Counter(retried.labels[task])
+            for status in statuses & failed[task].keys():
+                del failed[task][status]
+            numbers = list(rows)
+            for status, positions in retried.failed[task].items():
+                failed[task][status] = sorted([*failed[task].get(status, []), *(numbers[each] for each in positions)])
+        return self.model_copy(
+            update={
+                "statuses": {task: dict(each) for task, each in counts.items()},
+                "labels": {task: dict(each) for task, each in labels.items()},
+                "failed": failed,
+                "num_prompt_tokens": self.num_prompt_tokens + retried.num_prompt_tokens,
+                "num_output_tokens": self.num_output_tokens + retried.num_output_tokens,
+                "seconds": self.seconds + retried.seconds,
+                "num_engine_restarts": self.num_engine_restarts + retried.num_engine_restarts,
+            }
+        )
+
+
+class Unreadable(BaseModel):
+    """A shard whose rows could not be read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shard: int
+    num_rows: int
+    reason: str
+
+
+class Totals(BaseModel):
+    """Counts over committed shards. Small however many those are, so that nothing has to be counted twice."""
+
+    num_shards: int = 0
+    num_rows: int = 0
+    """Rows of the input that could be read."""
+    statuses: dict[str, Counter[str]] = {}
+    """task -> status -> number of predictions."""
+    labels: dict[str, Counter[str]] = {}
+    """task -> label -> number of predictions with it."""
+    engines: list[dict[str, str]] = []
+    """What answered; more than one entry where machines differ."""
+    num_engine_restarts: int = 0
+    """Engines that died or hung and were replaced."""
+    unreadable: list[Unreadable] = []
+    id_hash: str = hash_ids([])
+    """`hash_ids` of all rows."""
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+
+    @classmethod
+    def of(cls, commits: Iterable[ShardCommit]) -> "Totals":
+        """Counts over these."""
+        totals = cls()
+        for commit in commits:
+            totals.add(commit)
+        return totals
+
+    def add(self, commit: ShardCommit) -> None:
+        """Counts one more shard."""
+        unreadable = []
+        if commit.quarantined is not None:
+            unreadable = [Unreadable(shard=commit.shard, num_rows=commit.num_quarantined, reason=commit.quarantined)]
+        self.merge(
+            Totals(
+                num_shards=1,
+                num_rows=commit.num_rows,
+                statuses={task: Counter(counts) for task, counts in commit.statuses.items()},
+                labels={task: Counter(counts) for task, counts in commit.labels.items()},
+                engines=[commit.engine] if commit.engine else [],
+                num_engine_restarts=commit.num_engine_restarts,
+                unreadable=unreadable,
+                id_hash=commit.id_hash,
+                num_prompt_tokens=commit.num_prompt_tokens,
+                num_output_tokens=commit.num_output_tokens,
+            )
+        )
+
+    def merge(self, others: "Totals") -> None:
+        """Counts the shards that `others` counts, too."""
+        for name in ("num_shards", "num_rows", "num_engine_restarts", "num_prompt_tokens", "num_output_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(others, name))
+        for mine, theirs in ((self.statuses, others.statuses), (self.labels, others.labels)):
+            for task, counts in theirs.items():
+                mine.setdefault(task, Counter()).update(counts)
+        self.engines += [engine for engine in others.engines if engine not in self.engines]
+        self.unreadable += others.unreadable
+        self.id_hash = add_hashes([self.id_hash, others.id_hash])
+
+    def replace(self, before: ShardCommit, after: ShardCommit) -> None:
+        """Counts a shard as it is after a retry, where it was counted as it was before."""
+        for mine, old, new in (
+            (self.statuses, before.statuses, after.statuses),
+            (self.labels, before.labels, after.labels),
+        ):
+            for task in new:
+                mine[task].update(new[task])
+                mine[task] -= Counter(old[task])
+        self.num_engine_restarts += after.num_engine_restarts - before.num_engine_restarts
+        self.num_prompt_tokens += after.num_prompt_tokens - before.num_prompt_tokens
+        self.num_output_tokens += after.num_output_tokens - before.num_output_tokens
+
+    @property
+    def by_status(self) -> Counter[str]:
+        """Predictions by status, over all tasks."""
+        return sum(self.statuses.values(), Counter())
+
+    @property
+    def num_predictions(self) -> int:
+        """Rows of the output."""
+        return self.by_status.total()
+
+    @property
+    def num_unusable(self) -> int:
+        """Predictions of rows that are no posts, or have no text."""
+        return sum(n for status, n in self.by_status.items() if status in INPUT_STATUSES)
+
+    @property
+    def num_failed(self) -> int:
+        """Predictions that the scoring failed on; unusable input does not count."""
+        return sum(n for status, n in self.by_status.items() if status != "ok" and status not in INPUT_STATUSES)
+
+    @property
+    def num_quarantined(self) -> int:
+        """Rows of the input that could not be read."""
+        return sum(each.num_rows for each in self.unreadable)
