@@ -4,6 +4,8 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,20 +40,17 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything 
 @app.command()
 def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
     """Score posts: Parquet, JSONL or CSV in, labelled Parquet out. The same command resumes an interrupted run."""
-    settings = load_config(ScoreConfig, config, set_)
-    from mentalglm.scoring import plan_run
-    from mentalglm.scoring import score as score_posts
-    from mentalglm.scoring.summary import print_plan, print_summary
+    with _resumable("score", str(config), *(["--dry-run"] if dry_run else []), set=set_):
+        settings = load_config(ScoreConfig, config, set_)
+        from mentalglm.scoring import plan_run
+        from mentalglm.scoring import score as score_posts
+        from mentalglm.scoring.summary import print_plan, print_summary
 
-    try:
         if dry_run:
             plan, tasks = plan_run(settings)
             print_plan(settings, plan, tasks)
         else:
             print_summary(score_posts(settings))
-    except KeyboardInterrupt:
-        again = ["mentalglm", "score", str(config), *(part for each in set_ or [] for part in ("--set", each))]
-        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {shlex.join(again)}") from None
 
 
 @app.command()
@@ -63,14 +62,10 @@ def retry(
     set_: SetOption = None,
 ) -> None:
     """Score the failed rows of a finished run again, and only they. The same command resumes an interrupted retry."""
-    from mentalglm.scoring import retry as retry_rows
+    with _resumable("retry", run_uri, status=status, set=set_):
+        from mentalglm.scoring import retry as retry_rows
 
-    try:
         print(retry_rows(run_uri, status or [], set_ or []).describe())
-    except KeyboardInterrupt:
-        options = [("--status", each) for each in status or []] + [("--set", each) for each in set_ or []]
-        again = ["mentalglm", "retry", run_uri, *(part for each in options for part in each)]
-        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {shlex.join(again)}") from None
 
 
 @app.command()
@@ -166,6 +161,17 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments, standalone_mode=True)
     except UserError as error:
         _fail(error)
+
+
+@contextmanager
+def _resumable(*command: str, **options: list[str] | None) -> Iterator[None]:
+    """Turns SIGTERM and Ctrl-C into the exit code for them, with the command to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = [word for name, values in options.items() for value in values or [] for word in (f"--{name}", value)]
+        again = shlex.join(["mentalglm", *command, *words])
+        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {again}") from None
 
 
 def _configure_storage(overrides: list[str] | None) -> None:

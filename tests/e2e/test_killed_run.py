@@ -59,3 +59,14 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert table.num_rows == 2 * NUM_ROWS
     assert len(set(zip(table["post_id"].to_pylist(), table["task"].to_pylist(), strict=True))) == 2 * NUM_ROWS
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in done.items())
+
+
+def test_a_run_that_is_stopped_before_its_config_is_read_says_how_to_go_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "job.yaml")
+    command = [str(BIN / "mentalglm"), "score", "job.yaml", "--dry-run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    with (tmp_path / "job.yaml").open("w"):  # opens when the command waits for its config
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "mentalglm score job.yaml --dry-run" in errors
