@@ -20,6 +20,7 @@ import psutil  # type: ignore[import-untyped]
 from mentalglm.config import GenerationConfig, VllmEngineConfig
 from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
 from mentalglm.engine.model import ResolvedModel, read_json
+from mentalglm.engine.overheard import overhear
 from mentalglm.engine.protocol import Completion, FinishReason, Request
 from mentalglm.engine.supervisor import EngineDiedError
 from mentalglm.errors import ConfigError
@@ -298,14 +299,15 @@ def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:
             f"engine.kind = vllm: it cannot be imported on this node ({error.name or type(error).__name__}); "
             "install mentalglm[gpu] where there are GPUs, else `make setup`"
         ) from error
-    try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, enable_log_requests=False))
-    except Exception as error:
-        cause = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"engine: vLLM could not start with model.path = {model.name!r}: {type(error).__name__}: {cause}; "
-            "its log has the cause"
-        ) from error
+    with overhear() as overheard:
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, enable_log_requests=False))
+        except Exception as error:
+            cause = overheard.cause() or f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"engine: vLLM could not start with model.path = {model.name!r}: {' '.join(cause.split())[:300]}; mend "
+                "it, or what engine asks for; the rest is in the worker's log (Ray's session folder, logs/worker-*)"
+            ) from error
 
 
 def _with_descendants(processes: set[psutil.Process]) -> set[psutil.Process]:

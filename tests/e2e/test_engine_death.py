@@ -1,4 +1,4 @@
-"""A vLLM engine that is killed or stands still in the middle of a run, and a row that kills it each time."""
+"""A vLLM engine that is killed or stands still in the middle of a run, that cannot start, and a row that kills it."""
 
 import asyncio
 import multiprocessing
@@ -21,9 +21,9 @@ from mentalglm.engine.protocol import Completion, Request
 from mentalglm.engine.supervisor import BareEngine, SupervisedEngine
 from mentalglm.engine.vllm import VllmEngine
 from mentalglm.tasks import load_task, render_prompt
-from tests.e2e.conftest import BIN
+from tests.e2e.conftest import BIN, run_in
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 NUM_ROWS = 200
 POISON = 77
@@ -72,6 +72,7 @@ def texts(completions: list[Completion]) -> list[tuple[str, str, str | None]]:
     return [(each.text, each.finish_reason, each.error) for each in completions]
 
 
+@pytest.mark.long
 async def test_an_engine_that_is_killed_or_stands_still_costs_no_row(requests: list[Request]) -> None:
     engine = supervise(row_timeout_s=20, engine_args={"distributed_executor_backend": "mp"})
     ended: list[psutil.Process] = []
@@ -116,6 +117,7 @@ class PoisonedEngine(VllmEngine):
         return await answer
 
 
+@pytest.mark.long
 async def test_a_row_that_kills_the_engine_is_given_up_alone(requests: list[Request]) -> None:
     engine = supervise(PoisonedEngine)
     undisturbed = await answers(engine, requests)
@@ -130,6 +132,7 @@ async def test_a_row_that_kills_the_engine_is_given_up_alone(requests: list[Requ
     await engine.close()
 
 
+@pytest.mark.long
 def test_the_job_outlives_its_engine(tmp_path: Path) -> None:
     write_corpus(tmp_path / "posts.parquet", num_posts=300, seed=9)
     job = {
@@ -157,3 +160,17 @@ def test_the_job_outlives_its_engine(tmp_path: Path) -> None:
         tables.append(table.select(["post_id", "status", "labels", "explanation"]).sort_by("post_id"))
     assert tables[0].num_rows == 300
     assert tables[1].equals(tables[0])
+
+
+@pytest.mark.slow
+def test_an_engine_without_the_memory_it_asks_for_ends_the_job_in_two_minutes_with_the_cause(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "posts.parquet", num_posts=3, seed=9)
+    job = {"input": {"uri": "posts.parquet"}, "output": {"uri": "out"}, "tasks": ["suicide_risk"]}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    started = time.monotonic()
+    result = run_in(tmp_path, "mentalglm", "score", "job.yaml", VLLM_CPU_KVCACHE_SPACE="90000")
+    assert time.monotonic() - started < 120
+    assert result.returncode == 2
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "requested memory for kv (90000.0 GiB)" in line
+    assert not (tmp_path / "out" / "data").exists()
