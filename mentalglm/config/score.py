@@ -206,7 +206,9 @@ class ScoreConfig(ConfigModel):
     generation: GenerationConfig = GenerationConfig()
     explain: Literal["all", "none"] = "all"
     """`none` stops each answer at the explanation marker."""
-    dedup: Literal["off"] = "off"
+    dedup: Literal["off", "shard", "corpus"] = "off"
+    """Posts with equal texts (after normalising) are scored once, and their rows say so in `duplicate_of`: those of one
+    shard, or those of the whole corpus, for which every text is read once before scoring begins."""
     shard_rows: int = Field(default=2048, ge=1)
     """Rows of a shard: the unit of work and of commit."""
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
@@ -248,12 +250,8 @@ class ScoreConfig(ConfigModel):
 
     @field_validator("dedup", mode="before")
     @classmethod
-    def _dedup_later(cls, value: Any) -> Any:
-        if value is False:  # YAML 1.1 reads a bare `off` as false
-            return "off"
-        if value in ("shard", "corpus"):
-            raise ValueError("not available yet; use off")
-        return value
+    def _off_is_no_boolean(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
 
     @field_validator("tasks")
     @classmethod

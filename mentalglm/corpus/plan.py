@@ -135,6 +135,11 @@ class CorpusPlan:
             first_row=int(self._first_rows[index]),
         )
 
+    def shards_of(self, rows: Int64Array) -> Int64Array:
+        """Number of the shard that each row of the corpus is in."""
+        shards: Int64Array = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return shards
+
     def shards(self) -> Iterator[Shard]:
         """All shards, in order."""
         return (self.shard(index) for index in range(self.num_shards))

@@ -34,6 +34,8 @@ class ShardCommit(BaseModel):
     """`task=<task>` or `errors` -> its file of this shard."""
     id_hash: str
     """`hash_ids` of the ids of its rows: each task has one row for each."""
+    num_copied: int = 0
+    """Predictions that are those of another post with the same text."""
     failed: dict[str, dict[str, list[int]]] = {}
     """task -> status other than ok -> rows of the shard, from 0."""
     engine: dict[str, str]
@@ -118,6 +120,8 @@ class Totals(BaseModel):
     """What answered; more than one entry where machines differ."""
     num_engine_restarts: int = 0
     """Engines that died or hung and were replaced."""
+    num_copied: int = 0
+    """Predictions that are those of another post with the same text, when they were first made."""
     unreadable: list[Unreadable] = []
     id_hash: str = hash_ids([])
     """`hash_ids` of all rows."""
@@ -145,6 +149,7 @@ class Totals(BaseModel):
                 labels={task: Counter(counts) for task, counts in commit.labels.items()},
                 engines=[commit.engine] if commit.engine else [],
                 num_engine_restarts=commit.num_engine_restarts,
+                num_copied=commit.num_copied,
                 unreadable=unreadable,
                 id_hash=commit.id_hash,
                 num_prompt_tokens=commit.num_prompt_tokens,
@@ -154,7 +159,10 @@ class Totals(BaseModel):
 
     def merge(self, others: "Totals") -> None:
         """Counts the shards that `others` counts, too."""
-        for name in ("num_shards", "num_rows", "num_engine_restarts", "num_prompt_tokens", "num_output_tokens"):
+        for name in (
+            *("num_shards", "num_rows", "num_engine_restarts", "num_copied"),
+            *("num_prompt_tokens", "num_output_tokens"),
+        ):
             setattr(self, name, getattr(self, name) + getattr(others, name))
         for mine, theirs in ((self.statuses, others.statuses), (self.labels, others.labels)):
             for task, counts in theirs.items():

@@ -1,5 +1,6 @@
 """What dead attempts leave behind in a run's folder: half-written files, results of shards that were never committed,
-shard files that are in a part already, unfinished multipart uploads. None of it is ever read as a result.
+shard files that are in a part already, unfinished multipart uploads; and what a finished run needed for posts with the
+same text. None of it is ever read as a result.
 
 `data/` and `errors/` are not touched: every file there is a result.
 """
@@ -23,7 +24,7 @@ class Garbage:
     path: str
     """Below the run's folder."""
     kind: str
-    """temporary · staged · plan · upload"""
+    """temporary · staged · plan · duplicates · upload"""
     num_bytes: int
     upload: storage.UnfinishedUpload | None = None
 
@@ -51,7 +52,7 @@ def collect(uri: str, *, dry_run: bool = False, min_age_s: float = 3600.0) -> li
 
 
 def _find(ledger: Ledger, min_age_s: float) -> list[Garbage]:
-    waiting = waiting_shards(ledger)
+    waiting, is_complete = waiting_shards(ledger), ledger.is_complete()
     uploads = [
         Garbage(upload.uri.removeprefix(f"{ledger.uri}/"), "upload", 0, upload)
         for upload in storage.list_unfinished_uploads(ledger.uri)
@@ -64,16 +65,18 @@ def _find(ledger: Ledger, min_age_s: float) -> list[Garbage]:
         for file in storage.list_files(ledger.path("_run"))
         if file.age_s >= min_age_s
         and f"_run/{file.path}" not in half_written
-        and (kind := _kind(file.path, waiting, ledger.plan_name()))
+        and (kind := _kind(file.path, waiting, ledger.plan_name(), is_complete))
     ]
     return uploads + files
 
 
-def _kind(path: str, waiting: set[int], plan_name: str) -> str | None:
+def _kind(path: str, waiting: set[int], plan_name: str, is_complete: bool) -> str | None:
     """What sort of garbage a file of `_run/` is; None: it is needed."""
     staged = _SHARD.fullmatch(path)
     if path.startswith("tmp/"):
         return "temporary"
     if staged and int(staged[1]) not in waiting:
         return "staged"
+    if is_complete and path.startswith(("duplicates.", "originals/")):
+        return "duplicates"
     return "plan" if path.startswith("plan-") and path != plan_name else None

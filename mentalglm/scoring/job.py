@@ -99,6 +99,7 @@ class Job:
             "engine": engine,
             "generation": config.generation.model_dump(),
             "explain": config.explain,
+            "dedup": config.dedup,
             "input": {
                 "digest": plan.digest,
                 "id_column": config.input.id_column,

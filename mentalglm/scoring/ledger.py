@@ -46,6 +46,9 @@ from mentalglm.scoring.predictions import (
 _VERSION = 2  # of what is in _run/
 _COMMIT = re.compile(r"(\d{8,})\.json")
 
+Keep = Callable[[Mapping[str, pa.Table], Mapping[str, Sequence[str | None]]], None]
+"""Takes task -> predictions of a shard, and task -> reasons of those that failed."""
+
 
 class Ledger:
     """The run in the folder `uri`. `check_fence` is called before each commit and raises where the run is another's.
@@ -166,10 +169,12 @@ class Ledger:
         engine: dict[str, str],
         seconds: float,
         num_engine_restarts: int = 0,
+        keep: Keep | None = None,
     ) -> ShardCommit:
         """Writes the predictions of a shard, its failed rows and its record, and returns the record that stands.
 
         `tables`: task -> predictions, those of all tasks for the same rows; in a retry each task has rows of its own.
+        `keep`: called before the record is written, with the predictions that stand and the reasons of failed rows.
         """
         files: dict[str, StagedFile] = {}
         statuses: dict[str, dict[str, int]] = {}
@@ -177,6 +182,9 @@ class Ledger:
         failed: dict[str, dict[str, list[int]]] = {}
         errors: list[dict[str, Any]] = []
         num_tokens = {"num_prompt_tokens": 0, "num_output_tokens": 0}
+        num_copied = 0
+        standing_tables: dict[str, pa.Table] = {}
+        standing_reasons: dict[str, list[str | None]] = {}
         for task, table in tables.items():
             files[f"task={task}"], standing = self._stage(f"task={task}", shard, table, {**provenance, "task": task})
             id_hash = hash_ids(table.column("post_id"))
@@ -190,6 +198,8 @@ class Ledger:
                 outcome.reason if outcome.status == status else None
                 for outcome, status in zip(outcomes[task], standing.column("status").to_pylist(), strict=True)
             ]
+            standing_tables[task], standing_reasons[task] = standing, reasons
+            num_copied += standing.num_rows - standing.column("duplicate_of").null_count
             statuses[task] = count_statuses(standing)
             labels[task] = count_labels(standing)
             failed[task] = failed_rows(standing)
@@ -198,6 +208,8 @@ class Ledger:
                 num_tokens[name] += pc.sum(standing.column(name)).as_py() or 0
         if errors:
             files["errors"], _ = self._stage("errors", shard, pa.Table.from_pylist(errors, ERROR_SCHEMA), provenance)
+        if keep is not None:
+            keep(standing_tables, standing_reasons)
         return self._put_commit(
             ShardCommit(
                 shard=shard,
@@ -210,6 +222,7 @@ class Ledger:
                 engine=engine,
                 seconds=seconds,
                 num_engine_restarts=num_engine_restarts,
+                num_copied=num_copied,
                 num_prompt_tokens=num_tokens["num_prompt_tokens"],
                 num_output_tokens=num_tokens["num_output_tokens"],
             )

@@ -11,11 +11,12 @@ from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError
 from mentalglm.scoring.commit import Totals
+from mentalglm.scoring.duplicates import find_duplicates
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
-from mentalglm.scoring.pool import score_shards
+from mentalglm.scoring.pool import connect, score_shards
 from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
 from mentalglm.scoring.worker import RunSpec
 from mentalglm.tasks import Task
@@ -70,6 +71,9 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
     budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows, len(job.tasks))
     try:
         budget.check(totals)
+        if job.config.dedup == "corpus" and pending:
+            connect()
+            find_duplicates(job.config, plan, ledger)
         for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
             parts.add(commit)
         budget.num_predictions -= totals.num_unusable
@@ -204,6 +208,7 @@ def _manifest(
             "statuses": {task: dict(counts) for task, counts in totals.statuses.items()},
             "labels": {task: dict(counts) for task, counts in totals.labels.items()},
             "engines": totals.engines,
+            "num_copied": totals.num_copied,
             "num_engine_restarts": totals.num_engine_restarts,
             "num_prompt_tokens": totals.num_prompt_tokens,
             "num_output_tokens": totals.num_output_tokens,

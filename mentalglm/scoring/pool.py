@@ -42,7 +42,7 @@ def score_shards(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    _connect()
+    connect()
     num_engines = min(spec.config.engine.num_engines, len(pending))
     num_gpus, num_cpus = _resources(spec.config, num_engines)
     shards_in_flight = _shards_in_flight(spec.config, len(spec.tasks))
@@ -154,7 +154,7 @@ def _error(failure: tuple[str, str] | None) -> UserError | None:
     return error
 
 
-def _connect() -> None:
+def connect() -> None:
     """Joins the cluster that RAY_ADDRESS names (a submitted job has it), else starts one on this machine."""
     import logging
 

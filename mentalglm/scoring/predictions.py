@@ -83,6 +83,8 @@ class Outcome:
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
     flags: tuple[str, ...] = ()
+    duplicate_of: str | None = None
+    """Id of the post whose result this is, since it has the same text."""
 
 
 def interpret(task: Task, completion: Completion, *, explain: bool) -> Outcome:
@@ -152,7 +154,6 @@ def prediction_table(schema: pa.Schema, posts: Posts, outcomes: Sequence[Outcome
         .dictionary_encode()
         .cast(schema.field("status").type),
         "text_hash": posts.text_hashes,
-        "duplicate_of": [None] * len(outcomes),
         "flags": [[*flags, *outcome.flags] for flags, outcome in zip(posts.flags, outcomes, strict=True)],
         "text": posts.texts,
     }

@@ -33,6 +33,11 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
             "manifest.json has the reasons under input.quarantined",
             style="yellow",
         )
+    if totals.num_copied:
+        console.print(
+            f"{totals.num_copied} predictions ({totals.num_copied / totals.num_predictions:.1%}) are those of another "
+            "post with the same text (duplicate_of)"
+        )
     took = "complete already" if summary.already_complete else f"in {duration(summary.seconds)}"
     console.print(f"{totals.num_predictions} predictions {took}: {summary.uri}/data/*/*.parquet", soft_wrap=True)
 

@@ -5,7 +5,7 @@ import errno
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,14 +22,22 @@ from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Engine, Request
 from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError, UserError
 from mentalglm.scoring.commit import ShardCommit
+from mentalglm.scoring.duplicates import (
+    NO_DUPLICATES,
+    CorpusDuplicates,
+    ShardDuplicates,
+    copy_of,
+    duplicates_within,
+)
 from mentalglm.scoring.lease import check_fence
-from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.ledger import Keep, Ledger
 from mentalglm.scoring.predictions import Outcome, interpret, prediction_schema, prediction_table
 from mentalglm.tasks import Task, answer_heads, render_prompt
 
 _REPORT_INTERVAL_S = 1.0
 _MAX_DEATHS = 4
 _IDLE_S = 0.5
+_MAX_WAIT_S = 900.0
 
 Rows = Mapping[str, Sequence[int]]
 """task -> rows of a shard, in order."""
@@ -70,6 +78,8 @@ class ShardScorer:
         self._suspects = asyncio.Lock()
         self._reading = ThreadPoolExecutor(1)  # in order: the reader goes forward through a row group
         self._writing = ThreadPoolExecutor(2)
+        self._copying = ThreadPoolExecutor(8)
+        self._corpus_duplicates: CorpusDuplicates | None = None
         try:
             self._plan = self._ledger.read_plan()
             self._reader = ShardReader(spec.config.input, self._plan)
@@ -148,10 +158,21 @@ class ShardScorer:
                 self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
             )
         picked: Rows = rows or {task.name: range(len(posts)) for task in self._spec.tasks}
-        outcomes = await self._outcomes(shard, posts, picked, given_up)
+        duplicates = await self._find_duplicates(shard, posts) if rows is None else NO_DUPLICATES
+        copies = {} if given_up else duplicates.copies
+        own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
+        outcomes = await self._outcomes(shard, posts, own, given_up)
+        if copies:
+            outcomes = await self._with_copies(shard, posts, outcomes, copies)
+        keep = None
+        if duplicates.originals:
+            assert self._corpus_duplicates is not None
+            keep = partial(self._corpus_duplicates.keep, self._plan.shard(shard), duplicates.originals, posts)
         assert self._engine is not None
         num_restarts, self._num_restarts = self._engine.num_restarts - self._num_restarts, self._engine.num_restarts
-        return await loop.run_in_executor(self._writing, self._commit, shard, posts, outcomes, started, num_restarts)
+        return await loop.run_in_executor(
+            self._writing, self._commit, shard, posts, outcomes, started, num_restarts, keep
+        )
 
     async def _outcomes(
         self, shard: int, posts: Posts, picked: Rows, given_up: str | None
@@ -199,8 +220,68 @@ class ShardScorer:
                     self._report(shard, counts)
         return outcomes
 
+    async def _find_duplicates(self, shard: int, posts: Posts) -> ShardDuplicates:
+        place = self._plan.shard(shard)
+        if self._spec.config.dedup == "off":
+            return NO_DUPLICATES
+        if self._spec.config.dedup == "shard":
+            return duplicates_within(posts, place)
+        loop = asyncio.get_running_loop()
+        if self._corpus_duplicates is None:
+            self._corpus_duplicates = await loop.run_in_executor(
+                self._reading, CorpusDuplicates, self._ledger, self._plan
+            )
+        return await loop.run_in_executor(self._reading, self._corpus_duplicates.of, place)
+
+    async def _with_copies(
+        self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], copies: Mapping[int, int]
+    ) -> dict[str, dict[int, Outcome]]:
+        """The outcomes, and those of the rows that get another post's. Waits for earlier shards that make them."""
+        first_row = self._plan.shard(shard).first_row
+        elsewhere = {row: original for row, original in copies.items() if original < first_row}
+        if elsewhere:
+            await self._load_originals(shard, elsewhere.values(), outcomes)
+        found: dict[int, Mapping[str, Outcome]] = {}
+        for row, original in copies.items():
+            if row not in elsewhere:
+                of = original - first_row
+                found[row] = {task: copy_of(rows[of], posts.ids[of]) for task, rows in outcomes.items()}
+            elif results := self._corpus_duplicates and self._corpus_duplicates.result(original):
+                found[row] = results
+        # An original that cannot be read, or whose shard is lost for long: its copies are asked for themselves.
+        left = [row for row in copies if row not in found]
+        asked = await self._outcomes(shard, posts, dict.fromkeys(outcomes, left), None)
+        merged = {
+            task: {**rows, **asked[task], **{row: results[task] for row, results in found.items()}}
+            for task, rows in outcomes.items()
+        }
+        return {task: {row: rows[row] for row in sorted(rows)} for task, rows in merged.items()}
+
+    async def _load_originals(
+        self, shard: int, originals: Iterable[int], outcomes: dict[str, dict[int, Outcome]]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        duplicates = self._corpus_duplicates
+        assert duplicates is not None
+        missing = duplicates.sources(originals)
+        deadline = time.monotonic() + _MAX_WAIT_S
+        while missing and time.monotonic() < deadline:
+            loaded = await asyncio.gather(
+                *(loop.run_in_executor(self._copying, duplicates.load, source) for source in missing)
+            )
+            missing = [source for source, state in zip(missing, loaded, strict=True) if state is None]
+            if missing:
+                self._report(shard, Counter(each.status for rows in outcomes.values() for each in rows.values()))
+                await asyncio.sleep(_IDLE_S)
+
     def _commit(
-        self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], started: float, num_restarts: int
+        self,
+        shard: int,
+        posts: Posts,
+        outcomes: dict[str, dict[int, Outcome]],
+        started: float,
+        num_restarts: int,
+        keep: Keep | None,
     ) -> ShardCommit:
         assert self._engine is not None
         tables: dict[str, pa.Table] = {}
@@ -216,6 +297,7 @@ class ShardScorer:
             engine=self._engine.description,
             seconds=time.monotonic() - started,
             num_engine_restarts=num_restarts,
+            keep=keep,
         )
 
     def _report(self, shard: int, counts: Counter[str]) -> None:

@@ -1,0 +1,142 @@
+"""Posts with equal texts are scored once: the table is the one without that, but for who paid for the answer."""
+
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mentalglm.config import ScoreConfig
+from mentalglm.corpus import plan_corpus
+from mentalglm.errors import InterruptedRunError
+from mentalglm.scoring import score
+from mentalglm.scoring.job import Job
+from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.parts import PartWriter
+from tests.integration.test_score_pipeline import interrupt, read
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+TASKS = ["suicide_risk", "cognitive_distortion"]
+NUM_ROWS, SHARD_ROWS = 200, 10
+SAME = ["post_id", "task", "status", "labels", "explanation", "text_hash", "flags", "finish_reason"]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[str | None]:
+    """A crawl in which some texts are posted again and again, near and far, with other white space or none."""
+    chance = random.Random(7)
+    texts: list[str | None] = [None, " "]
+    while len(texts) < NUM_ROWS:
+        texts.append(f"{' ' * chance.randrange(2)}转发第{int(chance.paretovariate(0.7))}条")
+    ids = [str(n) for n in range(NUM_ROWS)]
+    (tmp_path / "posts").mkdir()
+    for name, rows in (("a", slice(0, 90)), ("b", slice(90, None))):
+        pq.write_table(pa.table({"post_id": ids[rows], "text": texts[rows]}), tmp_path / "posts" / f"{name}.parquet")
+    return texts
+
+
+def config(folder: Path, output: str, dedup: str, **changes: Any) -> ScoreConfig:
+    return ScoreConfig.model_validate(
+        {
+            "input": {"uri": str(folder / "posts")},
+            "output": {"uri": output if "://" in output else str(folder / output)},
+            "tasks": TASKS,
+            "engine": {"kind": "echo"},
+            "shard_rows": SHARD_ROWS,
+            "dedup": dedup,
+        }
+        | changes
+    )
+
+
+def first_rows(texts: Sequence[str | None], shard_rows: int) -> dict[str, str | None]:
+    """Post id -> id of the first post within each `shard_rows` rows that has the same text, where that is another."""
+    bounds = [*range(0, 90, shard_rows), *range(90, NUM_ROWS, shard_rows)]
+    first: dict[tuple[int, str], int] = {}
+    found: dict[str, str | None] = {}
+    for row, text in enumerate(texts):
+        shard = max(each for each in bounds if each <= row) if shard_rows < NUM_ROWS else 0
+        key = (shard, (text or "").strip())
+        original = first.setdefault(key, row)
+        found[str(row)] = str(original) if original != row and key[1] else None
+    return found
+
+
+def check(table: pa.Table, plain: pa.Table, originals: dict[str, str | None]) -> None:
+    key = [("post_id", "ascending"), ("task", "ascending")]
+    assert table.select(SAME).sort_by(key).equals(plain.select(SAME).sort_by(key))
+    for row in table.to_pylist():
+        assert row["duplicate_of"] == originals[row["post_id"]]
+        is_asked = row["status"] == "ok" and row["duplicate_of"] is None
+        assert (row["num_output_tokens"] is not None) == is_asked
+
+
+def test_a_text_is_scored_once_and_every_post_has_its_row(tmp_path: Path, texts: list[str | None]) -> None:
+    plain = score(config(tmp_path, "off", "off"))
+    assert plain.totals.num_copied == 0
+    for dedup, shard_rows in (("shard", SHARD_ROWS), ("corpus", NUM_ROWS)):
+        originals = first_rows(texts, shard_rows)
+        summary = score(config(tmp_path, dedup, dedup, engine={"kind": "echo", "num_engines": 2}))
+        check(read(tmp_path / dedup), read(tmp_path / "off"), originals)
+        num_copies = len(TASKS) * sum(1 for each in originals.values() if each)
+        assert summary.totals.num_copied == num_copies > 0
+        assert summary.totals.statuses == plain.totals.statuses
+    assert num_copies > len(TASKS) * NUM_ROWS / 2
+
+
+def test_a_run_that_goes_on_copies_what_was_scored_before(
+    tmp_path: Path, texts: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(config(tmp_path, "off", "off"))
+    with monkeypatch.context() as patch:
+        patch.setattr(PartWriter, "flush", interrupt)
+        with pytest.raises(InterruptedRunError):
+            score(config(tmp_path, "out", "corpus"))
+    run = tmp_path / "out" / "_run"
+    # Some shards had died before their record, one before it kept what others copy, one before anything.
+    for shard in (1, 3, 12, 13, 19):
+        (run / "commits" / f"{shard:08d}.json").unlink()
+    for path in (run / "shards").rglob("00000003.parquet"):
+        path.unlink()
+    for shard in (1, 3):
+        (run / "originals" / f"{shard:08d}.json").unlink(missing_ok=True)
+    summary = score(config(tmp_path, "out", "corpus"))
+    check(read(tmp_path / "out"), read(tmp_path / "off"), first_rows(texts, NUM_ROWS))
+    assert summary.totals.num_predictions == NUM_ROWS * len(TASKS)
+
+
+def test_copies_of_posts_that_cannot_be_read_are_scored_themselves(tmp_path: Path, texts: list[str | None]) -> None:
+    settings = config(tmp_path, "out", "corpus", max_error_rate=1.0)
+    job, ledger = Job.resolve(settings), Ledger(settings.output.uri)
+    plan = plan_corpus(settings.input, settings.shard_rows)
+    assert ledger.create(job.fingerprint(plan), plan)
+    ledger.commit_quarantined(0, SHARD_ROWS, "corrupt_page")
+    summary = score(settings)
+    originals = first_rows(texts, NUM_ROWS)
+    in_first = {str(row) for row in range(SHARD_ROWS)}
+    for row in read(tmp_path / "out").to_pylist():
+        assert row["post_id"] not in in_first
+        of = originals[row["post_id"]]
+        assert row["duplicate_of"] == (None if of in in_first else of)
+        assert row["status"] == "ok"
+    assert summary.totals.num_predictions == (NUM_ROWS - SHARD_ROWS) * len(TASKS)
+
+
+def test_the_same_on_s3(tmp_path: Path, texts: list[str | None], s3: str) -> None:
+    score(config(tmp_path, "off", "off"))
+    score(config(tmp_path, f"{s3}/out", "corpus"))
+    check(read(f"{s3}/out"), read(tmp_path / "off"), first_rows(texts, NUM_ROWS))
+
+
+def test_a_corpus_without_equal_texts_has_no_copies(tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "posts", ignore_errors=True)
+    (tmp_path / "posts").mkdir()
+    table = pa.table({"post_id": ["a", "b", "c"], "text": ["x", "y", None]})
+    pq.write_table(table, tmp_path / "posts" / "a.parquet")
+    assert score(config(tmp_path, "out", "corpus")).totals.num_copied == 0
+    assert read(tmp_path / "out")["duplicate_of"].null_count == 3 * len(TASKS)
