@@ -11,6 +11,7 @@ import pytest
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig, load_config, validate
 from mentalglm.errors import ConfigError, StorageError, UnusableStorageError
+from mentalglm.storage import s3
 
 SECRET = "canary-secret-83"
 SCORE = {"input": {"uri": "posts.csv"}, "output": {"uri": "scored"}, "tasks": ["suicide_risk"]}
@@ -81,8 +82,8 @@ def test_the_config_says_where_s3_is_and_the_environment_what_it_leaves_open(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     storage.configure(S3Config(**settings))
     try:
-        resolved = storage._resolved_settings()
-        client = storage._s3(resolved)._client
+        resolved = s3.resolved_settings()
+        client = s3.store()._client
         client.meta.events.register("before-send.s3.GetObject", refuse_to_send)
         with pytest.raises(NotSentError, match=rf"^https://{re.escape(host)}$"):
             client.get_object(Bucket="scored", Key="run")
@@ -98,10 +99,10 @@ def test_the_config_says_where_s3_is_and_the_environment_what_it_leaves_open(
 
 def test_clients_are_kept_by_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://minio.lab:9000")
-    first = storage._store("s3://scored/run")
-    assert storage._store("s3://scored/other") is first
+    first = s3.store()
+    assert s3.store() is first
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://oss.lab")
-    assert storage._store("s3://scored/run") is not first
+    assert s3.store() is not first
 
 
 def test_a_link_that_was_made_and_reported_as_failed_counts_as_written(
