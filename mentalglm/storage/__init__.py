@@ -1,9 +1,9 @@
 """URI in, bytes and filesystems out: the only room that knows S3 from a disk.
 
 Input is read through `filesystem` (pyarrow's). What a run keeps is read and written by the functions here, which make
-the same promises on both kinds of storage. Commits without rename need `put_if_absent`: on S3 a conditional write
-(`If-None-Match: *`), which pyarrow cannot send, so boto3 does it (s3.py); on a disk a hard link, which is atomic and
-fails when the name exists (disk.py).
+the same promises on both kinds of storage. Commits need `put_if_absent`: on S3 a conditional write (`If-None-Match:
+*`), which pyarrow cannot send, so boto3 does it (s3.py); on a disk a hard link, which is atomic and fails when the name
+exists (disk.py). What later takes the place of an older file needs `put_file_if_unchanged`.
 
 On S3 every request is repeated with back-off while its failure may pass (`S3Config.max_attempts`). Whatever still fails
 is a `StorageError`, one line; where the place itself is at fault, an `UnusableStorageError`.
@@ -36,10 +36,11 @@ __all__ = [
     "list_unfinished_uploads",
     "local_path",
     "put",
-    "put_file",
     "put_file_if_absent",
+    "put_file_if_unchanged",
     "put_if_absent",
     "read_bytes",
+    "read_versioned",
 ]
 
 
@@ -53,6 +54,11 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 def read_bytes(uri: str) -> bytes | None:
     """The whole of an object that fits in memory, or None where there is none."""
     return _store(uri).read_bytes(uri)
+
+
+def read_versioned(uri: str) -> tuple[bytes, str] | None:
+    """Like `read_bytes`, with the version that is read, for `put_file_if_unchanged`: no other there has had it."""
+    return _store(uri).read_versioned(uri)
 
 
 def exists(uri: str) -> bool:
@@ -101,14 +107,21 @@ def put_if_absent(uri: str, data: bytes, staging: str | None = None) -> bool:
     return _store(uri).put(uri, data, replace=False, staging=staging)
 
 
-def put_file(uri: str, source: str | Path, staging: str | None = None) -> None:
-    """Like `put`, of the local file `source`, which may be larger than memory and stays where it is."""
-    _store(uri).put_file(uri, Path(source), replace=True, staging=staging)
-
-
 def put_file_if_absent(uri: str, source: str | Path, staging: str | None = None) -> bool:
     """Like `put_if_absent`, of the local file `source`, which may be larger than memory and stays where it is."""
-    return _store(uri).put_file(uri, Path(source), replace=False, staging=staging)
+    return _store(uri).put_file(uri, Path(source), version=None, staging=staging)
+
+
+def put_file_if_unchanged(uri: str, source: str | Path, version: str, staging: str) -> bool:
+    """Replaces the `version` of `read_versioned` by the local file `source`, which may be larger than memory.
+
+    True if this call did it. False, and nothing written, where another version is there by now, or nothing; on a disk
+    also where another writer was about to replace the same one, and then maybe neither did. Readers see the old or the
+    new whole. A retry of our own write whose reply was lost counts as written.
+    `staging`: as in `put_if_absent`, and the same for all who replace this file: on a disk they find each other there.
+    On a network disk this needs a listing that shows a file that another machine has made before.
+    """
+    return _store(uri).put_file(uri, Path(source), version=version, staging=staging)
 
 
 def delete(uri: str) -> None:

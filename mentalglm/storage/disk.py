@@ -29,6 +29,15 @@ class Disk:
             except FileNotFoundError:
                 return None
 
+    def read_versioned(self, uri: str) -> tuple[bytes, str] | None:
+        with _disk_errors(uri):
+            try:
+                with local_path(uri).open("rb") as stream:
+                    version = _version(stream)  # first: what changes from here on is another version
+                    return stream.read(), version
+            except FileNotFoundError:
+                return None
+
     def exists(self, uri: str) -> bool:
         with _disk_errors(uri):
             return local_path(uri).is_file()
@@ -75,14 +84,18 @@ class Disk:
     def put(self, uri: str, data: bytes, *, replace: bool, staging: str | None) -> bool:
         with _disk_errors(uri), self._temporary(uri, staging) as (temporary, stream):
             stream.write(data)
-            return self._publish(temporary, stream, local_path(uri), replace)
+            return self._publish(temporary, stream, local_path(uri), replace=replace)
 
-    def put_file(self, uri: str, source: Path, *, replace: bool, staging: str | None) -> bool:
+    def put_file(self, uri: str, source: Path, *, version: str | None, staging: str | None) -> bool:
         # A copy, not a link to `source`: it is synced, has the usual permissions, and no later write to `source`
         # shows in it.
-        with source.open("rb") as data, _disk_errors(uri), self._temporary(uri, staging) as (temporary, stream):
+        with (
+            source.open("rb") as data,
+            _disk_errors(uri),
+            self._temporary(uri, staging, version) as (temporary, stream),
+        ):
             shutil.copyfileobj(data, stream, 8 << 20)
-            return self._publish(temporary, stream, local_path(uri), replace)
+            return self._publish(temporary, stream, local_path(uri), version=version)
 
     def delete(self, uri: str) -> None:
         with _disk_errors(uri):
@@ -97,24 +110,30 @@ class Disk:
         self.delete(upload.uri)
 
     @contextmanager
-    def _temporary(self, uri: str, staging: str | None) -> Iterator[tuple[Path, BinaryIO]]:
+    def _temporary(self, uri: str, staging: str | None, version: str | None = None) -> Iterator[tuple[Path, BinaryIO]]:
         """A new file on the disk of `uri`; gone at the end, under this name."""
         path = local_path(uri)
         folder = local_path(staging) if staging else path.parent
         for each in (path.parent, folder):
             each.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{path.name}.{uuid.uuid4().hex}.tmp"
+        name = path.name if version is None else f"{path.name}.{version}"
+        temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
             with temporary.open("xb") as stream:
                 yield temporary, stream
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _publish(self, temporary: Path, stream: BinaryIO, path: Path, replace: bool) -> bool:
+    def _publish(
+        self, temporary: Path, stream: BinaryIO, path: Path, *, replace: bool = False, version: str | None = None
+    ) -> bool:
         stream.flush()
         os.fsync(stream.fileno())
         if replace:
             temporary.replace(path)
+        elif version is not None:
+            if not self._replace_version(temporary, stream, path, version):
+                return False
         else:
             try:
                 os.link(temporary, path)
@@ -129,6 +148,27 @@ class Disk:
             os.close(folder)
         return True
 
+    def _replace_version(self, temporary: Path, stream: BinaryIO, path: Path, version: str) -> bool:
+        """Renames to `path` if `version` is there: a rename knows no such condition, but it fails without its source.
+
+        Whoever is about to replace a version first removes the files of all others who are, then looks whether it is
+        still there, then renames. Of two, the one whose file is the younger finds the other's and removes it; or that
+        has been renamed, which it sees when it looks. So never do both succeed, however long each sleeps between two
+        steps; both may fail, each by the other.
+        """
+        rivals = temporary.name.rsplit(".", 2)[0]  # without the id
+        for other in temporary.parent.iterdir():
+            if other.name.startswith(f"{rivals}.") and other != temporary:
+                other.unlink(missing_ok=True)
+        if _standing_version(path) != version:
+            return False
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:
+            # Removed by a rival; or renamed, and over NFS reported as failed when the first reply was lost.
+            return _standing_version(path) == _version(stream)
+        return True
+
     def _now(self, folder: Path) -> float:
         """The time by the clock of the disk, which on NFS is another machine's: that of a file made just now."""
         try:
@@ -138,6 +178,21 @@ class Disk:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 return time.time()  # who may only look cannot act on the answer either
             raise
+
+
+def _standing_version(path: Path) -> str | None:
+    """The version of what is there now, or None where there is nothing."""
+    try:
+        with path.open("rb") as stream:  # over NFS, to open is to ask the server
+            return _version(stream)
+    except FileNotFoundError:
+        return None
+
+
+def _version(stream: BinaryIO) -> str:
+    """Of a file as our writes leave it: none of them changes a file in its place, and an inode may be used again."""
+    stat = os.fstat(stream.fileno())
+    return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
 
 
 # What a file system says when the address is wrong, rather than the hour.

@@ -95,9 +95,12 @@ class S3:
         self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def read_bytes(self, uri: str) -> bytes | None:
+        found = self.read_versioned(uri)
+        return found and found[0]
+
+    def read_versioned(self, uri: str) -> tuple[bytes, str] | None:
         reply = self._call("get_object", uri, expect={404}, with_body=True)
-        data: bytes | None = reply["Body"] if _status(reply) == 200 else None
-        return data
+        return (reply["Body"], reply["ETag"]) if _status(reply) == 200 else None
 
     def exists(self, uri: str) -> bool:
         return _status(self._call("head_object", uri, expect={404})) == 200
@@ -113,21 +116,14 @@ class S3:
         return self._list(uri)
 
     def put(self, uri: str, data: bytes, *, replace: bool, staging: str | None) -> bool:
-        write_id = uuid.uuid4().hex
-        reply = self._call(
-            "put_object", uri, expect={412}, Body=data, **self._object_options(write_id), **_condition(replace)
-        )
-        if _status(reply) == 412:
-            return self._is_ours(uri, write_id)
-        self._check_encryption(uri, reply)
-        return True
+        return self._put(uri, data, {} if replace else _condition(None))
 
-    def put_file(self, uri: str, source: Path, *, replace: bool, staging: str | None) -> bool:
+    def put_file(self, uri: str, source: Path, *, version: str | None, staging: str | None) -> bool:
         if source.stat().st_size <= self._PART_BYTES:
-            return self.put(uri, source.read_bytes(), replace=replace, staging=staging)
+            return self._put(uri, source.read_bytes(), _condition(version))
         for attempt in range(self._settings.max_attempts):
             _back_off(attempt)
-            if (written := self._upload(uri, source, replace=replace)) is not None:
+            if (written := self._upload(uri, source, version)) is not None:
                 return written
         raise StorageError(f"{uri}: other writers were in the way at every attempt; run the same command again")
 
@@ -162,8 +158,17 @@ class S3:
                 return
             position = {"ContinuationToken": reply["NextContinuationToken"]}
 
-    def _upload(self, uri: str, source: Path, *, replace: bool) -> bool | None:
-        """A multipart upload. Like `put`, but None where the server asks to begin again."""
+    def _put(self, uri: str, data: bytes, condition: dict[str, Any]) -> bool:
+        write_id = uuid.uuid4().hex
+        refusals = {404, 412} if "IfMatch" in condition else {412}
+        reply = self._call("put_object", uri, expect=refusals, Body=data, **self._object_options(write_id), **condition)
+        if _status(reply) in refusals:
+            return self._is_ours(uri, write_id)
+        self._check_encryption(uri, reply)
+        return True
+
+    def _upload(self, uri: str, source: Path, version: str | None) -> bool | None:
+        """A multipart upload. Like `put_file`, but None where the server asks to begin again."""
         write_id = uuid.uuid4().hex
         size = source.stat().st_size
         part_bytes = max(self._PART_BYTES, math.ceil(size / self._MAX_PARTS))
@@ -191,7 +196,7 @@ class S3:
                 expect={404, 409, 412},
                 UploadId=upload_id,
                 MultipartUpload={"Parts": parts},
-                **_condition(replace),
+                **_condition(version),
             )
             status = _status(reply)
             if status == 200:
@@ -200,7 +205,7 @@ class S3:
                 return True
             if self._is_ours(uri, write_id):
                 return True
-            if status == 404 and (replace or not self.exists(uri)):
+            if status == 404 and self._head(uri).get("ETag") == version:  # nothing but the upload has changed
                 raise StorageError(f"{uri}: its upload was removed while it went on; run the same command again")
         except BaseException:
             self._abort(uri, upload_id)
@@ -341,6 +346,8 @@ def _refusal(uri: str, bucket: str, code: str, status: int, settings: S3Config) 
     elif code == "NoSuchBucket":
         kind, what = UnusableStorageError, f"there is no bucket {bucket}"
         fix = f"create it, or check the address and s3.endpoint ({settings.endpoint or 'AWS'})"
+    elif code == "NoSuchUpload":
+        what, fix = "its upload was removed while it went on", "run the same command again"
     elif code in _FULL or status == 507:
         what, fix = "the storage is full", "make room there and run the same command again"
     elif code == "RequestTimeTooSkewed":
@@ -361,8 +368,9 @@ def _back_off(attempt: int) -> None:
         time.sleep(min(20.0, 0.1 * 2.0**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 - so that clients spread
 
 
-def _condition(replace: bool) -> dict[str, Any]:
-    return {} if replace else {"IfNoneMatch": "*"}
+def _condition(version: str | None) -> dict[str, Any]:
+    """What a write sends to take the place of this version alone; None: of nothing."""
+    return {"IfMatch": version} if version is not None else {"IfNoneMatch": "*"}
 
 
 def _bucket_and_prefix(uri: str) -> tuple[str, str]:

@@ -3,6 +3,9 @@
 import errno
 import os
 import re
+import threading
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig, load_config, validate
 from mentalglm.errors import ConfigError, StorageError, UnusableStorageError
-from mentalglm.storage import s3
+from mentalglm.storage import disk, s3
 
 SECRET = "canary-secret-83"
 SCORE = {"input": {"uri": "posts.csv"}, "output": {"uri": "scored"}, "tasks": ["suicide_risk"]}
@@ -119,6 +122,92 @@ def test_a_link_that_was_made_and_reported_as_failed_counts_as_written(
     assert storage.put_if_absent(f"{tmp_path}/commit.json", b"ours")
     assert not storage.put_if_absent(f"{tmp_path}/commit.json", b"theirs")
     assert storage.read_bytes(f"{tmp_path}/commit.json") == b"ours"
+
+
+def test_a_rename_that_was_done_and_reported_as_failed_counts_as_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As NFS does when the reply is lost and the request repeated."""
+    rename = Path.replace
+
+    def rename_and_lose_the_reply(source: Path, target: Path) -> None:
+        rename(source, target)
+        rename(source, target)
+
+    (tmp_path / "new").write_bytes(b"new")
+    storage.put(f"{tmp_path}/part", b"old")
+    _, version = storage.read_versioned(f"{tmp_path}/part") or (b"", "")
+    monkeypatch.setattr(Path, "replace", rename_and_lose_the_reply)
+    assert storage.put_file_if_unchanged(f"{tmp_path}/part", tmp_path / "new", version, f"{tmp_path}/staging")
+    assert storage.read_bytes(f"{tmp_path}/part") == b"new"
+
+
+class Writer(threading.Thread):
+    """Replaces a version of a file, and pauses before each of the steps that others can see."""
+
+    STEPS = ((disk.uuid, "uuid4"), (Path, "iterdir"), (Path, "unlink"), (disk, "_standing_version"), (Path, "replace"))
+
+    def __init__(self, folder: Path, version: str, content: bytes) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._version, self._content = folder, version, content
+        self._turn, self._pause = threading.Semaphore(0), threading.Semaphore(0)
+        self.has_won: bool | None = None
+
+    @classmethod
+    def pausing(cls, step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if isinstance(writer := threading.current_thread(), cls):
+                writer._pause.release()
+                writer._turn.acquire()
+            return step(*arguments, **options)
+
+        return call
+
+    def go_on(self) -> None:
+        """Takes the step that it paused before, and whatever follows up to the next."""
+        if self.has_won is None:
+            self._turn.release()
+            assert self._pause.acquire(timeout=10)
+
+    def start(self) -> None:
+        super().start()
+        assert self._pause.acquire(timeout=10)
+
+    def run(self) -> None:
+        source = self._folder.parent / self._content.decode()
+        self.has_won = storage.put_file_if_unchanged(
+            str(self._folder / "part"), source, self._version, str(self._folder / "staging")
+        )
+        self._pause.release()
+
+
+def test_of_two_who_replace_the_same_version_never_both_succeed_whichever_sleeps_when(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every order of their steps. The disk is real, but not waited for."""
+    folder, num_steps = tmp_path / "run", len(Writer.STEPS) + 1
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    for where, name in Writer.STEPS:
+        monkeypatch.setattr(where, name, Writer.pausing(getattr(where, name)))
+    winners = set()
+    for turns in combinations(range(2 * num_steps), num_steps):
+        storage.put(f"{folder}/part", b"old")
+        _, version = storage.read_versioned(f"{folder}/part") or (b"", "")
+        writers = [Writer(folder, version, name) for name in (b"first", b"second")]
+        for writer in writers:
+            writer.start()
+        for turn in range(2 * num_steps):
+            writers[turn in turns].go_on()
+        for writer in writers:
+            while writer.has_won is None:
+                writer.go_on()
+        won = [writer._content for writer in writers if writer.has_won]
+        assert [storage.read_bytes(f"{folder}/part")] == (won or [b"old"]), turns
+        assert sorted(file.path for file in storage.list_files(str(folder))) == ["part"]
+        winners.update(won)
+    assert winners == {b"first", b"second"}
 
 
 @pytest.mark.parametrize(
