@@ -115,7 +115,7 @@ class Disk:
         path = local_path(uri)
         folder = local_path(staging) if staging else path.parent
         for each in (path.parent, folder):
-            each.mkdir(parents=True, exist_ok=True)
+            _make_folder(each)
         name = path.name if version is None else f"{path.name}.{version}"
         temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
@@ -141,11 +141,7 @@ class Disk:
                 # Over NFS a link that was made is reported as failed when the first reply was lost.
                 if not temporary.samefile(path):
                     return False
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
         return True
 
     def _replace_version(self, temporary: Path, stream: BinaryIO, path: Path, version: str) -> bool:
@@ -178,6 +174,34 @@ class Disk:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 return time.time()  # who may only look cannot act on the answer either
             raise
+
+
+def _make_folder(path: Path) -> None:
+    """Makes the folder and those above it that are not there, so that they outlast a power failure like a file in them.
+
+    What is there already costs a look and no more: to sync it was for who made it.
+    """
+    try:
+        path.mkdir()
+    except FileNotFoundError:
+        if path == path.parent:
+            raise
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)  # another writer may have been faster
+    except OSError:
+        if not path.is_dir():
+            raise
+        return
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Waits until the names in it are on the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _standing_version(path: Path) -> str | None:

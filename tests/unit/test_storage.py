@@ -142,6 +142,28 @@ def test_a_rename_that_was_done_and_reported_as_failed_counts_as_done(
     assert storage.read_bytes(f"{tmp_path}/part") == b"new"
 
 
+def test_new_folders_are_on_the_disk_before_the_name_of_a_file_in_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    run, staging = tmp_path / "a" / "run", tmp_path / "a" / "run" / "tmp"
+    assert storage.put_if_absent(f"{run}/commits/1", b"x", str(staging))
+    *folders, file, last = synced
+    assert folders == [tmp_path, tmp_path / "a", run, run]
+    assert file.parent == staging
+    assert last == run / "commits"
+    synced.clear()
+    assert storage.put_if_absent(f"{run}/commits/2", b"x", str(staging))
+    assert [path.parent for path in synced] == [staging, run]
+
+
 class Writer(threading.Thread):
     """Replaces a version of a file, and pauses before each of the steps that others can see."""
 
