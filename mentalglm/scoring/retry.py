@@ -217,7 +217,7 @@ class RetryRound:
         uri = self._run.path(file.path)
         found = storage.read_versioned(uri)
         if found is None:
-            raise InternalError(f"{uri} is gone since it was written; begin a new run in another folder")
+            raise InternalError(f"{storage.shown(uri)} is gone since it was written; begin a new run in another folder")
         data, version = found
         source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         schema = source.schema_arrow
@@ -234,7 +234,8 @@ class RetryRound:
                     for table in change(source):
                         writer.write_table(table)
             except _OtherRowsError:
-                raise InternalError(f"{uri}: does not hold the rows that were retried; please report it") from None
+                where = storage.shown(uri)
+                raise InternalError(f"{where}: does not hold the rows that were retried; please report it") from None
             with pq.ParquetFile(local) as target:
                 described = _described(file, target, local.stat().st_size)
             self._run.check_fence()

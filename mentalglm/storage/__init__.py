@@ -6,7 +6,8 @@ the same promises on both kinds of storage. Commits need `put_if_absent`: on S3 
 exists (disk.py). What later takes the place of an older file needs `put_file_if_unchanged`.
 
 On S3 every request is repeated with back-off while its failure may pass (`S3Config.max_attempts`). Whatever still fails
-is a `StorageError`, one line; where the place itself is at fault, an `UnusableStorageError`.
+is a `StorageError`, one line, which quotes no value that a folder of `data/` is named by (`shown`); where the place
+itself is at fault, an `UnusableStorageError`.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pyarrow.fs as pafs
 
 from mentalglm.storage import s3
 from mentalglm.storage.disk import Disk
-from mentalglm.storage.places import StoredFile, UnfinishedUpload, is_s3, join, local_path
+from mentalglm.storage.places import StoredFile, UnfinishedUpload, is_s3, join, local_path, shown
 from mentalglm.storage.s3 import S3, configure
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "put_if_absent",
     "read_bytes",
     "read_versioned",
+    "shown",
 ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mentalglm.errors import StorageError, UnusableStorageError
-from mentalglm.storage.places import StoredFile, UnfinishedUpload, join, local_path
+from mentalglm.storage.places import StoredFile, UnfinishedUpload, failure, join, local_path
 
 
 class Disk:
@@ -233,11 +233,10 @@ def _disk_errors(uri: str) -> Iterator[None]:
             raise
         what = os.strerror(error.errno) if error.errno else type(error).__name__
         if error.errno in _UNUSABLE:
-            raise UnusableStorageError(
-                f"{uri}: cannot be used ({what}); name a folder that this user, on every node, may write"
-            ) from None
+            fix = "name a folder that this user, on every node, may write"
+            raise failure(uri, f"cannot be used ({what})", fix, UnusableStorageError) from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             fix = "make room on that disk and run the same command again"
         else:
             fix = "see to that disk and run the same command again"
-        raise StorageError(f"{uri}: {what.lower()}; {fix}") from None
+        raise failure(uri, what.lower(), fix) from None

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mentalglm.errors import ConfigError
+from mentalglm.errors import ConfigError, StorageError
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_PARTITIONS = re.compile(r"(?<=/data/task=).*")
 
 
 class StoredFile(NamedTuple):
@@ -51,3 +52,16 @@ def local_path(uri: str) -> Path:
 def join(uri: str, *parts: str) -> str:
     """The URI of something below `uri`."""
     return "/".join([uri.rstrip("/"), *parts])
+
+
+def shown(uri: str) -> str:
+    """`uri` as a message may name it: folders of `data/` are named by values of the posts, which stay out.
+
+    The rule: below `data/task=<task>/`, what a folder's name says after its `=` is left out.
+    """
+    return _PARTITIONS.sub(lambda match: re.sub("=[^/]*", "=...", match[0]), uri)
+
+
+def failure(uri: str, what: str, fix: str, kind: type[StorageError] = StorageError) -> StorageError:
+    """The error of this room: one line that names the place, what happened, and what to see to."""
+    return kind(f"{shown(uri)}: {what}; {fix}")

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from mentalglm.config import S3Config
 from mentalglm.errors import ConfigError, StorageError, UnusableStorageError
-from mentalglm.storage.places import StoredFile, UnfinishedUpload
+from mentalglm.storage.places import StoredFile, UnfinishedUpload, failure
 
 _settings = S3Config()
 
@@ -125,7 +125,7 @@ class S3:
             _back_off(attempt)
             if (written := self._upload(uri, source, version)) is not None:
                 return written
-        raise StorageError(f"{uri}: other writers were in the way at every attempt; run the same command again")
+        raise failure(uri, "other writers were in the way at every attempt", "run the same command again")
 
     def delete(self, uri: str) -> None:
         self._call("delete_object", uri, expect={404})
@@ -206,7 +206,7 @@ class S3:
             if self._is_ours(uri, write_id):
                 return True
             if status == 404 and self._head(uri).get("ETag") == version:  # nothing but the upload has changed
-                raise StorageError(f"{uri}: its upload was removed while it went on; run the same command again")
+                raise failure(uri, "its upload was removed while it went on", "run the same command again")
         except BaseException:
             self._abort(uri, upload_id)
             raise
@@ -237,9 +237,10 @@ class S3:
         if self._encryption and reply.get("ServerSideEncryption") != "aws:kms":
             with suppress(StorageError):
                 self.delete(uri)
-            raise StorageError(
-                f"{uri}: the server did not encrypt it with s3.sse_kms_key and was told to delete it; use a service "
-                "with SSE-KMS, or take s3.sse_kms_key out of the config"
+            raise failure(
+                uri,
+                "the server did not encrypt it with s3.sse_kms_key and was told to delete it",
+                "use a service with SSE-KMS, or take s3.sse_kms_key out of the config",
             )
 
     def _call(
@@ -297,9 +298,7 @@ class S3:
         fix = f"see to {self._settings.endpoint or 'S3'} and the network"
         if self._encryption and operation in ("put_object", "create_multipart_upload", "upload_part"):
             fix += ", and whether the service has s3.sse_kms_key,"
-        raise StorageError(
-            f"{uri}: no success in {attempts} attempts ({problem}); {fix} and run the same command again"
-        )
+        raise failure(uri, f"no success in {attempts} attempts ({problem})", f"{fix} and run the same command again")
 
     def _new_client(self) -> Any:
         import boto3
@@ -359,7 +358,7 @@ def _refusal(uri: str, bucket: str, code: str, status: int, settings: S3Config) 
     else:
         what, fix = "refused", "check the address, s3.endpoint and the credentials"
     detail = f"{code}, HTTP {status}" if status and code != str(status) else code
-    return kind(f"{uri}: {what} ({detail}); {fix}")
+    return failure(uri, f"{what} ({detail})", fix, kind)
 
 
 def _back_off(attempt: int) -> None:

@@ -52,6 +52,49 @@ def test_an_address_may_hold_an_at_sign_where_no_credentials_stand(tmp_path: Pat
     assert settings == S3Config(sse_kms_key="alias/posts", max_attempts=3, endpoint="https://minio.lab:9000")
 
 
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("/out/data/task=t/author=u1/day=2/part-0.parquet", "/out/data/task=t/author=.../day=.../part-0.parquet"),
+        ("s3://b/out/data/task=t/author=u1", "s3://b/out/data/task=t/author=..."),
+        ("file:///out/data/task=t/part-0.parquet", "file:///out/data/task=t/part-0.parquet"),
+        ("/data/run=7/_run/shards/task=t/0.parquet", "/data/run=7/_run/shards/task=t/0.parquet"),
+    ],
+)
+def test_a_message_names_a_place_without_the_values_that_its_folders_are_named_by(uri: str, message: str) -> None:
+    assert storage.shown(uri) == message
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_no_error_quotes_a_value_that_a_folder_of_the_data_is_named_by(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    storage.configure(S3Config(endpoint="http://127.0.0.1:9", region="us-east-1", max_attempts=1))
+    root = "s3://scored/run" if place == "s3" else str(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "task=t").write_bytes(b"")
+    folder = f"{root}/data/task=t/author={SECRET}"
+    calls: list[Callable[[], object]] = [
+        lambda: storage.read_bytes(f"{folder}/part"),
+        lambda: storage.read_versioned(f"{folder}/part"),
+        lambda: storage.put(f"{folder}/part", b""),
+        lambda: storage.put_if_absent(f"{folder}/part", b""),
+        lambda: storage.put_file_if_absent(f"{folder}/part", tmp_path / "data" / "task=t"),
+        lambda: storage.put_file_if_unchanged(f"{folder}/part", tmp_path / "data" / "task=t", "1", root),
+        lambda: storage.delete(f"{folder}/part"),
+        lambda: storage.list_names(folder),
+    ]
+    try:
+        for call in calls:
+            with pytest.raises(StorageError, match=r"data/task=t/author=\.\.\.") as caught:
+                call()
+            assert SECRET not in str(caught.value)
+    finally:
+        storage.configure(S3Config())
+
+
 class NotSentError(Exception):
     """The address that a request would have gone to."""
 
