@@ -9,9 +9,8 @@ one, whole. The footer of a file says which rounds are in it; whoever comes afte
     _run/retries/<round>/{shards,commits}/...    as in _run/
     _run/retries/<round>.done.json               what came of it; written last, after manifest.json and README.md
 
-Replacing is the one write of a run where the last writer wins, so it rests on the lease: a job that was taken for dead
-and wakes up in the middle of a write puts there what the round decided anyway. Only where a further round was finished
-meanwhile would rows of that one be those of the round before again, each still once.
+A file takes the place of the very one that it was made of, or is not written: a job that was taken for dead and wakes
+up in the middle of a write puts there what the round decided, or nothing, where another job has been there since.
 """
 
 import json
@@ -221,9 +220,10 @@ class RetryRound:
     def _rewrite(self, file: PartFile, change: Callable[[pq.ParquetFile], Iterator[pa.Table]]) -> PartFile:
         """Puts the changed file in the place of the old one, unless that is done; returns what is there then."""
         uri = self._run.path(file.path)
-        data = storage.read_bytes(uri)
-        if data is None:
-            raise InternalError(f"{uri} is gone since it was written; begin a new run in another folder")
+        found = storage.read_versioned(uri)
+        if found is None:
+            raise InternalError(f"{storage.shown(uri)} is gone since it was written; begin a new run in another folder")
+        data, version = found
         source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         schema = source.schema_arrow
         footer = json.loads(schema.metadata[b"mentalglm"])
@@ -239,11 +239,13 @@ class RetryRound:
                     for table in change(source):
                         writer.write_table(table)
             except _OtherRowsError:
-                raise InternalError(f"{uri}: does not hold the rows that were retried; please report it") from None
+                where = storage.shown(uri)
+                raise InternalError(f"{where}: does not hold the rows that were retried; please report it") from None
             with pq.ParquetFile(local) as target:
                 described = _described(file, target, local.stat().st_size)
             self._run.check_fence()
-            storage.put_file(uri, local, self._run.staging)
+            if not storage.put_file_if_unchanged(uri, local, version, self._run.staging):
+                raise InterruptedRunError(f"{self._run.uri}: another job works on this run; wait for it, or stop it")
         return described
 
     @cached_property

@@ -183,7 +183,7 @@ class Run:
 @contextmanager
 def dying_at(step: int, after: bool) -> Iterator[None]:
     """Dies at the `step`-th write to the store, before or after it is done."""
-    names = ("put", "put_if_absent", "put_file", "delete")
+    names = ("put", "put_if_absent", "put_file_if_unchanged", "delete")
     left = [step]
 
     def dying(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -362,6 +362,25 @@ def test_a_fenced_job_replaces_nothing(tmp_path: Path) -> None:
         current.finish([])
     assert files(tmp_path) == before
     assert (tmp_path / "manifest.json").read_bytes() == json.dumps(MANIFEST, indent=2).encode() + b"\n"
+
+
+def test_a_job_that_sleeps_before_a_write_brings_no_older_rows_back(tmp_path: Path) -> None:
+    run = Run(tmp_path, Corpus(2, 100))
+    replace = storage.put_file_if_unchanged
+
+    def sleep_and_replace(*arguments: Any) -> bool:
+        """In its sleep another job finishes the round, and one more."""
+        patch.undo()
+        for statuses in (DEFAULT, DEFAULT):
+            assert run.retry(statuses) is not None
+            run.expect(statuses)
+        return replace(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "put_file_if_unchanged", sleep_and_replace)
+        with pytest.raises(InterruptedRunError, match="another job works on this run; wait for it, or stop it"):
+            run.retry()
+    run.check()
 
 
 def test_a_file_with_other_rows_is_not_written_over(tmp_path: Path) -> None:
