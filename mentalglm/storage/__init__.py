@@ -59,7 +59,7 @@ def read_bytes(uri: str) -> bytes | None:
 
 
 def read_versioned(uri: str) -> tuple[bytes, str] | None:
-    """Like `read_bytes`, with the version that is read, for `put_file_if_unchanged`: no other there has had it."""
+    """Like `read_bytes`, with what tells this version from those before and after it, for `put_file_if_unchanged`."""
     return _store(uri).read_versioned(uri)
 
 
