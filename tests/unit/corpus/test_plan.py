@@ -551,8 +551,7 @@ def test_a_changed_input_is_refused_and_a_touched_one_is_not(tmp_path: Path, suf
     write("b", "x")
     check_unchanged(plan, config)
     write("c", "x")
-    with pytest.raises(InputError, match=f"c.{suffix} is new"):
-        check_unchanged(plan, config)
+    assert check_unchanged(plan, config) == 1  # a crawler goes on; the run is over the others
     (tmp_path / f"c.{suffix}").unlink()
     (tmp_path / f"a.{suffix}").unlink()
     with pytest.raises(InputError, match=f"a.{suffix} is gone"):
