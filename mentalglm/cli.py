@@ -87,15 +87,20 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
     set_: S3Option = None,
 ) -> None:
-    """Delete what dead attempts have left in a run's folder. Results are not touched."""
-    from mentalglm.scoring.gc import collect
+    """Delete what dead attempts have left in a run's folder and what it needs no more, if it is older than an hour.
 
-    _configure_storage(set_)
-    found = collect(run_uri, dry_run=dry_run)
-    for each in found:
-        print(f"{each.kind}\t{each.num_bytes}\t{each.path}")
-    verb = "would be deleted" if dry_run else "deleted"
-    print(f"{len(found)} objects, {sum(each.num_bytes for each in found)} bytes {verb}", file=sys.stderr)
+    Results are not touched.
+    """
+    with _resumable("gc", run_uri, *(["--dry-run"] if dry_run else []), set=set_):
+        from mentalglm.scoring.gc import collect
+
+        _configure_storage(set_)
+        found = collect(run_uri, dry_run=dry_run)
+        for each in found:
+            print(f"{each.kind}\t{each.num_bytes}\t{each.path}")
+        verb = "would be deleted" if dry_run else "deleted"
+        num_bytes = sum(each.num_bytes for each in found)
+        print(f"{len(found)} objects, {num_bytes} bytes {verb}; what is younger than an hour stays", file=sys.stderr)
 
 
 @app.command()
@@ -152,7 +157,8 @@ def schema(job: Annotated[str, typer.Argument(help=f"One of: {', '.join(JOBS)}."
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with the code that DESIGN lists."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a container without a locale still prints Chinese
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -171,7 +177,7 @@ def _resumable(*command: str, **options: list[str] | None) -> Iterator[None]:
     except KeyboardInterrupt:
         words = [word for name, values in options.items() for value in values or [] for word in (f"--{name}", value)]
         again = shlex.join(["mentalglm", *command, *words])
-        raise InterruptedRunError(f"interrupted; what is scored is kept. To go on: {again}") from None
+        raise InterruptedRunError(f"interrupted; what is done is kept. To go on: {again}") from None
 
 
 def _configure_storage(overrides: list[str] | None) -> None:
@@ -186,6 +192,8 @@ def _configure_storage(overrides: list[str] | None) -> None:
 
 
 def _interrupt(*_: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # what ends a job takes seconds; to be impatient would spoil it
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

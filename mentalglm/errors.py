@@ -51,11 +51,11 @@ class UnusableStorageError(StorageError, OSError):
 
 
 class InternalError(UserError):
-    """A defect of ours where posts are handled. Its own message is withheld, since it may quote a post."""
+    """A defect of ours, or a run's folder that something else has changed. Exit code 1."""
 
     @classmethod
     def withholding(cls, error: BaseException) -> "InternalError":
-        """Class and place of `error`, without its message."""
+        """Class and place of `error`, without its message, which may quote a post."""
         frames = [
             f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
             for frame in traceback.extract_tb(error.__traceback__)[-4:]

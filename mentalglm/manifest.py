@@ -76,10 +76,10 @@ def readme(manifest: Mapping[str, Any]) -> str:
         f"Run `{manifest['run_id']}`, finished {manifest['finished_at']}. Model: {model.get('name')} "
         f"(digest `{str(model.get('digest'))[:16]}`). {INTENDED_USE}",
         "",
-        "One row for each post and task, in `data/task=<task>/*.parquet`:",
+        "One row for each post and task, in `data/task=<task>/`:",
         "",
         "```sql",
-        "SELECT task, status, count(*) FROM read_parquet('data/*/*.parquet', hive_partitioning = true) GROUP BY ALL;",
+        "SELECT task, status, count(*) FROM read_parquet('data/**/*.parquet', hive_partitioning = true) GROUP BY ALL;",
         "```",
         "",
         "| task | status | rows |",

@@ -127,7 +127,8 @@ class VllmEngineConfig(ConfigModel):
     """A row without an answer after this long becomes `engine_error`. An engine in which no row at all finishes for
     this long hangs, and is replaced."""
     max_restarts: int = Field(default=20, ge=0)
-    """How often an engine is replaced without finding the row that ends it, before the run stops (exit code 75)."""
+    """How often in a row an engine is replaced without finding the row that ends it, or without an answer from the new
+    one, before the run stops (exit code 75)."""
     engine_args: dict[str, Any] = {}
     """More arguments of vLLM's `AsyncEngineArgs`, passed as they are."""
 

@@ -245,21 +245,19 @@ def plan_corpus(config: InputConfig, shard_rows: int) -> CorpusPlan:
     return _with_repeated(plan, config, fs, root)
 
 
-def check_unchanged(plan: CorpusPlan, config: InputConfig, *, may_grow: bool = False) -> None:
-    """Checks that the input is the one that was planned, from the listing alone.
+def check_unchanged(plan: CorpusPlan, config: InputConfig) -> int:
+    """Checks that the files that were planned are as they were, from the listing alone. Returns how many there are
+    besides: a crawler goes on writing, and a run is over what there was when it began.
 
     Only a file of the same size with another time of change is looked into (footer, or content of a text file).
-    `may_grow`: further files do not matter.
     Raises: InputError naming the file and what to do.
     """
     fs, _ = storage.filesystem(config.uri)
     root, listed = list_files(config)
     found = {file.path: file for file in listed}
-    for path in sorted(found.keys() ^ {file.path for file in plan.files}):
-        if may_grow and path in found:
-            continue
-        problem = "is new" if path in found else "is gone"
-        raise InputError(_changed(config, path, problem))
+    planned = {file.path for file in plan.files}
+    for path in sorted(planned - found.keys()):
+        raise InputError(_changed(config, path, "is gone"))
     quarantined = {each.file for each in plan.quarantined}
     for file in plan.files:
         now = found[file.path]
@@ -268,6 +266,7 @@ def check_unchanged(plan: CorpusPlan, config: InputConfig, *, may_grow: bool = F
             same = _digest(fs, f"{root}/{file.path}", file, file.path in quarantined) == file.digest
         if not same:
             raise InputError(_changed(config, file.path, "has changed"))
+    return len(found.keys() - planned)
 
 
 def _changed(config: InputConfig, path: str, problem: str) -> str:

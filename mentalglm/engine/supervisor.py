@@ -24,6 +24,7 @@ from mentalglm.tasks import Prompt
 
 logger = logging.getLogger(__name__)
 
+_MAX_CONVICTED_IN_A_ROW = 100
 _TRIALS = {"group": "in a group", "alone": "alone"}
 
 
@@ -52,6 +53,10 @@ class BareEngine(Protocol):
         """One row. Cancelling it frees its place in the engine. Raises: EngineDiedError."""
         ...
 
+    async def is_well(self) -> bool:
+        """Whether it answers a prompt that is no row's."""
+        ...
+
     async def close(self) -> None:
         """Ends an engine that is well."""
         ...
@@ -65,8 +70,8 @@ class SupervisedEngine:
     """An `Engine` that outlives the engines that `start` makes; used in one event loop.
 
     Blocks until the first one is there, and raises what `start` raises. `row_timeout_s` is both how long a row may run,
-    and how long an engine with rows may be without a finished one before it counts as hanging. After
-    `max_restarts` engines in a row that found no guilty row, and when one cannot be started, all calls end with
+    and how long an engine with rows may be without a finished one before it counts as hanging. After `max_restarts`
+    engines in a row that found no guilty row, or answered nothing, and when one cannot be started, all calls end with
     InterruptedRunError.
     """
 
@@ -76,9 +81,10 @@ class SupervisedEngine:
         self._max_restarts = max_restarts
         self._num_restarts = 0
         self._num_futile_restarts = 0
-        """Since a guilty row was found among others that were answered: such restarts were not in vain."""
-        self._has_answered = False
-        """Since then. An engine that answers nothing is itself at fault, not one row after the other."""
+        """Since a guilty row was found by an engine that answers others: such restarts were not in vain."""
+        self._num_convicted = 0
+        """Since the last answer. An engine that answers nothing is itself at fault, not one row after the other: so
+        after a conviction without an answer before it the next engine must answer something."""
         self._engine = start()
         self._is_up = True
         self._recovery: asyncio.Task[None] | None = None
@@ -181,7 +187,7 @@ class SupervisedEngine:
         self._finish(row, outcome)
         if isinstance(outcome, Completion) and outcome.finish_reason != "error":
             self._last_finish = asyncio.get_running_loop().time()
-            self._has_answered = True
+            self._num_convicted = 0
             self._expire()
         self._dispatch()
 
@@ -231,8 +237,9 @@ class SupervisedEngine:
         if self._trial == "alone":
             for row in suspects:
                 self._finish_failed(row, end)
-            if self._has_answered:
-                self._num_futile_restarts, self._has_answered = 0, False
+            self._num_convicted += 1
+            if self._num_convicted == 1:
+                self._num_futile_restarts = 0
         else:
             size = math.isqrt(len(suspects)) if self._trial is None else 1
             groups = [suspects[at : at + size] for at in range(0, len(suspects), size)]
@@ -246,7 +253,7 @@ class SupervisedEngine:
         try:
             if ended is not None:
                 await ended.kill()
-            if self._groups or self._waiting:
+            while not self._is_up and (self._groups or self._waiting):
                 if self._num_futile_restarts >= self._max_restarts:
                     what = "died" if end == "engine_crash" else "hung"
                     raise InterruptedRunError(
@@ -257,7 +264,7 @@ class SupervisedEngine:
                 self._num_restarts += 1
                 self._num_futile_restarts += 1
                 self._engine = await asyncio.to_thread(self._start)
-                self._is_up = True
+                self._is_up = self._num_convicted <= 1 or await self._is_well()
         except InterruptedRunError as error:
             self._fail(error)
         except UserError as error:
@@ -277,6 +284,18 @@ class SupervisedEngine:
         finally:
             self._recovery = None
         self._dispatch()
+
+    async def _is_well(self) -> bool:
+        """Whether the new engine answers at all; then the rows before were guilty, but for very many in a row."""
+        try:
+            is_well = await asyncio.wait_for(self._engine.is_well(), self._timeout_s)
+        except TimeoutError:
+            is_well = False
+        if not is_well:
+            await self._engine.kill()
+        elif self._num_convicted < _MAX_CONVICTED_IN_A_ROW:
+            self._num_futile_restarts = 0
+        return is_well
 
     def _fail(self, error: UserError) -> None:
         """Ends all calls, now and from now on, with `error`."""

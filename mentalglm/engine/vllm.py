@@ -108,6 +108,16 @@ class VllmEngine:
             raise EngineDiedError
         return self._completion(request, encoded, output)
 
+    async def is_well(self) -> bool:
+        """See `BareEngine.is_well`."""
+        request = Request(task="", prompt=Prompt(None, "", "你好", ""), max_tokens=1)
+        [encoded] = await asyncio.to_thread(self.encode, [request.prompt])
+        assert encoded is not None, "every model holds two characters"
+        try:
+            return (await self.generate(request, encoded)).finish_reason != "error"
+        except EngineDiedError:
+            return False
+
     async def close(self) -> None:
         """Ends the engine's processes."""
         if self._engine.output_handler is not None:

@@ -1,6 +1,9 @@
-"""What dead attempts leave behind in a run's folder: half-written files, results of shards that were never committed,
-shard files that are in a part already, unfinished multipart uploads; and what a finished run needed for posts with the
-same text. None of it is ever read as a result.
+"""What dead attempts leave behind in a run's folder: half-written files, files of shards whose rows are in a part,
+unfinished multipart uploads; and what a finished run needed for posts with the same text. None of it is ever read as a
+result.
+
+Files of a shard that is in no part stay, committed or not: a worker may be about to commit them, whatever a listing
+says. So they go once the run is finished.
 
 `data/` and `errors/` are not touched: every file there is a result.
 """
@@ -9,12 +12,12 @@ import re
 from dataclasses import dataclass
 
 from mentalglm import storage
-from mentalglm.errors import ConfigError
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import waiting_shards
+from mentalglm.scoring.parts import shards_in_parts
+from mentalglm.scoring.retry import finished_rounds
 
-_SHARD = re.compile(r"shards/(?:task=[^/]+|errors)/(\d{8,})\.parquet")
+_SHARD = re.compile(r"(?:retries/(?P<round>\d+)/)?shards/(?:task=[^/]+|errors)/(?P<shard>\d{8,})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,13 @@ def collect(uri: str, *, dry_run: bool = False, min_age_s: float = 3600.0) -> li
     Raises: ConfigError where there is no run, LeasedRunError where a job works on it.
     """
     ledger = Ledger(uri)
-    if ledger.read_fingerprint() is None:
-        raise ConfigError(f"RUN_URI = {uri}: holds no run; give the output.uri of a score job")
+    plan_name = ledger.record.plan
     if dry_run:
-        return _find(ledger, min_age_s)
-    with Lease.acquire(ledger.uri):
-        found = _find(ledger, min_age_s)
+        return _find(ledger, plan_name, min_age_s)
+    with Lease.acquire(ledger.uri) as lease:
+        found = _find(ledger, plan_name, min_age_s)
         for each in found:
+            lease.check()
             if each.upload is None:
                 storage.delete(ledger.path(each.path))
             else:
@@ -51,8 +54,9 @@ def collect(uri: str, *, dry_run: bool = False, min_age_s: float = 3600.0) -> li
         return found
 
 
-def _find(ledger: Ledger, min_age_s: float) -> list[Garbage]:
-    waiting, is_complete = waiting_shards(ledger), ledger.is_complete()
+def _find(ledger: Ledger, plan_name: str, min_age_s: float) -> list[Garbage]:
+    in_parts = shards_in_parts(ledger)
+    rounds, is_complete = finished_rounds(ledger), ledger.is_complete()
     uploads = [
         Garbage(upload.uri.removeprefix(f"{ledger.uri}/"), "upload", 0, upload)
         for upload in storage.list_unfinished_uploads(ledger.uri)
@@ -65,17 +69,17 @@ def _find(ledger: Ledger, min_age_s: float) -> list[Garbage]:
         for file in storage.list_files(ledger.path("_run"))
         if file.age_s >= min_age_s
         and f"_run/{file.path}" not in half_written
-        and (kind := _kind(file.path, waiting, ledger.plan_name(), is_complete))
+        and (kind := _kind(file.path, in_parts, rounds, plan_name, is_complete))
     ]
     return uploads + files
 
 
-def _kind(path: str, waiting: set[int], plan_name: str, is_complete: bool) -> str | None:
-    """What sort of garbage a file of `_run/` is; None: it is needed."""
+def _kind(path: str, in_parts: set[int], rounds: set[str], plan_name: str, is_complete: bool) -> str | None:
+    """What sort of garbage a file of `_run/` is; None: it is needed, or may be."""
     staged = _SHARD.fullmatch(path)
     if path.startswith("tmp/"):
         return "temporary"
-    if staged and int(staged[1]) not in waiting:
+    if staged and (staged["round"] in rounds if staged["round"] else int(staged["shard"]) in in_parts):
         return "staged"
     if is_complete and path.startswith(("duplicates.", "originals/")):
         return "duplicates"

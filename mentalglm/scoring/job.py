@@ -1,5 +1,6 @@
 """What a job is, before anything runs: config, tasks, model, and whether a run in the folder is the same job."""
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,22 +53,29 @@ class Job:
 
     def open_run(self, ledger: Ledger) -> CorpusPlan:
         """The run's plan: a new one, or the one that an interrupted run has laid down, if it is the same run."""
-        if ledger.read_fingerprint() is None:
+        if ledger.find() is None:
             plan = self.plan()
             if ledger.create(self.fingerprint(plan), plan, _lasting(self.config)):
                 return plan
-        return self.check_standing_run(ledger, may_grow=ledger.is_complete())
+        return self.check_standing_run(ledger)
 
-    def check_standing_run(self, ledger: Ledger, *, may_grow: bool = False) -> CorpusPlan:
+    def check_standing_run(self, ledger: Ledger, *, is_retry: bool = False) -> CorpusPlan:
         """The plan of the run in the folder. Raises: ConfigError or InputError when this job is another one.
 
-        `may_grow`: new files of the input do not matter, since the run is over its own.
+        `is_retry`: how many more tokens cut-off answers get may differ, since it is for failed rows alone.
         """
-        standing = ledger.read_fingerprint()
-        assert standing is not None
+        standing = ledger.record.fingerprint
         plan = ledger.read_plan()
-        self.check_input(plan, may_grow=may_grow)
-        difference = _difference(standing, self.fingerprint(plan))
+        self.check_input(plan)
+        now = self.fingerprint(plan)
+        if is_retry:
+            now["generation"]["retry_max_tokens"] = standing["generation"]["retry_max_tokens"]
+        difference = _difference(standing, now)
+        if difference and is_retry:
+            raise ConfigError(
+                f"--set: {'; '.join(difference)}: rows are retried as the run was made; leave it out, or score all "
+                "posts anew in another folder"
+            )
         if difference:
             raise ConfigError(
                 f"output.uri = {ledger.uri}: holds a run with other settings ({'; '.join(difference)}); "
@@ -75,10 +83,13 @@ class Job:
             )
         return plan
 
-    def check_input(self, plan: CorpusPlan, *, may_grow: bool = False) -> None:
-        """Raises: InputError where it is not what was planned; InterruptedRunError: it cannot be read for now."""
+    def check_input(self, plan: CorpusPlan) -> int:
+        """How many files of the input came since it was planned: they are not of this run.
+
+        Raises: InputError where it is not what was planned; InterruptedRunError: it cannot be read for now.
+        """
         with _reading(self.config):
-            check_unchanged(plan, self.config.input, may_grow=may_grow)
+            return check_unchanged(plan, self.config.input)
 
     def fingerprint(self, plan: CorpusPlan) -> dict[str, Any]:
         """What defines the numbers of a run. Parallelism, batch sizes and the error budget do not."""
@@ -137,12 +148,7 @@ def standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
         apply_override(changes, override)
     storage.configure(validate(S3Config, changes.get("s3") or {}, "--set"))  # the config is on the other side
     uri = _absolute(run_uri)
-    ledger = Ledger(uri)
-    if ledger.read_fingerprint() is None:
-        raise ConfigError(f"RUN_URI = {run_uri}: holds no run; give the output.uri of a score job")
-    data = ledger.read_config()
-    if data is None:
-        raise ConfigError(f"RUN_URI = {run_uri}: was begun by a version that kept no config; score it anew")
+    data = copy.deepcopy(Ledger(uri).record.config)
     data["output"]["uri"] = uri  # the folder may have been moved
     for override in overrides:
         apply_override(data, override)

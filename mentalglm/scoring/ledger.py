@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mentalglm import manifest, storage
 from mentalglm.corpus import CorpusPlan
@@ -50,6 +51,34 @@ Keep = Callable[[Mapping[str, pa.Table], Mapping[str, Sequence[str | None]]], No
 """Takes task -> predictions of a shard, and task -> reasons of those that failed."""
 
 
+class RunRecord(BaseModel):
+    """What a run is, laid down once when it begins."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    """Short name of everything that defines the run's numbers."""
+    plan: str
+    """Name of the plan's file in `_run/`."""
+    fingerprint: dict[str, Any]
+    """What defines the run's numbers."""
+    config: dict[str, Any]
+    """As the run was begun with it."""
+    version: int = _VERSION
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def read_record(record: type[RecordT], path: str) -> RecordT | None:
+    """What was written down at `path`, or None where there is nothing. Raises: InputError where it is damaged."""
+    data = storage.read_bytes(path)
+    try:
+        return None if data is None else record.model_validate_json(data)
+    except ValidationError:
+        raise InputError(f"{path}: is damaged; put it back, or begin a new run in another folder") from None
+
+
 class Ledger:
     """The run in the folder `uri`. `check_fence` is called before each commit and raises where the run is another's.
 
@@ -61,58 +90,51 @@ class Ledger:
         self.folder = folder
         self.check_fence = check_fence
         self.staging = storage.join(self.uri, "_run", "tmp")
-        self._record: dict[str, Any] | None = None
+        self._record: RunRecord | None = None
 
     def is_complete(self) -> bool:
         """Whether `_SUCCESS` is there."""
         return storage.exists(self.path("_SUCCESS"))
 
-    def read_fingerprint(self) -> dict[str, Any] | None:
-        """What defines the numbers of the run, or None where there is no run yet.
+    def find(self) -> RunRecord | None:
+        """The record of the run, or None where there is no run yet.
 
-        Raises: ConfigError when the folder holds something else, or cannot be used.
+        Raises: ConfigError when the folder holds something else, or cannot be used; InputError for a damaged record.
         """
+        if self._record is not None:
+            return self._record
         try:
-            data = storage.read_bytes(self.path("_run", "run.json"))
-            if data is None:
-                places = ("data", "errors", "_run/commits")
-                if self.is_complete() or any(storage.has_files(self.path(name)) for name in places):
+            record = read_record(RunRecord, self.path("_run", "run.json"))
+            if record is None:
+                files = ("_SUCCESS", "manifest.json", "README.md")
+                folders = ("data", "errors", "_run/commits")
+                if any(storage.exists(self.path(name)) for name in files) or any(
+                    storage.has_files(self.path(name)) for name in folders
+                ):
                     raise ConfigError(
-                        f"output.uri = {self.uri}: holds results that belong to no run (was _run/ deleted?); "
+                        f"output.uri = {self.uri}: holds files that belong to no run (was _run/ deleted?); "
                         "name an empty folder, or delete the whole folder"
                     )
                 return None
         except OSError as error:
             raise self._unusable(error) from None
-        record = json.loads(data)
-        if record.get("version") != _VERSION:
+        if record.version != _VERSION:
             raise ConfigError(
-                f"{self.uri}: was begun by another version of mentalglm (format {record.get('version')}, this one has "
+                f"{self.uri}: was begun by another version of mentalglm (format {record.version}, this one has "
                 f"{_VERSION}); finish it with that version, or begin a new run in another folder"
             )
         self._record = record
-        fingerprint: dict[str, Any] = record["fingerprint"]
-        return fingerprint
+        return record
 
-    def run_id(self) -> str:
-        """Short name of everything that defines the run's numbers."""
-        if self._record is None:
-            self.read_fingerprint()
-        assert self._record is not None, "there is a run"
-        return str(self._record["run_id"])
+    @property
+    def record(self) -> RunRecord:
+        """The record of the run. Raises: ConfigError where there is none, and as `find`."""
+        record = self.find()
+        if record is None:
+            raise ConfigError(f"RUN_URI = {self.uri}: holds no run; give the output.uri of a score job")
+        return record
 
-    def plan_name(self) -> str:
-        """Name of the plan's file in `_run/`."""
-        self.run_id()
-        assert self._record is not None
-        return str(self._record["plan"])
-
-    def read_config(self) -> dict[str, Any] | None:
-        """The config that the run was begun with, or None where there is no run, or one of a version without it."""
-        self.read_fingerprint()
-        return None if self._record is None else self._record.get("config")
-
-    def create(self, fingerprint: Mapping[str, Any], plan: CorpusPlan, config: Mapping[str, Any] | None = None) -> bool:
+    def create(self, fingerprint: Mapping[str, Any], plan: CorpusPlan, config: Mapping[str, Any]) -> bool:
         """Lays down the plan, then the record that names it: from then on the run exists.
 
         False where another process was first: its run stands. Raises: ConfigError when the folder cannot be written.
@@ -120,13 +142,12 @@ class Ledger:
         sink = io.BytesIO()
         pq.write_table(plan.to_table(), sink, compression="zstd")
         name = f"plan-{hashlib.sha256(sink.getvalue()).hexdigest()[:16]}.parquet"
-        record = {"version": _VERSION, "run_id": _run_id(fingerprint), "plan": name, "fingerprint": dict(fingerprint)}
-        record |= {"config": dict(config)} if config is not None else {}
+        record = RunRecord(run_id=_run_id(fingerprint), plan=name, fingerprint=dict(fingerprint), config=dict(config))
         try:
             self._probe()
             storage.put(self.path("_run", name), sink.getvalue())
             path = self.path("_run", "run.json")
-            if not storage.put_if_absent(path, _json_bytes(record), self.staging):
+            if not storage.put_if_absent(path, _json_bytes(record.model_dump(mode="json")), self.staging):
                 return False
         except OSError as error:
             raise self._unusable(error) from None
@@ -135,16 +156,15 @@ class Ledger:
 
     def read_plan(self) -> CorpusPlan:
         """The plan as it was made when the run began."""
-        if self._record is None:
-            self.read_fingerprint()
-        assert self._record is not None, "a run has a record before it has workers"
-        data = storage.read_bytes(self.path("_run", self._record["plan"]))
+        name = self.record.plan
+        data = storage.read_bytes(self.path("_run", name))
         if data is None:
-            raise InputError(f"{self.uri}: _run/{self._record['plan']} is missing; the run is damaged, begin a new one")
+            raise InputError(f"{self.uri}: _run/{name} is missing; put it back, or begin a new run in another folder")
         return CorpusPlan.from_table(pq.read_table(pa.BufferReader(data)))
 
     def committed_shards(self) -> set[int]:
-        """Numbers of the committed shards. From a listing, which may be old: then a shard is scored twice, no more."""
+        """Numbers of the committed shards, from a listing, which may be old: to decide what is left to do, where that
+        is to do something twice at worst, and not what may be deleted."""
         names = storage.list_names(self.path(self.folder, "commits"))
         return {int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))}
 
@@ -156,8 +176,7 @@ class Ledger:
 
     def read_commit(self, shard: int) -> ShardCommit | None:
         """The record of a shard, if it is committed."""
-        record = storage.read_bytes(self._commit_path(shard))
-        return None if record is None else ShardCommit.model_validate_json(record)
+        return read_record(ShardCommit, self._commit_path(shard))
 
     def commit(
         self,
@@ -248,11 +267,17 @@ class Ledger:
         )
 
     def publish(self, record: Mapping[str, Any]) -> None:
-        """Ends the run: manifest, README, and last `_SUCCESS`. What an attempt has written that died here stands."""
+        """Ends the run: manifest, README, and last `_SUCCESS`. What an attempt has written that died here stands.
+
+        Raises: ConfigError where another run's manifest stands.
+        """
         self.check_fence()
         path = self.path("manifest.json")
         if not storage.put_if_absent(path, _json_bytes(record), self.staging):
-            record = json.loads(storage.read_bytes(path) or b"")
+            standing = _json(storage.read_bytes(path))
+            if standing.get("run_id") != record["run_id"]:
+                raise ConfigError(f"{path}: is not of this run; move it elsewhere and run the same command again")
+            record = standing
         storage.put_if_absent(self.path("README.md"), manifest.readme(record).encode(), self.staging)
         storage.put_if_absent(self.path("_SUCCESS"), b"", self.staging)
 
@@ -342,6 +367,15 @@ class Ledger:
 
 def _run_id(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _json(data: bytes | None) -> dict[str, Any]:
+    """The object in `data`; an empty one where that is none."""
+    try:
+        value = json.loads(data or b"")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:

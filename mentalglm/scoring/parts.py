@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -28,14 +28,13 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
 from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.ledger import Ledger, read_record
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, ROW_GROUP_SIZE, add_hashes, hash_ids
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_MAX_PARTITIONS = 500  # each is an open file while a part is written
+_MAX_OPEN_FILES = 500
 _MAX_NAME = 180
 _NUM_READERS = 16
-_Record = TypeVar("_Record", bound=BaseModel)
 
 
 class StagedFileError(InternalError):
@@ -185,7 +184,7 @@ class PartWriter:
         except StagedFileError:
             # Whoever took the run over may have finished the part, and deleted them.
             self._ledger.check_fence()
-            by_another = _read(FinishedPart, path)
+            by_another = read_record(FinishedPart, path)
             if by_another is None:
                 raise
             finished = by_another
@@ -217,32 +216,35 @@ class PartWriter:
         """The files of one kind: one for each value of the partition columns."""
         commits = [commit for commit in commits if kind in commit.files]
         columns = [] if kind == "errors" else self._partition_by
-        written: list[PartFile] = []
-        with self._ledger.scratch() as folder:
+        written: dict[str, PartFile] = {}
+        is_over = False
+        while not is_over:  # once, but for very many partitions
+            is_over = True
             writers: dict[str, _FileWriter] = {}
-            for table in read_staged(self._ledger, kind, commits):
-                for place, rows in split(table, columns):
-                    if place not in writers:
-                        writers[place] = _FileWriter(folder / f"{len(writers)}.parquet", rows.schema)
-                    writers[place].write(rows)
-                if len(writers) > _MAX_PARTITIONS:
-                    raise ConfigError(
-                        f"output.partition_by = {columns}: more than {_MAX_PARTITIONS} folders for one part of the "
-                        "output; name a column with fewer values in a new run"
+            with self._ledger.scratch() as folder:
+                for table in read_staged(self._ledger, kind, commits):
+                    for place, rows in split(table, columns):
+                        if place in written:
+                            continue
+                        if place not in writers:
+                            if len(writers) == _MAX_OPEN_FILES:
+                                is_over = False
+                                continue
+                            writers[place] = _FileWriter(folder / f"{len(writers)}.parquet", rows.schema)
+                        writers[place].write(rows)
+                for place, writer in writers.items():
+                    writer.close()
+                    file = PartFile(
+                        path=part_path(kind, place, self._num_parts),
+                        kind=kind,
+                        num_rows=writer.num_rows,
+                        num_bytes=writer.path.stat().st_size,
+                        id_hash=add_hashes(writer.id_hashes),
                     )
-            for place, writer in writers.items():
-                writer.close()
-                file = PartFile(
-                    path=part_path(kind, place, self._num_parts),
-                    kind=kind,
-                    num_rows=writer.num_rows,
-                    num_bytes=writer.path.stat().st_size,
-                    id_hash=add_hashes(writer.id_hashes),
-                )
-                written.append(self._put(file, writer.path))
-        if kind != "errors" and _total(written) != _total(commits):
+                    written[place] = self._put(file, writer.path)
+        if kind != "errors" and _total(written.values()) != _total(commits):
             raise InternalError(f"{self._ledger.uri}: part {self._num_parts} of {kind} has other ids than its shards")
-        return written
+        return list(written.values())
 
     def _put(self, file: PartFile, local: Path) -> PartFile:
         """Writes the file unless there is one; returns the one that stands."""
@@ -284,8 +286,8 @@ def part_path(kind: str, place: str, number: int) -> str:
 def read_parts(ledger: Ledger) -> Iterator[tuple[Part, FinishedPart | None]]:
     """Each part that was begun, by number; the last one may not be finished."""
     number = 0
-    while (part := _read(Part, _record_path(ledger, number))) is not None:
-        yield part, _read(FinishedPart, _record_path(ledger, number, ".done"))
+    while (part := read_record(Part, _record_path(ledger, number))) is not None:
+        yield part, read_record(FinishedPart, _record_path(ledger, number, ".done"))
         number += 1
 
 
@@ -305,17 +307,9 @@ def read_totals(ledger: Ledger) -> Totals:
     return totals
 
 
-def waiting_shards(ledger: Ledger) -> set[int]:
-    """Committed shards whose rows are in no finished part: their own files are still needed."""
-    waiting = ledger.committed_shards()
-    for part, _ in finished_parts(ledger):
-        waiting.difference_update(part.numbers())
-    return waiting
-
-
-def _read(record: type[_Record], path: str) -> _Record | None:
-    data = storage.read_bytes(path)
-    return None if data is None else record.model_validate_json(data)
+def shards_in_parts(ledger: Ledger) -> set[int]:
+    """Shards whose rows are in a finished part: their own files are not needed any more."""
+    return {shard for part, _ in finished_parts(ledger) for shard in part.numbers()}
 
 
 def _record_path(ledger: Ledger, number: int, suffix: str = "") -> str:
@@ -369,6 +363,8 @@ def _folder(value: Any) -> str:
     if value is None:
         return _NULL_PARTITION
     name = quote(str(value).lower() if isinstance(value, bool) else str(value), safe="")
+    if name == _NULL_PARTITION:  # a text, and not a null
+        name = name.replace("_", "%5F")
     if len(name) > _MAX_NAME:  # no file system could hold it, and the rows must go somewhere
         name = f"{name[: _MAX_NAME // 2].rpartition('%')[0]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return name

@@ -31,6 +31,8 @@ class RunSummary:
     num_unreadable_files: int
     num_unreadable_rows: int
     """Rows of unreadable files whose number is known, and of unreadable parts of the others."""
+    num_new_files: int
+    """Files of the input that came since the run began, and are not in it."""
     seconds: float
     already_complete: bool = False
 
@@ -45,6 +47,7 @@ def score(config: ScoreConfig) -> RunSummary:
     job = Job.resolve(config)
     ledger = Ledger(job.config.output.uri)
     plan = job.open_run(ledger)
+    num_new_files = job.check_input(plan)
     if not (complete := ledger.is_complete()):
         with Lease.acquire(ledger.uri) as lease:
             if not (complete := ledger.is_complete()):  # by the job whose lease was waited for
@@ -56,6 +59,7 @@ def score(config: ScoreConfig) -> RunSummary:
         totals=totals,
         num_unreadable_files=len(plan.quarantined),
         num_unreadable_rows=_num_unreadable_rows(plan, totals),
+        num_new_files=num_new_files,
         seconds=time.monotonic() - started,
         already_complete=complete,
     )
@@ -67,7 +71,7 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
     output = job.config.output
     parts = PartWriter(ledger, target_bytes=int(output.target_file_mb * 1e6), partition_by=output.partition_by)
     pending, totals = parts.missing(plan.num_shards), parts.totals
-    spec = RunSpec(job.config, job.tasks, job.model, job.footer(ledger.run_id()), lease.epoch)
+    spec = RunSpec(job.config, job.tasks, job.model, job.footer(ledger.record.run_id), lease.epoch)
     budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows, len(job.tasks))
     try:
         budget.check(totals)
@@ -82,7 +86,7 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
         parts.flush()  # errors/ shows what went wrong
         raise
     parts.flush()
-    job.check_input(plan, may_grow=True)  # a crawler goes on writing new files beside those of the run
+    job.check_input(plan)
     _check_conservation(plan, totals, job.tasks, parts)
     parts.check_files()
     ledger.publish(_manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started))
@@ -102,16 +106,16 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
     ledger = Ledger(job.config.output.uri)
     if not ledger.is_complete():
         raise ConfigError(f"RUN_URI = {run_uri}: the run is not finished; finish it with `mentalglm score` first")
-    job.check_standing_run(ledger, may_grow=True)
+    job.check_standing_run(ledger, is_retry=True)
     with Lease.acquire(ledger.uri) as lease:
         ledger = Ledger(ledger.uri, lease.check)
-        current = open_round(ledger, chosen)
+        current = open_round(ledger, chosen, job.config.generation.retry_max_tokens)
         if current is None:
             return RetrySummary(ledger.uri, sorted(chosen), 0, {}, effective_totals(ledger))
         rows = current.pending()
-        footer = job.footer(ledger.run_id())
+        footer = job.footer(ledger.record.run_id)
         spec = RunSpec(job.config, job.tasks, job.model, footer, lease.epoch, current.ledger.folder, rows)
-        totals = Totals.of(current.ledger.read_commits())
+        totals = Totals.of(current.committed())
         for commit in score_shards(spec, list(rows), current.num_predictions, totals, lease, lambda: None):
             totals.add(commit)
         return current.finish(job.config.output.partition_by)
@@ -121,7 +125,7 @@ def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
     job = Job.resolve(config)
     ledger = Ledger(job.config.output.uri)
-    standing = ledger.read_fingerprint() is not None
+    standing = ledger.find() is not None
     return (job.check_standing_run(ledger) if standing else job.plan()), job.tasks
 
 
@@ -194,7 +198,7 @@ def _manifest(
 ) -> dict[str, Any]:
     return manifest.manifest(
         footer=footer,
-        fingerprint=ledger.read_fingerprint() or {},
+        fingerprint=ledger.record.fingerprint,
         input={
             "digest": plan.digest,
             "num_files": len(plan.files),

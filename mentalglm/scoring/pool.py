@@ -178,9 +178,13 @@ def connect() -> None:
         local = {"include_dashboard": False} if address == "local" else {}
         on_sigterm = signal.getsignal(signal.SIGTERM)
         in_main_thread = threading.current_thread() is threading.main_thread()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits at once, with a code of its own
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except SystemExit:  # Ray's own answer to SIGTERM, with a code of its own
+            raise KeyboardInterrupt from None
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, on_sigterm)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # A lane gives back nothing until all is done; engines that hang are the engine room's to notice.

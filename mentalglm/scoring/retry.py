@@ -9,9 +9,8 @@ one, whole. The footer of a file says which rounds are in it; whoever comes afte
     _run/retries/<round>/{shards,commits}/...    as in _run/
     _run/retries/<round>.done.json               what came of it; written last, after manifest.json and README.md
 
-Replacing is the one write of a run where the last writer wins, so it rests on the lease: a job that was taken for dead
-and wakes up in the middle of a write puts there what the round decided anyway. Only where a further round was finished
-meanwhile would rows of that one be those of the round before again, each still once.
+A file takes the place of the very one that it was made of, or is not written: a job that was taken for dead and wakes
+up in the middle of a write puts there what the round decided, or nothing, where another job has been there since.
 """
 
 import json
@@ -32,8 +31,16 @@ from pydantic import BaseModel
 from mentalglm import manifest, storage
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
 from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartFile, finished_parts, part_path, read_staged, read_totals, split
+from mentalglm.scoring.ledger import Ledger, read_record
+from mentalglm.scoring.parts import (
+    PartFile,
+    StagedFileError,
+    finished_parts,
+    part_path,
+    read_staged,
+    read_totals,
+    split,
+)
 from mentalglm.scoring.predictions import INPUT_STATUSES, PARQUET_OPTIONS, STATUSES, Outcome, hash_ids
 
 # The input decides the other columns; those may differ between rows that are interchangeable here.
@@ -71,6 +78,8 @@ class _Round(BaseModel):
     """What a round is about."""
 
     statuses: list[str]
+    retry_max_tokens: int | None
+    """How many tokens answers that were cut off got in it."""
 
 
 class _FinishedRound(BaseModel):
@@ -102,36 +111,38 @@ def effective_totals(ledger: Ledger) -> Totals:
     return rounds[-1].totals if rounds else read_totals(ledger)
 
 
-def open_round(ledger: Ledger, statuses: frozenset[str]) -> "RetryRound | None":
+def open_round(ledger: Ledger, statuses: frozenset[str], retry_max_tokens: int | None = None) -> "RetryRound | None":
     """The round that was begun and not finished, else a new one; None where no row has one of `statuses`.
 
-    To be called by the holder of the lease. Raises: ConfigError where the unfinished round is about other statuses.
+    To be called by the holder of the lease. Raises: ConfigError where the unfinished round is about other statuses, or
+    was begun with other `retry_max_tokens`.
     """
     done = _read_rounds(ledger)
     commits = _read_failed(ledger, done)
     if done:
         _delete_staged(_round_ledger(ledger, len(done) - 1))  # what a death after the last word has left
     path = _record_path(ledger, len(done))
-    data = storage.read_bytes(path)
-    if data is None:
+    standing = read_record(_Round, path)
+    if standing is None:
         if not any(commit.rows_with(statuses) for commit in commits.values()):
             return None
-        data = _Round(statuses=sorted(statuses)).model_dump_json().encode()
+        standing = _Round(statuses=sorted(statuses), retry_max_tokens=retry_max_tokens)
         ledger.check_fence()
-        if not storage.put_if_absent(path, data, ledger.staging):
+        if not storage.put_if_absent(path, standing.model_dump_json().encode(), ledger.staging):
             raise InterruptedRunError(f"{ledger.uri}: another job works on this run; wait for it, or stop it")
-    standing = _Round.model_validate_json(data).statuses
-    if frozenset(standing) != statuses:
-        options = " ".join(f"--status {status}" for status in standing)
+    if standing != _Round(statuses=sorted(statuses), retry_max_tokens=retry_max_tokens):
+        options = " ".join(f"--status {status}" for status in standing.statuses)
+        if standing.retry_max_tokens is not None:
+            options += f" --set generation.retry_max_tokens={standing.retry_max_tokens}"
         raise ConfigError(
-            f"--status: a retry of other statuses was interrupted; finish it first: mentalglm retry {ledger.uri} "
+            f"--status, --set: a retry with others was interrupted; finish it first: mentalglm retry {ledger.uri} "
             f"{options}"
         )
-    return RetryRound(ledger, statuses, commits, done)
+    return RetryRound(ledger, standing, commits, done)
 
 
 class RetryRound:
-    """The failed rows of a run that have one of `statuses`, on their way to another result.
+    """The failed rows of a run that have one of the record's statuses, on their way to another result.
 
     `commits`: at least the shards with such rows, as they are before the round, by number; `done`: the rounds
     before it.
@@ -140,23 +151,30 @@ class RetryRound:
     def __init__(
         self,
         ledger: Ledger,
-        statuses: frozenset[str],
+        record: _Round,
         commits: Mapping[int, ShardCommit],
         done: Sequence[_FinishedRound],
     ) -> None:
         self._run = ledger
+        self._record = record
         self._done = list(done)
         self._commits = dict(commits)
-        self._statuses = statuses
-        self._rows = {shard: rows for shard, commit in sorted(commits.items()) if (rows := commit.rows_with(statuses))}
+        self._statuses = frozenset(record.statuses)
+        self._rows = {
+            shard: rows for shard, commit in sorted(commits.items()) if (rows := commit.rows_with(self._statuses))
+        }
         self.number = len(done)
         self.ledger = _round_ledger(ledger, self.number)
         """Where the rows are committed."""
         self.num_predictions = sum(len(rows) for tasks in self._rows.values() for rows in tasks.values())
 
+    def committed(self) -> list[ShardCommit]:
+        """The shards of the round that are done."""
+        return self.ledger.read_commits(self._rows)
+
     def pending(self) -> dict[int, dict[str, list[int]]]:
         """shard -> task -> rows of it, for the shards that the round has not committed."""
-        done = {commit.shard for commit in self.ledger.read_commits()}
+        done = {commit.shard for commit in self.committed()}
         return {
             shard: {task: list(rows) for task, rows in tasks.items()}
             for shard, tasks in self._rows.items()
@@ -165,9 +183,45 @@ class RetryRound:
 
     def finish(self, partition_by: Sequence[str]) -> RetrySummary:
         """Brings the committed rows into `data/` and `errors/`, then publishes the new counts. Safe to repeat."""
-        retried = {commit.shard: commit for commit in self.ledger.read_commits()}
+        retried = {commit.shard: commit for commit in self.committed()}
         if retried.keys() != self._rows.keys():
             raise InternalError(f"{self._run.uri}: shards of retry {self.number} are missing; please report it")
+        try:
+            replaced, written = self._replace_all(retried, partition_by)
+        except StagedFileError:
+            # Whoever took the run over may have finished the round, and deleted them.
+            self._run.check_fence()
+            finished = read_record(_FinishedRound, _record_path(self._run, self.number, ".done"))
+            if finished is None:
+                raise
+            return self._summary(finished)
+        # Not `effective_totals`: a job that was taken for dead may have finished this very round meanwhile.
+        totals = self._done[-1].totals if self._done else read_totals(self._run)
+        for shard, commit in retried.items():
+            before = self._commits[shard]
+            totals.replace(before, before.after_retry(self._statuses, commit))
+        finished = _FinishedRound(entry=self._entry(Totals.of(retried.values())), files=replaced, totals=totals)
+        self._publish(finished, written)
+        self._run.check_fence()
+        path = _record_path(self._run, self.number, ".done")
+        storage.put_if_absent(path, finished.model_dump_json().encode(), self._run.staging)
+        self._run.check_fence()
+        _delete_staged(self.ledger)
+        return self._summary(finished)
+
+    def _summary(self, finished: _FinishedRound) -> RetrySummary:
+        return RetrySummary(
+            uri=self._run.uri,
+            statuses=sorted(self._statuses),
+            num_retried=finished.entry["num_retried"],
+            retried=finished.entry["now"],
+            totals=finished.totals,
+        )
+
+    def _replace_all(
+        self, retried: Mapping[int, ShardCommit], partition_by: Sequence[str]
+    ) -> tuple[list[PartFile], list[PartFile]]:
+        """(the files that were written anew, every file of the output), as they are now."""
         files = {file.path: file for each in self._done for file in each.files}
         replaced: list[PartFile] = []
         written: list[PartFile] = []
@@ -177,24 +231,7 @@ class RetryRound:
             changed = {file.path: file for file in self._replace(number, commits, standing, partition_by)}
             replaced += changed.values()
             written += [changed.get(path, file) for path, file in standing.items()]
-        totals = effective_totals(self._run)
-        for shard, commit in retried.items():
-            before = self._commits[shard]
-            totals.replace(before, before.after_retry(self._statuses, commit))
-        done = _FinishedRound(entry=self._entry(Totals.of(retried.values())), files=replaced, totals=totals)
-        self._publish(totals, done, written)
-        self._run.check_fence()
-        storage.put_if_absent(
-            _record_path(self._run, self.number, ".done"), done.model_dump_json().encode(), self._run.staging
-        )
-        _delete_staged(self.ledger)
-        return RetrySummary(
-            uri=self._run.uri,
-            statuses=sorted(self._statuses),
-            num_retried=done.entry["num_retried"],
-            retried=done.entry["now"],
-            totals=totals,
-        )
+        return replaced, written
 
     def _replace(
         self, number: int, commits: Sequence[ShardCommit], standing: Mapping[str, PartFile], partition_by: Sequence[str]
@@ -221,16 +258,17 @@ class RetryRound:
     def _rewrite(self, file: PartFile, change: Callable[[pq.ParquetFile], Iterator[pa.Table]]) -> PartFile:
         """Puts the changed file in the place of the old one, unless that is done; returns what is there then."""
         uri = self._run.path(file.path)
-        data = storage.read_bytes(uri)
-        if data is None:
-            raise InternalError(f"{uri} is gone since it was written; begin a new run in another folder")
+        found = storage.read_versioned(uri)
+        if found is None:
+            raise InternalError(f"{storage.shown(uri)} is gone since it was written; begin a new run in another folder")
+        data, version = found
         source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         schema = source.schema_arrow
         footer = json.loads(schema.metadata[b"mentalglm"])
         rounds = footer.get("retries", [])
         if any(each["round"] == self.number for each in rounds):
             return _described(file, source, len(data))
-        footer["retries"] = [*rounds, {"round": self.number, "versions": self._versions}]
+        footer["retries"] = [*rounds, {"round": self.number, **self._record.model_dump(), "versions": self._versions}]
         metadata = {**schema.metadata, b"mentalglm": json.dumps(footer, ensure_ascii=False).encode()}
         with self._run.scratch() as folder:
             local = folder / "part.parquet"
@@ -239,11 +277,13 @@ class RetryRound:
                     for table in change(source):
                         writer.write_table(table)
             except _OtherRowsError:
-                raise InternalError(f"{uri}: does not hold the rows that were retried; please report it") from None
+                where = storage.shown(uri)
+                raise InternalError(f"{where}: does not hold the rows that were retried; please report it") from None
             with pq.ParquetFile(local) as target:
                 described = _described(file, target, local.stat().st_size)
             self._run.check_fence()
-            storage.put_file(uri, local, self._run.staging)
+            if not storage.put_file_if_unchanged(uri, local, version, self._run.staging):
+                raise InterruptedRunError(f"{self._run.uri}: another job works on this run; wait for it, or stop it")
         return described
 
     @cached_property
@@ -254,15 +294,16 @@ class RetryRound:
         return {
             "round": self.number,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "statuses": sorted(self._statuses),
+            **self._record.model_dump(),
             "num_retried": retried.num_predictions,
             "now": dict(retried.by_status),
             "engines": retried.engines,
             "versions": self._versions,
         }
 
-    def _publish(self, totals: Totals, done: _FinishedRound, files: Sequence[PartFile]) -> None:
+    def _publish(self, done: _FinishedRound, files: Sequence[PartFile]) -> None:
         """The manifest as the run wrote it, with the numbers of now."""
+        totals = done.totals
         data = storage.read_bytes(self._run.path("manifest.json"))
         if data is None:
             raise InternalError(f"{self._run.uri}: manifest.json is gone; put it back and run the same command again")
@@ -344,10 +385,20 @@ def _described(file: PartFile, source: pq.ParquetFile, num_bytes: int) -> PartFi
     return now
 
 
+def finished_rounds(ledger: Ledger) -> set[str]:
+    """Names of the folders of the rounds that are finished."""
+    return {_name(number) for number, _ in enumerate(_read_rounds(ledger))}
+
+
+def has_unfinished_round(ledger: Ledger) -> bool:
+    """Whether a retry was begun and not finished."""
+    return storage.exists(_record_path(ledger, len(_read_rounds(ledger))))
+
+
 def _read_rounds(ledger: Ledger) -> list[_FinishedRound]:
     rounds: list[_FinishedRound] = []
-    while (data := storage.read_bytes(_record_path(ledger, len(rounds), ".done"))) is not None:
-        rounds.append(_FinishedRound.model_validate_json(data))
+    while (done := read_record(_FinishedRound, _record_path(ledger, len(rounds), ".done"))) is not None:
+        rounds.append(done)
     return rounds
 
 
@@ -356,17 +407,23 @@ def _read_failed(ledger: Ledger, rounds: Sequence[_FinishedRound]) -> dict[int, 
     failed = (shard for _, part in finished_parts(ledger) for shard in part.failed_shards())
     commits = {commit.shard: commit for commit in ledger.read_commits(failed)}
     for number, done in enumerate(rounds):
-        for retried in _round_ledger(ledger, number).read_commits():
-            commits[retried.shard] = commits[retried.shard].after_retry(frozenset(done.entry["statuses"]), retried)
+        statuses = frozenset(done.entry["statuses"])
+        shards = [shard for shard, commit in commits.items() if commit.rows_with(statuses)]
+        for retried in _round_ledger(ledger, number).read_commits(shards):
+            commits[retried.shard] = commits[retried.shard].after_retry(statuses, retried)
     return commits
 
 
+def _name(number: int) -> str:
+    return f"{number:03d}"
+
+
 def _round_ledger(ledger: Ledger, number: int) -> Ledger:
-    return Ledger(ledger.uri, ledger.check_fence, folder=f"_run/retries/{number:03d}")
+    return Ledger(ledger.uri, ledger.check_fence, folder=f"_run/retries/{_name(number)}")
 
 
 def _record_path(ledger: Ledger, number: int, suffix: str = "") -> str:
-    return ledger.path("_run", "retries", f"{number:03d}{suffix}.json")
+    return ledger.path("_run", "retries", f"{_name(number)}{suffix}.json")
 
 
 def _delete_staged(ledger: Ledger) -> None:

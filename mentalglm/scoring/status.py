@@ -7,11 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mentalglm.errors import ConfigError
 from mentalglm.scoring.lease import LeaseState, read_lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.progress import duration
-from mentalglm.scoring.retry import effective_totals
+from mentalglm.scoring.retry import effective_totals, has_unfinished_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,8 @@ class RunStatus:
     run_id: str
     state: str
     """complete · running · interrupted (run the same command again) · lost (the same, its job ended without a word)"""
+    is_retry: bool
+    """Whether it is a retry of failed rows that runs, or was interrupted; the run itself is complete."""
     owner: str | None
     """Who works on it, or did last, since when, and when it gave the last sign of life."""
     num_predictions: int
@@ -57,21 +58,21 @@ def read_status(uri: str) -> RunStatus:
     Raises: ConfigError where there is no run.
     """
     ledger = Ledger(uri)
-    fingerprint = ledger.read_fingerprint()
-    if fingerprint is None:
-        raise ConfigError(f"RUN_URI = {uri}: holds no run; give the output.uri of a score job")
+    record = ledger.record
     plan = ledger.read_plan()
     lease = read_lease(uri)
     totals = effective_totals(ledger)
-    num_expected = plan.num_rows * len(fingerprint["tasks"])
-    state = _state(ledger.is_complete(), lease)
+    num_expected = plan.num_rows * len(record.fingerprint["tasks"])
+    is_retry = ledger.is_complete() and has_unfinished_round(ledger)
+    state = _state(ledger.is_complete() and not is_retry, lease)
     progress = lease.progress if lease is not None and state == "running" else {}
     num_made = max(sum(progress.get("statuses", {}).values()), totals.num_predictions)
     rate = progress.get("rows_per_s")
     return RunStatus(
         uri=ledger.uri,
-        run_id=ledger.run_id(),
+        run_id=record.run_id,
         state=state,
+        is_retry=is_retry,
         owner=lease.describe() if lease is not None else None,
         num_predictions=totals.num_predictions,
         num_expected=num_expected,
@@ -98,7 +99,7 @@ def print_status(status: RunStatus) -> None:
     """For a person."""
     console = Console(soft_wrap=True)
     share = status.num_predictions / status.num_expected if status.num_expected else 1.0
-    console.print(f"{status.uri}: {status.state}", markup=False, highlight=False)
+    console.print(f"{status.uri}: {'retry ' if status.is_retry else ''}{status.state}", markup=False, highlight=False)
     lines = [
         f"{status.num_predictions} of {status.num_expected} predictions committed ({share:.1%}), "
         f"{status.num_committed_shards} of {status.num_shards} shards"
@@ -116,7 +117,7 @@ def print_status(status: RunStatus) -> None:
         lines.append(f"by {status.owner}")
     elif status.state in ("interrupted", "lost"):
         by = f"last worked on by {status.owner}; " if status.owner else ""
-        lines.append(f"{by}the same `mentalglm score` command goes on")
+        lines.append(f"{by}the same `mentalglm {'retry' if status.is_retry else 'score'}` command goes on")
     for line in lines:
         console.print(line, markup=False, highlight=False)
     if not status.statuses:

@@ -38,8 +38,14 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
             f"{totals.num_copied} predictions ({totals.num_copied / totals.num_predictions:.1%}) are those of another "
             "post with the same text (duplicate_of)"
         )
+    if summary.num_new_files:
+        console.print(
+            f"{summary.num_new_files} files came into the input since this run began and are not in it; score them "
+            "into another folder",
+            style="yellow",
+        )
     took = "complete already" if summary.already_complete else f"in {duration(summary.seconds)}"
-    console.print(f"{totals.num_predictions} predictions {took}: {summary.uri}/data/*/*.parquet", soft_wrap=True)
+    console.print(f"{totals.num_predictions} predictions {took}: {summary.uri}/data/**/*.parquet", soft_wrap=True)
 
 
 def print_plan(config: ScoreConfig, plan: CorpusPlan, tasks: tuple[Task, ...], console: Console | None = None) -> None:

@@ -50,7 +50,7 @@ def test_schema_is_json(run: Run) -> None:
 def test_score_by_either_name_prints_where_the_parquet_is(run: Run, tmp_path: Path) -> None:
     result = run("mentalglm", "score", write_job(tmp_path))
     assert result.returncode == 0, result.stderr
-    assert "out/data/*/*.parquet" in result.stdout
+    assert "out/data/**/*.parquet" in result.stdout
     assert "suicide_risk" in result.stdout
     again = run("python", "-m", "jobs.score", "job.yaml")
     assert again.returncode == 0, again.stderr

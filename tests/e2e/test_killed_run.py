@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -70,3 +71,15 @@ def test_a_run_that_is_stopped_before_its_config_is_read_says_how_to_go_on(tmp_p
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "mentalglm score job.yaml --dry-run" in errors
+
+
+def test_a_run_that_is_stopped_while_ray_starts_says_how_to_go_on(command: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    while not any("gcs_server" in each.name() for each in psutil.Process(process.pid).children(recursive=True)):
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "mentalglm score job.yaml" in errors
+    assert "Traceback" not in errors

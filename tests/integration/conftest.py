@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +79,7 @@ def run_s3_server(folder: Path, *, has_kms: bool) -> Iterator[str]:
         )  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     try:
-        _wait_until_ready(f"{endpoint}/healthz", process)
+        _wait_until_ready(endpoint, process)
         yield endpoint
     finally:
         process.terminate()
@@ -133,13 +132,26 @@ def ray_session(s3_environment: None) -> Iterator[None]:
     ray.shutdown()
 
 
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
+def _wait_until_ready(endpoint: str, process: "subprocess.Popen[bytes]") -> None:
+    """Until the bucket is there: the server says that it is well a second before that."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5),
+    )
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, "the S3 server ended at once"
         try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
+            client.head_bucket(Bucket="scored")
+            return
+        except (BotoCoreError, ClientError):
             time.sleep(0.1)
-    raise AssertionError("the S3 server was not ready in 60 s")
+    raise AssertionError("the S3 server was not ready in 120 s")

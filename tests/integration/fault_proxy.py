@@ -75,6 +75,8 @@ class FaultProxy:
         self._port = 0
         self.num_requests: Counter[str] = Counter()
         """By operation, those that met a fault included."""
+        self.reads: list[tuple[str, int]] = []
+        """(key, bytes of the body) of each object, or range of one, in the order in which clients got them."""
 
     @property
     def url(self) -> str:
@@ -93,6 +95,7 @@ class FaultProxy:
         """Forgets faults and counts."""
         self._faults = []
         self.num_requests.clear()
+        self.reads.clear()
 
     def go_down(self, seconds: float) -> None:
         """From now on connections break and new ones are refused; `seconds` later all is as before."""
@@ -177,6 +180,9 @@ class FaultProxy:
         if kind == "no_encryption":
             for name in [name for name in reply.headers if name.lower().startswith("x-amz-server-side-encryption")]:
                 del reply.headers[name]
+        assert isinstance(reply.body, bytes)
+        if operation == "GetObject" and reply.status in (200, 206):
+            self.reads.append((key, len(reply.body) // 2 if kind == "truncated" else len(reply.body)))
         if kind == "truncated":
             return await self._send_half(request, reply)
         return reply

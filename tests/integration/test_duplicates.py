@@ -114,7 +114,7 @@ def test_copies_of_posts_that_cannot_be_read_are_scored_themselves(tmp_path: Pat
     settings = config(tmp_path, "out", "corpus", max_error_rate=1.0)
     job, ledger = Job.resolve(settings), Ledger(settings.output.uri)
     plan = plan_corpus(settings.input, settings.shard_rows)
-    assert ledger.create(job.fingerprint(plan), plan)
+    assert ledger.create(job.fingerprint(plan), plan, {})
     ledger.commit_quarantined(0, SHARD_ROWS, "corrupt_page")
     summary = score(settings)
     originals = first_rows(texts, NUM_ROWS)

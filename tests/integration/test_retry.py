@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mentalglm import storage
+from mentalglm import storage, tasks
 from mentalglm.cli import main
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, InputError, InterruptedRunError
@@ -188,7 +188,7 @@ def test_a_run_begun_with_relative_paths_is_retried_from_elsewhere(tmp_path: Pat
         return result.stdout
 
     write_posts(tmp_path)
-    task = (Path(storage.__file__).parent / "tasks" / "builtin").rglob("suicide_risk.yaml")
+    task = (Path(tasks.__file__).parent / "builtin").rglob("suicide_risk.yaml")
     (tmp_path / "mine.yaml").write_bytes(next(task).read_bytes())
     job = config("posts.parquet", "out", engine, tasks=["mine.yaml"]).model_dump(mode="json")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))

@@ -47,7 +47,7 @@ plan._with_repeated = lambda plan, config, fs, root: plan
 planned = timed("plan_s", lambda: plan_corpus(InputConfig(uri=uri), SHARD_ROWS))
 assert planned.num_rows == num_rows
 ledger = Ledger(uri)
-timed("create_s", lambda: ledger.create({"tasks": dict.fromkeys(TASKS, "1")}, planned))
+timed("create_s", lambda: ledger.create({"tasks": dict.fromkeys(TASKS, "1")}, planned, {}))
 
 def commit(shard):
     rows = planned.shard(shard).num_rows

@@ -213,6 +213,16 @@ def test_changed_input_refuses_to_resume(folder: Path, finished: Path) -> None:
         score(config(folder))
 
 
+def test_files_that_came_since_the_run_began_are_counted_and_not_in_it(folder: Path, finished: Path) -> None:
+    shutil.copytree(finished / "out", folder / "out")
+    for path in ("_SUCCESS", "manifest.json", "README.md"):
+        (folder / "out" / path).unlink()  # it was interrupted right before its end
+    pq.write_table(posts(90).slice(80), folder / "posts" / "c.parquet")
+    summary = score(config(folder))
+    assert (summary.num_new_files, summary.totals.num_predictions) == (1, 240)
+    assert score(config(folder)).num_new_files == 1
+
+
 def test_a_folder_with_other_files_is_not_written_into(folder: Path) -> None:
     (folder / "out" / "data").mkdir(parents=True)
     pq.write_table(posts(1), folder / "out" / "data" / "mine.parquet")

@@ -49,7 +49,13 @@ def test_vllm_is_imported_by_the_engine_room_alone_and_boto3_by_storage() -> Non
     for path in FILES:
         tops = {name.split(".")[0] for name in imports(path)}
         assert "vllm" not in tops or room_of(path) == "engine", path
-        assert not tops & {"boto3", "botocore"} or room_of(path) == "storage", path
+        assert not tops & {"boto3", "botocore"} or path == ROOT / "mentalglm" / "storage" / "s3.py", path
+
+
+def test_other_rooms_see_storage_and_not_what_it_is_made_of() -> None:
+    for path in FILES:
+        inside = {name for name in imports(path) if name.startswith("mentalglm.storage.")}
+        assert not inside or room_of(path) == "storage", path
 
 
 def test_entry_points_are_short() -> None:

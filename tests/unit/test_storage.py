@@ -3,6 +3,9 @@
 import errno
 import os
 import re
+import threading
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig, load_config, validate
 from mentalglm.errors import ConfigError, StorageError, UnusableStorageError
+from mentalglm.storage import disk, s3
 
 SECRET = "canary-secret-83"
 SCORE = {"input": {"uri": "posts.csv"}, "output": {"uri": "scored"}, "tasks": ["suicide_risk"]}
@@ -48,6 +52,49 @@ def test_an_address_may_hold_an_at_sign_where_no_credentials_stand(tmp_path: Pat
     assert settings == S3Config(sse_kms_key="alias/posts", max_attempts=3, endpoint="https://minio.lab:9000")
 
 
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("/out/data/task=t/author=u1/day=2/part-0.parquet", "/out/data/task=t/author=.../day=.../part-0.parquet"),
+        ("s3://b/out/data/task=t/author=u1", "s3://b/out/data/task=t/author=..."),
+        ("file:///out/data/task=t/part-0.parquet", "file:///out/data/task=t/part-0.parquet"),
+        ("/data/run=7/_run/shards/task=t/0.parquet", "/data/run=7/_run/shards/task=t/0.parquet"),
+    ],
+)
+def test_a_message_names_a_place_without_the_values_that_its_folders_are_named_by(uri: str, message: str) -> None:
+    assert storage.shown(uri) == message
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_no_error_quotes_a_value_that_a_folder_of_the_data_is_named_by(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    storage.configure(S3Config(endpoint="http://127.0.0.1:9", region="us-east-1", max_attempts=1))
+    root = "s3://scored/run" if place == "s3" else str(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "task=t").write_bytes(b"")
+    folder = f"{root}/data/task=t/author={SECRET}"
+    calls: list[Callable[[], object]] = [
+        lambda: storage.read_bytes(f"{folder}/part"),
+        lambda: storage.read_versioned(f"{folder}/part"),
+        lambda: storage.put(f"{folder}/part", b""),
+        lambda: storage.put_if_absent(f"{folder}/part", b""),
+        lambda: storage.put_file_if_absent(f"{folder}/part", tmp_path / "data" / "task=t"),
+        lambda: storage.put_file_if_unchanged(f"{folder}/part", tmp_path / "data" / "task=t", "1", root),
+        lambda: storage.delete(f"{folder}/part"),
+        lambda: storage.list_names(folder),
+    ]
+    try:
+        for call in calls:
+            with pytest.raises(StorageError, match=r"data/task=t/author=\.\.\.") as caught:
+                call()
+            assert SECRET not in str(caught.value)
+    finally:
+        storage.configure(S3Config())
+
+
 class NotSentError(Exception):
     """The address that a request would have gone to."""
 
@@ -81,8 +128,8 @@ def test_the_config_says_where_s3_is_and_the_environment_what_it_leaves_open(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     storage.configure(S3Config(**settings))
     try:
-        resolved = storage._resolved_settings()
-        client = storage._s3(resolved)._client
+        resolved = s3.resolved_settings()
+        client = s3.store()._client
         client.meta.events.register("before-send.s3.GetObject", refuse_to_send)
         with pytest.raises(NotSentError, match=rf"^https://{re.escape(host)}$"):
             client.get_object(Bucket="scored", Key="run")
@@ -98,10 +145,10 @@ def test_the_config_says_where_s3_is_and_the_environment_what_it_leaves_open(
 
 def test_clients_are_kept_by_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://minio.lab:9000")
-    first = storage._store("s3://scored/run")
-    assert storage._store("s3://scored/other") is first
+    first = s3.store()
+    assert s3.store() is first
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://oss.lab")
-    assert storage._store("s3://scored/run") is not first
+    assert s3.store() is not first
 
 
 def test_a_link_that_was_made_and_reported_as_failed_counts_as_written(
@@ -118,6 +165,114 @@ def test_a_link_that_was_made_and_reported_as_failed_counts_as_written(
     assert storage.put_if_absent(f"{tmp_path}/commit.json", b"ours")
     assert not storage.put_if_absent(f"{tmp_path}/commit.json", b"theirs")
     assert storage.read_bytes(f"{tmp_path}/commit.json") == b"ours"
+
+
+def test_a_rename_that_was_done_and_reported_as_failed_counts_as_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As NFS does when the reply is lost and the request repeated."""
+    rename = Path.replace
+
+    def rename_and_lose_the_reply(source: Path, target: Path) -> None:
+        rename(source, target)
+        rename(source, target)
+
+    (tmp_path / "new").write_bytes(b"new")
+    storage.put(f"{tmp_path}/part", b"old")
+    _, version = storage.read_versioned(f"{tmp_path}/part") or (b"", "")
+    monkeypatch.setattr(Path, "replace", rename_and_lose_the_reply)
+    assert storage.put_file_if_unchanged(f"{tmp_path}/part", tmp_path / "new", version, f"{tmp_path}/staging")
+    assert storage.read_bytes(f"{tmp_path}/part") == b"new"
+
+
+def test_new_folders_are_on_the_disk_before_the_name_of_a_file_in_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    run, staging = tmp_path / "a" / "run", tmp_path / "a" / "run" / "tmp"
+    assert storage.put_if_absent(f"{run}/commits/1", b"x", str(staging))
+    *folders, file, last = synced
+    assert folders == [tmp_path, tmp_path / "a", run, run]
+    assert file.parent == staging
+    assert last == run / "commits"
+    synced.clear()
+    assert storage.put_if_absent(f"{run}/commits/2", b"x", str(staging))
+    assert [path.parent for path in synced] == [staging, run]
+
+
+class Writer(threading.Thread):
+    """Replaces a version of a file, and pauses before each of the steps that others can see."""
+
+    STEPS = ((disk.uuid, "uuid4"), (Path, "iterdir"), (Path, "unlink"), (disk, "_standing_version"), (Path, "replace"))
+
+    def __init__(self, folder: Path, version: str, content: bytes) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._version, self._content = folder, version, content
+        self._turn, self._pause = threading.Semaphore(0), threading.Semaphore(0)
+        self.has_won: bool | None = None
+
+    @classmethod
+    def pausing(cls, step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if isinstance(writer := threading.current_thread(), cls):
+                writer._pause.release()
+                writer._turn.acquire()
+            return step(*arguments, **options)
+
+        return call
+
+    def go_on(self) -> None:
+        """Takes the step that it paused before, and whatever follows up to the next."""
+        if self.has_won is None:
+            self._turn.release()
+            assert self._pause.acquire(timeout=10)
+
+    def start(self) -> None:
+        super().start()
+        assert self._pause.acquire(timeout=10)
+
+    def run(self) -> None:
+        source = self._folder.parent / self._content.decode()
+        self.has_won = storage.put_file_if_unchanged(
+            str(self._folder / "part"), source, self._version, str(self._folder / "staging")
+        )
+        self._pause.release()
+
+
+def test_of_two_who_replace_the_same_version_never_both_succeed_whichever_sleeps_when(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every order of their steps. The disk is real, but not waited for."""
+    folder, num_steps = tmp_path / "run", len(Writer.STEPS) + 1
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    for where, name in Writer.STEPS:
+        monkeypatch.setattr(where, name, Writer.pausing(getattr(where, name)))
+    winners = set()
+    for turns in combinations(range(2 * num_steps), num_steps):
+        storage.put(f"{folder}/part", b"old")
+        _, version = storage.read_versioned(f"{folder}/part") or (b"", "")
+        writers = [Writer(folder, version, name) for name in (b"first", b"second")]
+        for writer in writers:
+            writer.start()
+        for turn in range(2 * num_steps):
+            writers[turn in turns].go_on()
+        for writer in writers:
+            while writer.has_won is None:
+                writer.go_on()
+        won = [writer._content for writer in writers if writer.has_won]
+        assert [storage.read_bytes(f"{folder}/part")] == (won or [b"old"]), turns
+        assert sorted(file.path for file in storage.list_files(str(folder))) == ["part"]
+        winners.update(won)
+    assert winners == {b"first", b"second"}
 
 
 @pytest.mark.parametrize(

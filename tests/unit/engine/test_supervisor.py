@@ -82,6 +82,8 @@ class World:
     kills: Sequence[float] = ()
     """When something else ends the engine of the time; s, from its start on."""
     failing_starts: frozenset[int] = frozenset()
+    is_sick: bool = False
+    """Whether engines die of anything that they are asked."""
     engines: "list[ScriptedEngine]" = field(default_factory=list)
     num_encoded: Counter[str] = field(default_factory=Counter)
     num_asked: Counter[str] = field(default_factory=Counter)
@@ -130,6 +132,11 @@ class ScriptedEngine:
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:
         self.world.num_encoded.update(prompt.text for prompt in prompts)
         return [None if prompt.text == "long" else EncodedPrompt([1], ("flag",)) for prompt in prompts]
+
+    async def is_well(self) -> bool:
+        if self.world.is_sick:
+            self.die()
+        return self.state == "well"
 
     async def generate(self, request: Request, encoded: EncodedPrompt) -> Completion:
         if self.state in ("dead", "gone"):
@@ -392,13 +399,40 @@ def test_restarts_that_find_a_guilty_row_are_not_counted_against_the_run() -> No
 
 
 def test_an_engine_that_answers_nothing_ends_the_run_and_convicts_few_rows() -> None:
+    world = World(num_slots=8, faults=dict.fromkeys(names(64), "crash"), is_sick=True)
+
+    async def main() -> None:
+        engine = world.supervise(6)
+        with pytest.raises(InterruptedRunError, match=r"engine\.max_restarts = 6"):
+            await answers(engine, names(64))
+        assert 6 <= engine.num_restarts <= 9
+        await engine.close()
+
+    run(main())
+    assert all(each.state == "gone" for each in world.engines)
+
+
+def test_many_guilty_rows_side_by_side_are_all_found_by_an_engine_that_answers_others() -> None:
+    """As a retry of rows that ended the engine asks them: nothing else is there to be answered."""
+    world = World(num_slots=32, faults=dict.fromkeys(names(60), "crash"))
+
+    async def main() -> None:
+        engine = world.supervise(12)
+        assert set((await answers(engine, names(60))).values()) == {"engine_crash"}
+        assert set((await answers(engine, names(5, "s"))).values()) == {"ok"}
+        await engine.close()
+
+    run(main())
+
+
+def test_an_engine_that_answers_nothing_but_trifles_ends_the_run_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mentalglm.engine.supervisor._MAX_CONVICTED_IN_A_ROW", 10)
     world = World(num_slots=8, faults=dict.fromkeys(names(64), "crash"))
 
     async def main() -> None:
         engine = world.supervise(6)
         with pytest.raises(InterruptedRunError, match=r"engine\.max_restarts = 6"):
             await answers(engine, names(64))
-        assert engine.num_restarts == 6
         await engine.close()
 
     run(main())

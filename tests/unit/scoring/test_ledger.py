@@ -11,7 +11,7 @@ import pytest
 from mentalglm import storage
 from mentalglm.config import InputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
-from mentalglm.errors import ConfigError
+from mentalglm.errors import ConfigError, InputError
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.job import _difference
 from mentalglm.scoring.ledger import Ledger
@@ -82,22 +82,22 @@ def test_an_output_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data" / "task=suicide_risk").mkdir(parents=True)
     (tmp_path / "data" / "task=suicide_risk" / "shard-00000000.parquet").write_bytes(b"x")
     with pytest.raises(ConfigError, match="empty folder"):
-        Ledger(str(tmp_path)).read_fingerprint()
-    assert Ledger(str(tmp_path / "new")).read_fingerprint() is None
+        Ledger(str(tmp_path)).find()
+    assert Ledger(str(tmp_path / "new")).find() is None
 
 
 def test_an_output_place_that_is_a_file_is_refused(tmp_path: Path, plan: CorpusPlan) -> None:
     (tmp_path / "file").write_bytes(b"x")
     ledger = Ledger(str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"file/_run/run\.json: cannot be used \(Not a directory\)"):
-        ledger.read_fingerprint() or ledger.create({}, plan)
+        ledger.find() or ledger.create({}, plan, {})
 
 
 def test_of_two_first_submissions_one_lays_down_the_run(tmp_path: Path, plan: CorpusPlan) -> None:
     first, second = Ledger(str(tmp_path)), Ledger(str(tmp_path))
-    assert first.create({"explain": "all"}, plan)
-    assert not second.create({"explain": "none"}, plan)
-    assert second.read_fingerprint() == {"explain": "all"}
+    assert first.create({"explain": "all"}, plan, {})
+    assert not second.create({"explain": "none"}, plan, {})
+    assert second.record.fingerprint == {"explain": "all"}
 
 
 def test_a_data_file_of_another_run_is_never_taken_for_ours(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_rows_that_cannot_be_read_spend_the_error_budget_on_every_task(tmp_path:
 def test_a_run_whose_record_is_gone_is_not_taken_for_no_run(tmp_path: Path) -> None:
     commit(Ledger(str(tmp_path)), [OK])
     with pytest.raises(ConfigError, match="belong to no run"):
-        Ledger(str(tmp_path)).read_fingerprint()
+        Ledger(str(tmp_path)).find()
 
 
 def test_a_storage_that_overwrites_is_refused(
@@ -146,10 +146,37 @@ def test_a_storage_that_overwrites_is_refused(
 ) -> None:
     monkeypatch.setattr(storage, "put_if_absent", lambda uri, data, staging=None: (storage.put(uri, data), True)[1])
     with pytest.raises(ConfigError, match="overwrites where it is asked not to"):
-        Ledger(str(tmp_path)).create({}, plan)
+        Ledger(str(tmp_path)).create({}, plan, {})
 
 
 def test_a_difference_names_key_old_and_new_value() -> None:
     old = {"a": {"b": 1, "c": 2}, "d": "x"}
     assert _difference(old, {"a": {"b": 1, "c": 3}, "e": None}) == ["a.c: 2, now 3", "d: x, now None"]
     assert _difference(old, old) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "README.md", "_SUCCESS"])
+def test_what_another_run_has_left_is_not_published_as_ours(tmp_path: Path, plan: CorpusPlan, name: str) -> None:
+    (tmp_path / name).write_text('{"run_id": "another"}')
+    with pytest.raises(ConfigError, match="belong to no run"):
+        Ledger(str(tmp_path)).find()
+
+
+def test_a_manifest_of_another_run_is_neither_replaced_nor_taken_for_ours(tmp_path: Path) -> None:
+    for content in ('{"run_id": "another"}', "[1]", "{"):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"manifest\.json: is not of this run"):
+            Ledger(str(tmp_path)).publish({"run_id": "ours"})
+        assert (tmp_path / "manifest.json").read_text() == content
+    assert not (tmp_path / "_SUCCESS").exists()
+
+
+def test_damaged_records_are_told_in_a_line(tmp_path: Path, plan: CorpusPlan) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.create({}, plan, {})
+    commit(ledger, [OK])
+    for path in (tmp_path / "_run" / "commits" / "00000000.json", tmp_path / "_run" / "run.json"):
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(InputError, match=f"{path}: is damaged; put it back"):
+            Ledger(str(tmp_path)).find() and ledger.read_commits()
+        assert path.exists()

@@ -23,7 +23,7 @@ from mentalglm.corpus import Posts
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
 from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter, _ranges, read_totals
+from mentalglm.scoring.parts import PartWriter, _ranges, read_totals, split
 from mentalglm.scoring.predictions import Outcome, hash_ids, prediction_schema, prediction_table
 
 KEPT = pa.schema([("lang", pa.string()), ("year", pa.int32())])
@@ -273,6 +273,26 @@ def test_a_value_too_long_for_a_folder_does_not_stop_the_run(tmp_path: Path, mon
     PartWriter(ledger, target_bytes=1, partition_by=["lang"]).flush()
     assert rows(tmp_path) == expected(1)
     assert len(list((tmp_path / "data" / "task=suicide_risk").iterdir())) == 5
+
+
+def test_more_partitions_than_files_can_be_open_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mentalglm.scoring.parts._MAX_OPEN_FILES", 3)
+    ledger = Ledger(str(tmp_path))
+    for shard in range(4):
+        commit(ledger, shard)
+    parts = PartWriter(ledger, target_bytes=1, partition_by=KEPT.names)
+    parts.flush()
+    assert rows(tmp_path) == expected(4)
+    assert len(list((tmp_path / "data" / "task=suicide_risk").rglob("*.parquet"))) == 10
+    parts.check_files()
+
+
+def test_a_text_that_looks_like_the_folder_of_nulls_has_a_folder_of_its_own() -> None:
+    table = pa.table({"lang": [None, "__HIVE_DEFAULT_PARTITION__", "zh"], "n": [0, 1, 2]})
+    places = {place: rows["n"].to_pylist() for place, rows in split(table, ["lang"])}
+    assert sorted(places.values()) == [[0], [1], [2]]
 
 
 def test_a_resume_reads_the_records_of_parts_and_not_those_of_their_shards(

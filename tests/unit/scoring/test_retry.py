@@ -183,7 +183,7 @@ class Run:
 @contextmanager
 def dying_at(step: int, after: bool) -> Iterator[None]:
     """Dies at the `step`-th write to the store, before or after it is done."""
-    names = ("put", "put_if_absent", "put_file", "delete")
+    names = ("put", "put_if_absent", "put_file_if_unchanged", "delete")
     left = [step]
 
     def dying(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -362,6 +362,85 @@ def test_a_fenced_job_replaces_nothing(tmp_path: Path) -> None:
         current.finish([])
     assert files(tmp_path) == before
     assert (tmp_path / "manifest.json").read_bytes() == json.dumps(MANIFEST, indent=2).encode() + b"\n"
+
+
+def test_a_job_that_sleeps_before_a_write_brings_no_older_rows_back(tmp_path: Path) -> None:
+    run = Run(tmp_path, Corpus(2, 100))
+    replace = storage.put_file_if_unchanged
+
+    def sleep_and_replace(*arguments: Any) -> bool:
+        """In its sleep another job finishes the round, and one more."""
+        patch.undo()
+        for statuses in (DEFAULT, DEFAULT):
+            assert run.retry(statuses) is not None
+            run.expect(statuses)
+        return replace(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "put_file_if_unchanged", sleep_and_replace)
+        with pytest.raises(InterruptedRunError, match="another job works on this run; wait for it, or stop it"):
+            run.retry()
+    run.check()
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_a_job_that_was_taken_for_dead_and_finishes_the_same_round_spoils_nothing(tmp_path: Path, step: int) -> None:
+    """Right before a write of the job that has taken the round over."""
+    run = Run(tmp_path, Corpus(3, 100), target_bytes=1)
+    names = ("put_file_if_unchanged", "put", "put_if_absent", "delete")
+    num_left = step
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def wrap(name: str) -> None:
+            write = getattr(storage, name)
+
+            def call(uri: str, *arguments: Any) -> Any:
+                nonlocal num_left
+                if not (name == "put_if_absent" and "/commits/" in uri):
+                    num_left -= 1
+                if num_left == -1:
+                    patch.undo()
+                    woken = open_round(Ledger(str(tmp_path)), DEFAULT)
+                    assert woken is not None
+                    if woken.number == 0:
+                        woken.finish([])
+                return write(uri, *arguments)
+
+            patch.setattr(storage, name, call)
+
+        current = open_round(run.ledger, DEFAULT)
+        assert current is not None
+        for shard, rows in current.pending().items():
+            run.corpus.commit(current.ledger, 1, shard, rows)
+        for name in names:
+            wrap(name)
+        try:
+            summary = current.finish([])
+        except InterruptedRunError:
+            summary = None
+        assert num_left < 0
+    run.expect(DEFAULT)
+    run.check()
+    assert summary is None or summary.totals.model_dump() == effective_totals(run.ledger).model_dump()
+
+
+def test_a_retry_does_not_believe_listings(tmp_path: Path) -> None:
+    run = Run(tmp_path, Corpus(3, 100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "list_names", lambda _: [])
+        for _ in range(3):
+            if run.retry() is not None:
+                run.expect(DEFAULT)
+    run.check()
+
+
+def test_a_retry_with_other_tokens_than_the_interrupted_one_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, Corpus(2, 100))
+    assert open_round(run.ledger, DEFAULT, 512) is not None
+    with pytest.raises(ConfigError, match=r"finish it first: .* --set generation.retry_max_tokens=512"):
+        open_round(run.ledger, DEFAULT)
+    assert open_round(run.ledger, DEFAULT, 512) is not None
 
 
 def test_a_file_with_other_rows_is_not_written_over(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mentalglm.config import InputConfig
 from mentalglm.corpus import plan_corpus
-from mentalglm.errors import ConfigError
+from mentalglm.errors import ConfigError, InterruptedRunError
 from mentalglm.scoring.gc import collect
 from mentalglm.scoring.lease import Lease, LeasedRunError
 from mentalglm.scoring.ledger import Ledger
@@ -26,7 +26,7 @@ def ledger(tmp_path: Path) -> Ledger:
     pq.write_table(table, tmp_path / "posts.parquet")
     ledger = Ledger(str(tmp_path / "run"))
     plan = plan_corpus(InputConfig(uri=str(tmp_path / "posts.parquet")), 5)
-    ledger.create({"tasks": {"suicide_risk": "1", "cognitive_distortion": "1"}}, plan)
+    ledger.create({"tasks": {"suicide_risk": "1", "cognitive_distortion": "1"}}, plan, {})
     commit(ledger, 0)
     commit(ledger, 2)
     return ledger
@@ -81,11 +81,11 @@ def test_gc_takes_what_nothing_needs_and_nothing_else(ledger: Ledger, tmp_path: 
     rubbish = {
         run / "_run" / "tmp" / ".half.tmp",
         run / "_run" / "plan-0000000000000000.parquet",
-        Path(ledger.staged_path("task=suicide_risk", 3)),  # its attempt died before the commit
         Path(ledger.staged_path("task=suicide_risk", 0)),  # in a part already
     }
     for path in rubbish:
         path.write_bytes(b"rubbish")
+    Path(ledger.staged_path("task=suicide_risk", 3)).write_bytes(b"of an attempt that may be about to commit it")
     before = {path for path in run.rglob("*") if path.is_file()} - rubbish
 
     assert collect(ledger.uri) == []  # all of it is young: a worker whose driver is dead may be about to commit it
@@ -105,3 +105,28 @@ def test_gc_takes_what_nothing_needs_and_nothing_else(ledger: Ledger, tmp_path: 
 def test_gc_keeps_away_from_a_run_that_goes_on(ledger: Ledger) -> None:
     with Lease.acquire(ledger.uri), pytest.raises(LeasedRunError, match=f"pid {os.getpid()}"):
         collect(ledger.uri)
+
+
+def test_gc_and_a_listing_that_is_old_leave_a_run_that_can_be_finished(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mentalglm.storage.list_names", lambda _: [])
+        assert collect(ledger.uri, min_age_s=0) == []
+    PartWriter(ledger, target_bytes=10**9).flush()
+    assert rows(Path(ledger.uri)).total() == 20
+
+
+def test_gc_that_was_taken_for_dead_deletes_nothing_more(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    rubbish = [Path(ledger.path("_run", "tmp", name)) for name in "ab"]
+    for path in rubbish:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"rubbish")
+
+    def taken_over(_: Lease) -> None:
+        raise InterruptedRunError("taken over")
+
+    monkeypatch.setattr(Lease, "check", taken_over)
+    with pytest.raises(InterruptedRunError, match="taken over"):
+        collect(ledger.uri, min_age_s=0)
+    assert all(path.exists() for path in rubbish)

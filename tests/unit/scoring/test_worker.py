@@ -61,7 +61,7 @@ def scorer(tmp_path: Path, board: LocalBoard) -> ShardScorer:
             "shard_rows": 1,
         }
     )
-    Ledger(config.output.uri).create({}, plan_corpus(config.input, config.shard_rows))
+    Ledger(config.output.uri).create({}, plan_corpus(config.input, config.shard_rows), {})
     return ShardScorer(
         RunSpec(config, (load_task("suicide_risk"),), None, {}, lease_epoch=1, shards_in_flight=2), board
     )

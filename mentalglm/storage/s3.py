@@ -1,61 +1,29 @@
-"""URI in, bytes and filesystems out: the only place that knows S3 from a disk.
+"""Object stores: boto3, repeated with back-off while a failure may pass, and a line of ours for what does not.
 
-Input is read through `filesystem` (pyarrow's). What a run keeps is read and written by the functions here, which make
-the same promises on both kinds of storage. Commits without rename need `put_if_absent`: on S3 a conditional write
-(`If-None-Match: *`), which pyarrow cannot send, so boto3 does it; on a disk a hard link, which is atomic and fails when
-the name exists.
-
-On S3 every request is repeated with back-off while its failure may pass (`S3Config.max_attempts`). Whatever still fails
-is a `StorageError`, one line; where the place itself is at fault, an `UnusableStorageError`.
+`configure` says for the whole process how S3 is reached; what it leaves open comes from the environment.
 """
 
-import errno
 import math
 import os
 import random
-import re
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from mentalglm.config import S3Config
 from mentalglm.errors import ConfigError, StorageError, UnusableStorageError
-
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+from mentalglm.storage.places import StoredFile, UnfinishedUpload, failure
 
 _settings = S3Config()
-
-
-class StoredFile(NamedTuple):
-    """A file or object below a folder."""
-
-    path: str
-    """Relative to the folder, with `/`."""
-    size: int
-    """Bytes."""
-    age_s: float
-    """Seconds since it was written, by the storage's clock."""
-
-
-class UnfinishedUpload(NamedTuple):
-    """What a writer began and has not ended: on S3 the parts of an upload, on a disk a half-written file."""
-
-    uri: str
-    """Where it would have appeared; on a disk, the half-written file."""
-    upload_id: str
-    age_s: float
-    """Seconds since it was begun (on a disk: last written to), by the storage's clock."""
 
 
 def configure(settings: S3Config) -> None:
@@ -64,265 +32,17 @@ def configure(settings: S3Config) -> None:
     _settings = settings
 
 
-def is_s3(uri: str) -> bool:
-    """Whether `uri` names an object store rather than a disk. Raises: ConfigError for other schemes."""
-    match = _SCHEME.match(uri)
-    if match is None:
-        return False
-    scheme = match.group(1).lower()
-    if scheme == "s3":
-        return True
-    if scheme == "file":
-        return False
-    raise ConfigError(f"{uri}: scheme {scheme}:// is not known; use a path, file:// or s3://")
+def store() -> "S3":
+    """The object store as it is configured now; one for each configuration."""
+    return _store(resolved_settings())
 
 
-def local_path(uri: str) -> Path:
-    """The path on disk of a URI that is not on S3."""
-    return Path(uri.removeprefix("file://")).expanduser()
+def filesystem(uri: str) -> tuple[pafs.S3FileSystem, str]:
+    """pyarrow's filesystem for an s3:// address, and the path in it. Its errors are pyarrow's own."""
+    return _filesystem(resolved_settings()), "/".join(_bucket_and_key(uri)).rstrip("/")
 
 
-def join(uri: str, *parts: str) -> str:
-    """The URI of something below `uri`."""
-    return "/".join([uri.rstrip("/"), *parts])
-
-
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """pyarrow's filesystem for `uri`, and the path in it. Its errors are pyarrow's own."""
-    if is_s3(uri):
-        return _s3_filesystem(_resolved_settings()), "/".join(_bucket_and_key(uri)).rstrip("/")
-    return pafs.LocalFileSystem(), str(local_path(uri).absolute())
-
-
-def read_bytes(uri: str) -> bytes | None:
-    """The whole of an object that fits in memory, or None where there is none."""
-    return _store(uri).read_bytes(uri)
-
-
-def exists(uri: str) -> bool:
-    """Whether there is an object or file at `uri`."""
-    return _store(uri).exists(uri)
-
-
-def age_s(uri: str) -> float | None:
-    """Seconds since the object at `uri` was last written, or None where there is none.
-
-    By the storage's clock, so that machines whose clocks differ agree on it. S3 tells whole seconds.
-    """
-    return _store(uri).age_s(uri)
-
-
-def list_names(uri: str) -> list[str]:
-    """Names of the files directly in the folder `uri`, sorted; empty where there is no such folder."""
-    return sorted(_store(uri).list_names(uri))
-
-
-def list_files(uri: str) -> Iterator[StoredFile]:
-    """Every file in the folder `uri` or below it, in no order; on a disk also half-written ones.
-
-    On a disk links are neither followed nor listed: what they point to is not the folder's.
-    """
-    return _store(uri).list_files(uri)
-
-
-def has_files(uri: str) -> bool:
-    """Whether there is any file in the folder `uri` or below it."""
-    return any(True for _ in list_files(uri))
-
-
-def put(uri: str, data: bytes) -> None:
-    """Writes `data`, in the place of what was there. Readers see the old or the new whole."""
-    _store(uri).put(uri, data, replace=True, staging=None)
-
-
-def put_if_absent(uri: str, data: bytes, staging: str | None = None) -> bool:
-    """Writes `data` unless there is something already: True if this call wrote it, False if another was first.
-
-    Readers see nothing or the whole. A retry of our own write whose reply was lost counts as written.
-    `staging`: on a disk, a folder on the same file system for the half-written file, so that the folder of `uri`
-    never shows one; default is a hidden name beside it.
-    """
-    return _store(uri).put(uri, data, replace=False, staging=staging)
-
-
-def put_file(uri: str, source: str | Path, staging: str | None = None) -> None:
-    """Like `put`, of the local file `source`, which may be larger than memory and stays where it is."""
-    _store(uri).put_file(uri, Path(source), replace=True, staging=staging)
-
-
-def put_file_if_absent(uri: str, source: str | Path, staging: str | None = None) -> bool:
-    """Like `put_if_absent`, of the local file `source`, which may be larger than memory and stays where it is."""
-    return _store(uri).put_file(uri, Path(source), replace=False, staging=staging)
-
-
-def delete(uri: str) -> None:
-    """Removes the object at `uri`, if there is one. On a disk a link goes, not what it points to; a folder stays."""
-    _store(uri).delete(uri)
-
-
-def list_unfinished_uploads(uri: str) -> Iterator[UnfinishedUpload]:
-    """What writers, dead or alive, have begun in the folder `uri` or below it and not ended."""
-    return _store(uri).list_unfinished_uploads(uri)
-
-
-def abort_upload(upload: UnfinishedUpload) -> None:
-    """Removes it, if it is still there. A writer that lives fails by it."""
-    _store(upload.uri).abort_upload(upload)
-
-
-def _store(uri: str) -> "_S3 | _Disk":
-    return _s3(_resolved_settings()) if is_s3(uri) else _Disk()
-
-
-class _Disk:
-    """Local disks and whatever is mounted like one."""
-
-    # Half-written: no reader of the folder takes such a name for a result.
-    _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
-
-    def read_bytes(self, uri: str) -> bytes | None:
-        with _disk_errors(uri):
-            try:
-                return local_path(uri).read_bytes()
-            except FileNotFoundError:
-                return None
-
-    def exists(self, uri: str) -> bool:
-        with _disk_errors(uri):
-            return local_path(uri).is_file()
-
-    def age_s(self, uri: str) -> float | None:
-        path = local_path(uri)
-        with _disk_errors(uri):
-            try:
-                now = self._now(path.parent)  # first: what is written meanwhile is not of the future
-                return max(0.0, now - path.stat().st_mtime)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-
-    def list_names(self, uri: str) -> list[str]:
-        with _disk_errors(uri):
-            try:
-                with os.scandir(local_path(uri)) as entries:
-                    return [entry.name for entry in entries if entry.is_file()]
-            except FileNotFoundError:
-                return []
-
-    def list_files(self, uri: str) -> Iterator[StoredFile]:
-        root = local_path(uri)
-        with _disk_errors(uri):
-            try:
-                now = self._now(root)
-            except (FileNotFoundError, NotADirectoryError):
-                return
-            folders = [root]
-            while folders:
-                try:
-                    with os.scandir(folders.pop()) as entries:
-                        found = list(entries)
-                except FileNotFoundError:  # removed since it was listed
-                    continue
-                folders += [Path(entry) for entry in found if entry.is_dir(follow_symlinks=False)]
-                for entry in found:
-                    with suppress(FileNotFoundError):
-                        if entry.is_file(follow_symlinks=False):
-                            stat = entry.stat(follow_symlinks=False)
-                            path = Path(entry).relative_to(root).as_posix()
-                            yield StoredFile(path, stat.st_size, max(0.0, now - stat.st_mtime))
-
-    def put(self, uri: str, data: bytes, *, replace: bool, staging: str | None) -> bool:
-        with _disk_errors(uri), self._temporary(uri, staging) as (temporary, stream):
-            stream.write(data)
-            return self._publish(temporary, stream, local_path(uri), replace)
-
-    def put_file(self, uri: str, source: Path, *, replace: bool, staging: str | None) -> bool:
-        # A copy, not a link to `source`: it is synced, has the usual permissions, and no later write to `source`
-        # shows in it.
-        with source.open("rb") as data, _disk_errors(uri), self._temporary(uri, staging) as (temporary, stream):
-            shutil.copyfileobj(data, stream, 8 << 20)
-            return self._publish(temporary, stream, local_path(uri), replace)
-
-    def delete(self, uri: str) -> None:
-        with _disk_errors(uri):
-            local_path(uri).unlink(missing_ok=True)
-
-    def list_unfinished_uploads(self, uri: str) -> Iterator[UnfinishedUpload]:
-        for file in self.list_files(uri):
-            if self._TEMPORARY.fullmatch(file.path.rpartition("/")[2]):
-                yield UnfinishedUpload(join(uri, file.path), "", file.age_s)
-
-    def abort_upload(self, upload: UnfinishedUpload) -> None:
-        self.delete(upload.uri)
-
-    @contextmanager
-    def _temporary(self, uri: str, staging: str | None) -> Iterator[tuple[Path, BinaryIO]]:
-        """A new file on the disk of `uri`; gone at the end, under this name."""
-        path = local_path(uri)
-        folder = local_path(staging) if staging else path.parent
-        for each in (path.parent, folder):
-            each.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{path.name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with temporary.open("xb") as stream:
-                yield temporary, stream
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _publish(self, temporary: Path, stream: BinaryIO, path: Path, replace: bool) -> bool:
-        stream.flush()
-        os.fsync(stream.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                # Over NFS a link that was made is reported as failed when the first reply was lost.
-                if not temporary.samefile(path):
-                    return False
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return True
-
-    def _now(self, folder: Path) -> float:
-        """The time by the clock of the disk, which on NFS is another machine's: that of a file made just now."""
-        try:
-            with tempfile.TemporaryFile(dir=folder) as probe:
-                return os.fstat(probe.fileno()).st_mtime
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                return time.time()  # who may only look cannot act on the answer either
-            raise
-
-
-# What a file system says when the address is wrong, rather than the hour.
-_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
-_UNUSABLE |= {errno.ELOOP, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP}
-
-
-@contextmanager
-def _disk_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        what = os.strerror(error.errno) if error.errno else type(error).__name__
-        if error.errno in _UNUSABLE:
-            raise UnusableStorageError(
-                f"{uri}: cannot be used ({what}); name a folder that this user, on every node, may write"
-            ) from None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fix = "make room on that disk and run the same command again"
-        else:
-            fix = "see to that disk and run the same command again"
-        raise StorageError(f"{uri}: {what.lower()}; {fix}") from None
-
-
-def _resolved_settings() -> S3Config:
+def resolved_settings() -> S3Config:
     """The settings, with what they leave open taken from the environment."""
     environment = os.environ.get
     endpoint = _settings.endpoint or environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL") or None
@@ -331,7 +51,7 @@ def _resolved_settings() -> S3Config:
 
 
 @cache
-def _s3_filesystem(settings: S3Config) -> pafs.S3FileSystem:
+def _filesystem(settings: S3Config) -> pafs.S3FileSystem:
     options: dict[str, Any] = {}
     if settings.endpoint:
         scheme, _, host = settings.endpoint.partition("://")
@@ -348,8 +68,8 @@ def _s3_filesystem(settings: S3Config) -> pafs.S3FileSystem:
 
 
 @cache
-def _s3(settings: S3Config) -> "_S3":
-    return _S3(settings)
+def _store(settings: S3Config) -> "S3":
+    return S3(settings)
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:
@@ -361,8 +81,8 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-class _S3:
-    """An object store, by its settings. Threads may share it."""
+class S3:
+    """What the functions of `mentalglm.storage` promise, by their names, for s3:// addresses. Threads may share it."""
 
     _PART_BYTES = 16 << 20
     _MAX_PARTS = 10_000  # S3's
@@ -375,9 +95,12 @@ class _S3:
         self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def read_bytes(self, uri: str) -> bytes | None:
+        found = self.read_versioned(uri)
+        return found and found[0]
+
+    def read_versioned(self, uri: str) -> tuple[bytes, str] | None:
         reply = self._call("get_object", uri, expect={404}, with_body=True)
-        data: bytes | None = reply["Body"] if _status(reply) == 200 else None
-        return data
+        return (reply["Body"], reply["ETag"]) if _status(reply) == 200 else None
 
     def exists(self, uri: str) -> bool:
         return _status(self._call("head_object", uri, expect={404})) == 200
@@ -393,23 +116,16 @@ class _S3:
         return self._list(uri)
 
     def put(self, uri: str, data: bytes, *, replace: bool, staging: str | None) -> bool:
-        write_id = uuid.uuid4().hex
-        reply = self._call(
-            "put_object", uri, expect={412}, Body=data, **self._object_options(write_id), **_condition(replace)
-        )
-        if _status(reply) == 412:
-            return self._is_ours(uri, write_id)
-        self._check_encryption(uri, reply)
-        return True
+        return self._put(uri, data, {} if replace else _condition(None))
 
-    def put_file(self, uri: str, source: Path, *, replace: bool, staging: str | None) -> bool:
+    def put_file(self, uri: str, source: Path, *, version: str | None, staging: str | None) -> bool:
         if source.stat().st_size <= self._PART_BYTES:
-            return self.put(uri, source.read_bytes(), replace=replace, staging=staging)
+            return self._put(uri, source.read_bytes(), _condition(version))
         for attempt in range(self._settings.max_attempts):
             _back_off(attempt)
-            if (written := self._upload(uri, source, replace=replace)) is not None:
+            if (written := self._upload(uri, source, version)) is not None:
                 return written
-        raise StorageError(f"{uri}: other writers were in the way at every attempt; run the same command again")
+        raise failure(uri, "other writers were in the way at every attempt", "run the same command again")
 
     def delete(self, uri: str) -> None:
         self._call("delete_object", uri, expect={404})
@@ -442,8 +158,17 @@ class _S3:
                 return
             position = {"ContinuationToken": reply["NextContinuationToken"]}
 
-    def _upload(self, uri: str, source: Path, *, replace: bool) -> bool | None:
-        """A multipart upload. Like `put`, but None where the server asks to begin again."""
+    def _put(self, uri: str, data: bytes, condition: dict[str, Any]) -> bool:
+        write_id = uuid.uuid4().hex
+        refusals = {404, 412} if "IfMatch" in condition else {412}
+        reply = self._call("put_object", uri, expect=refusals, Body=data, **self._object_options(write_id), **condition)
+        if _status(reply) in refusals:
+            return self._is_ours(uri, write_id)
+        self._check_encryption(uri, reply)
+        return True
+
+    def _upload(self, uri: str, source: Path, version: str | None) -> bool | None:
+        """A multipart upload. Like `put_file`, but None where the server asks to begin again."""
         write_id = uuid.uuid4().hex
         size = source.stat().st_size
         part_bytes = max(self._PART_BYTES, math.ceil(size / self._MAX_PARTS))
@@ -471,7 +196,7 @@ class _S3:
                 expect={404, 409, 412},
                 UploadId=upload_id,
                 MultipartUpload={"Parts": parts},
-                **_condition(replace),
+                **_condition(version),
             )
             status = _status(reply)
             if status == 200:
@@ -480,8 +205,8 @@ class _S3:
                 return True
             if self._is_ours(uri, write_id):
                 return True
-            if status == 404 and (replace or not self.exists(uri)):
-                raise StorageError(f"{uri}: its upload was removed while it went on; run the same command again")
+            if status == 404 and self._head(uri).get("ETag") == version:  # nothing but the upload has changed
+                raise failure(uri, "its upload was removed while it went on", "run the same command again")
         except BaseException:
             self._abort(uri, upload_id)
             raise
@@ -512,9 +237,10 @@ class _S3:
         if self._encryption and reply.get("ServerSideEncryption") != "aws:kms":
             with suppress(StorageError):
                 self.delete(uri)
-            raise StorageError(
-                f"{uri}: the server did not encrypt it with s3.sse_kms_key and was told to delete it; use a service "
-                "with SSE-KMS, or take s3.sse_kms_key out of the config"
+            raise failure(
+                uri,
+                "the server did not encrypt it with s3.sse_kms_key and was told to delete it",
+                "use a service with SSE-KMS, or take s3.sse_kms_key out of the config",
             )
 
     def _call(
@@ -572,9 +298,7 @@ class _S3:
         fix = f"see to {self._settings.endpoint or 'S3'} and the network"
         if self._encryption and operation in ("put_object", "create_multipart_upload", "upload_part"):
             fix += ", and whether the service has s3.sse_kms_key,"
-        raise StorageError(
-            f"{uri}: no success in {attempts} attempts ({problem}); {fix} and run the same command again"
-        )
+        raise failure(uri, f"no success in {attempts} attempts ({problem})", f"{fix} and run the same command again")
 
     def _new_client(self) -> Any:
         import boto3
@@ -621,6 +345,8 @@ def _refusal(uri: str, bucket: str, code: str, status: int, settings: S3Config) 
     elif code == "NoSuchBucket":
         kind, what = UnusableStorageError, f"there is no bucket {bucket}"
         fix = f"create it, or check the address and s3.endpoint ({settings.endpoint or 'AWS'})"
+    elif code == "NoSuchUpload":
+        what, fix = "its upload was removed while it went on", "run the same command again"
     elif code in _FULL or status == 507:
         what, fix = "the storage is full", "make room there and run the same command again"
     elif code == "RequestTimeTooSkewed":
@@ -632,7 +358,7 @@ def _refusal(uri: str, bucket: str, code: str, status: int, settings: S3Config) 
     else:
         what, fix = "refused", "check the address, s3.endpoint and the credentials"
     detail = f"{code}, HTTP {status}" if status and code != str(status) else code
-    return kind(f"{uri}: {what} ({detail}); {fix}")
+    return failure(uri, f"{what} ({detail})", fix, kind)
 
 
 def _back_off(attempt: int) -> None:
@@ -641,8 +367,9 @@ def _back_off(attempt: int) -> None:
         time.sleep(min(20.0, 0.1 * 2.0**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 - so that clients spread
 
 
-def _condition(replace: bool) -> dict[str, Any]:
-    return {} if replace else {"IfNoneMatch": "*"}
+def _condition(version: str | None) -> dict[str, Any]:
+    """What a write sends to take the place of this version alone; None: of nothing."""
+    return {"IfMatch": version} if version is not None else {"IfNoneMatch": "*"}
 
 
 def _bucket_and_prefix(uri: str) -> tuple[str, str]:
