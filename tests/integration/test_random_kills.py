@@ -60,6 +60,9 @@ class Kind:
     targets: list[str]
     """One of them is killed at each point but the last; the more often it stands here, the more often it is."""
 
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of the config."""
+
     @property
     def num_rows(self) -> int:
         return NUM_SHARDS * self.shard_rows
@@ -70,6 +73,12 @@ KINDS = {
         engine={"kind": "echo", "delay_s": 0.5},
         shard_rows=2,
         targets=["driver", "driver", "worker", "worker", "worker", "raylet", "gcs", "board"],
+    ),
+    "dedup": Kind(
+        engine={"kind": "echo", "delay_s": 0.5},
+        shard_rows=2,
+        targets=["driver", "worker", "raylet"],
+        changes={"dedup": "corpus"},
     ),
     "vllm": Kind(
         engine={"kind": "vllm", "max_num_seqs": 32},
@@ -271,6 +280,7 @@ def subject(
         "engine": kind.engine,
         "shard_rows": kind.shard_rows,
         "s3": {"endpoint": fault_proxy.url},
+        **kind.changes,
     }
     figures = Figures()
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -289,7 +299,7 @@ def write_input(uri: str, kind: Kind) -> int:
     table = pa.table(
         {
             "post_id": [str(n) for n in range(kind.num_rows)],
-            "text": [post.text for post in generate_posts(kind.num_rows, seed=9)],
+            "text": [post.text for post in generate_posts(kind.num_rows // 2, seed=9)] * 2,  # each is posted again
             "raw": [noise.randbytes(INPUT_BYTES // kind.num_rows) for _ in range(kind.num_rows)],
         }
     )
@@ -321,7 +331,7 @@ def test_the_table_is_the_same_after_ten_kills(
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("place", ["disk", "s3"])
-@pytest.mark.parametrize(("subject", "num_kills"), [("echo", 60), ("vllm", 8)], indirect=["subject"])
+@pytest.mark.parametrize(("subject", "num_kills"), [("echo", 60), ("dedup", 10), ("vllm", 8)], indirect=["subject"])
 def test_the_table_is_the_same_after_many_kills(
     subject: Subject, num_kills: int, place: str, s3: str, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
