@@ -48,7 +48,7 @@ EXIT_CODES = {"driver": {-9}, "board": {75}, "raylet": {75, 1}, "gcs": {75, 1}}
 MOST_IN_A_LIFE = {"worker": 3, "engine": 1}
 
 Row = tuple[Any, ...]
-"""Task, post id, status, labels, explanation, and what the crawl had beside the text."""
+"""Task, post id, status, labels, explanation, original, and what the crawl had beside the text."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def read(output: str) -> list[Row]:
         return []
     if not dataset.files:
         return []
-    table = dataset.to_table(["task", "post_id", "status", "labels", "explanation", "raw"])
+    table = dataset.to_table(["task", "post_id", "status", "labels", "explanation", "duplicate_of", "raw"])
     return sorted(tuple(row.values()) for row in table.to_pylist())
 
 
