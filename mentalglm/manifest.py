@@ -35,6 +35,7 @@ def footer(
     tasks: Sequence[Mapping[str, Any]],
     generation: Mapping[str, Any],
     explain: str,
+    cascade: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What the footer of every data file says, under the key `mentalglm`."""
     return {
@@ -43,6 +44,7 @@ def footer(
         "tasks": [dict(task) for task in tasks],
         "generation": dict(generation),
         "explain": explain,
+        "cascade": dict(cascade) if cascade else None,
         "versions": code_version(),
         "intended_use": INTENDED_USE,
     }
@@ -92,8 +94,8 @@ def readme(manifest: Mapping[str, Any]) -> str:
         "`labels` holds the labels of a row whose `status` is `ok` (an empty list: no label applies) and is null for "
         "any other status: such a row has no result, which is not the same as a low risk. `errors/*.parquet` lists "
         "these rows with a reason. `confidence` is the probability that the model gave to its answer, `probability` "
-        "(binary tasks) that of the positive label against the negative one. `manifest.json` says what made "
-        "the numbers.",
+        "(binary tasks) that of the positive label against the negative one. `explanation` is null where none was "
+        f"asked for (explain: {manifest['explain']}) or given. `manifest.json` says what made the numbers.",
         "",
     ]
     if output["num_unreadable_rows"] or manifest["input"]["quarantined"]:

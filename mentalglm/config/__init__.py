@@ -3,6 +3,7 @@
 from mentalglm.config.base import load_config, load_yaml, validate
 from mentalglm.config.bench import BenchConfig
 from mentalglm.config.score import (
+    CascadeConfig,
     EchoEngineConfig,
     EngineConfig,
     GenerationConfig,
@@ -17,6 +18,7 @@ from mentalglm.config.storage import S3Config
 
 __all__ = [
     "BenchConfig",
+    "CascadeConfig",
     "EchoEngineConfig",
     "EngineConfig",
     "GenerationConfig",

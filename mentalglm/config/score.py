@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from mentalglm.config.base import ConfigModel
 from mentalglm.config.storage import S3Config, StorageAddress
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 # Arguments of vLLM's engine that the config has under its own names, or that are not the user's to set.
 _OUR_ENGINE_ARGUMENTS = frozenset(
     {"model", "tokenizer", "revision", "dtype", "max_model_len", "max_num_seqs", "tensor_parallel_size"}
@@ -109,6 +111,18 @@ class GenerationConfig(ConfigModel):
         return self
 
 
+class CascadeConfig(ConfigModel):
+    """With `explain: positive` or `uncertain`: which answers are gone on with behind their labels."""
+
+    uncertain_below: float = Field(default=0.9, gt=0, le=1)
+    """`explain: uncertain` explains the rows whose confidence is lower, and those without one."""
+    sample: Share | dict[str, Share] = 0.0
+    """Share of the other rows that is explained too (flag `explanation_sampled`): one for all, or by label, as in
+    `{low_risk: 0.02, none: 0.05}`, where `none` is for rows to which no label applies and what is not named is 0. A
+    row with several labels has the largest share of them. A hash of text and task decides, so equal texts are
+    explained alike."""
+
+
 class VllmEngineConfig(ConfigModel):
     """vLLM inside this job: one engine per actor, on GPUs or on the CPU."""
 
@@ -205,8 +219,11 @@ class ScoreConfig(ConfigModel):
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = VllmEngineConfig()
     generation: GenerationConfig = GenerationConfig()
-    explain: Literal["all", "none"] = "all"
-    """`none` stops each answer at the explanation marker."""
+    explain: Literal["all", "none", "positive", "uncertain"] = "all"
+    """Which answers are explained: none · positive: those that found something (the positive label of a binary task;
+    of others any label, but for those that say that there is nothing) · uncertain: those of low confidence. What is not
+    explained stops at the explanation marker. Labels are the same with each."""
+    cascade: CascadeConfig = CascadeConfig()
     dedup: Literal["off", "shard", "corpus"] = "off"
     """Posts with equal texts (after normalising) are scored once, and their rows say so in `duplicate_of`: those of one
     shard, or those of the whole corpus, for which every text is read once before scoring begins."""
@@ -237,17 +254,16 @@ class ScoreConfig(ConfigModel):
                 )
         return self
 
+    def explained_by(self) -> dict[str, Any] | None:
+        """The keys of `cascade` that decide which rows are explained; None where `explain` says it all."""
+        if self.explain not in ("positive", "uncertain"):
+            return None
+        return self.cascade.model_dump(exclude={"uncertain_below"} if self.explain == "positive" else None)
+
     @field_validator("engine", mode="before")
     @classmethod
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "vllm", **value} if isinstance(value, dict) else value
-
-    @field_validator("explain", mode="before")
-    @classmethod
-    def _explain_later(cls, value: Any) -> Any:
-        if value in ("positive", "uncertain"):
-            raise ValueError("not available yet; use all or none")
-        return value
 
     @field_validator("dedup", mode="before")
     @classmethod

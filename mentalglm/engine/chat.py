@@ -24,6 +24,8 @@ class EncodedPrompt:
 
     token_ids: list[int]
     flags: tuple[str, ...] = ()
+    in_thought: bool = False
+    """The template opens a thought (`<think>`), which the answer begins with."""
 
 
 class ChatEncoder:
@@ -86,7 +88,7 @@ class ChatEncoder:
             entry.ids = self._encode_run(entry, entry.prompt.text)
             if not self._special_ids.isdisjoint(entry.ids) or len(entry.ids) > budget:
                 return None
-        return EncodedPrompt([*frame.head_ids, *entry.ids, *frame.tail_ids], entry.flags)
+        return EncodedPrompt([*frame.head_ids, *entry.ids, *frame.tail_ids], entry.flags, frame.in_thought)
 
     def _truncate(self, entry: "_Entry", budget: int) -> bool:
         """Cuts the post to its longest beginning with which the run fits; False where nothing would be left."""
@@ -138,12 +140,15 @@ class ChatEncoder:
             raise ConfigError("model.path: its chat template does not put the message into the prompt once, as it is")
         head_special, lead = self._split(head, last=True)
         tail_special, trail = self._split(tail, last=False)
-        frame = _Frame(self._encode_template(head_special), lead, trail, self._encode_template(tail_special))
+        in_thought = tail.rfind("<think>") > tail.rfind("</think>")
+        frame = _Frame(
+            self._encode_template(head_special), lead, trail, self._encode_template(tail_special), in_thought=in_thought
+        )
         whole = self._encode_template(self._render([*messages, {"role": "user", "content": _PROBE}]))
         if [*frame.head_ids, *self.encode_text(lead + _PROBE + trail), *frame.tail_ids] != whole:
             # Tokenizers that mark the beginning of a text (SentencePiece) encode pieces unlike the whole: encode the
             # whole, with the special tokens that a post contains broken up.
-            return _Frame([], head, tail, [], piecewise=False)
+            return _Frame([], head, tail, [], piecewise=False, in_thought=in_thought)
         return frame
 
     def _render(self, messages: list[dict[str, str]]) -> str:
@@ -171,6 +176,7 @@ class _Frame:
     trail: str
     tail_ids: list[int]
     piecewise: bool = True
+    in_thought: bool = False
 
 
 @dataclass(slots=True)

@@ -5,8 +5,8 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 
 from mentalglm.config import EchoEngineConfig
-from mentalglm.engine.protocol import Completion, Request
-from mentalglm.tasks import Task, render_answer
+from mentalglm.engine.protocol import Completion, FollowUp, Request
+from mentalglm.tasks import Task, find_marker, render_answer
 
 
 class EchoEngine:
@@ -26,12 +26,17 @@ class EchoEngine:
         """See `Engine.num_restarts`."""
         return 0
 
-    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+    async def complete(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncIterator[tuple[int, Completion]]:
         """See `Engine.complete`. With a delay, all requests of a call take it at once."""
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
         for index, request in enumerate(requests):
-            yield index, self._answer(request)
+            completion = self._answer(request)
+            while follow_up and (following := follow_up(index, completion)):
+                completion = self._answer(following)
+            yield index, completion
             if index % 256 == 255:
                 await asyncio.sleep(0)  # other shards get their turn
 
@@ -44,11 +49,13 @@ class EchoEngine:
         task = self._tasks[request.task]
         answerable = task.answerable
         label = answerable[digest[0] % len(answerable)]
-        explanation = None if request.head_only else f"echo {digest.hex()}"
-        answer = render_answer(task, [label], explanation)
+        answer = render_answer(task, [label], f"echo {digest.hex()}")
+        marker = find_marker(request.markers, answer) if request.head_only else None
+        answer = answer[: marker[1]] if marker else answer
         return Completion(
             text=answer,
             finish_reason="stop",
             num_prompt_tokens=len(request.prompt.user),
-            num_output_tokens=len(answer),
+            num_output_tokens=len(answer) - (len(request.head.text) if request.head else 0),
+            is_head=marker is not None,
         )

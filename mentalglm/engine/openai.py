@@ -21,8 +21,9 @@ from aiolimiter import AsyncLimiter
 from openai.types.chat.chat_completion import ChatCompletion, Choice
 
 from mentalglm.config.score import GenerationConfig, OpenAIEngineConfig
-from mentalglm.engine.protocol import Completion, FinishReason, Request
+from mentalglm.engine.protocol import Completion, FinishReason, FollowUp, Request
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
+from mentalglm.tasks import find_marker, with_thought_opened
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def neutralise_special_tokens(text: str) -> str:
 
 class OpenAIEngine:
     """Sends each request as one chat completion, at most `max_concurrency` at once.
+
+    It cannot go on from tokens: `Request.head` is answered by a whole answer, which may be another one.
 
     Prompts are not cut to `generation.max_prompt_tokens`, since only the endpoint knows its tokens: a prompt beyond its
     context is `too_long`.
@@ -133,12 +136,16 @@ class OpenAIEngine:
         """See `Engine.num_restarts`."""
         return 0
 
-    async def complete(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Completion], None]:
-        """Yields (index of the request, completion) once for each request, in order of finishing.
+    async def complete(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncGenerator[tuple[int, Completion], None]:
+        """See `Engine.complete`.
 
         Raises: ConfigError, InterruptedRunError, when the endpoint cannot serve the run (see the class).
         """
-        tasks = [asyncio.create_task(self._complete_one(index, request)) for index, request in enumerate(requests)]
+        tasks = [
+            asyncio.create_task(self._complete_one(index, request, follow_up)) for index, request in enumerate(requests)
+        ]
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
@@ -151,15 +158,16 @@ class OpenAIEngine:
         """Closes the connections."""
         await self._client.close()
 
-    async def _complete_one(self, index: int, request: Request) -> tuple[int, Completion]:
+    async def _complete_one(self, index: int, request: Request, follow_up: FollowUp | None) -> tuple[int, Completion]:
         text = neutralise_special_tokens(request.prompt.text)
         messages = [{"role": "user", "content": request.prompt.before + text + request.prompt.after}]
         if request.prompt.system is not None:
             messages.insert(0, {"role": "system", "content": request.prompt.system})
+        flags = ("special_token_in_text",) if text != request.prompt.text else ()
         async with self._slots:
-            completion = await self._ask(request, messages)
-        if text != request.prompt.text:
-            completion = replace(completion, flags=("special_token_in_text",))
+            completion = replace(await self._ask(request, messages), flags=flags)
+            while follow_up is not None and (following := follow_up(index, completion)) is not None:
+                completion = replace(await self._ask(following, messages), flags=flags)
         return index, completion
 
     async def _ask(self, request: Request, messages: list[dict[str, str]]) -> Completion:
@@ -370,11 +378,21 @@ def _read_choice(choice: Choice, answer: ChatCompletion, request: Request) -> Co
 
     # JSON can hold half of a surrogate pair, which Parquet cannot.
     text = (choice.message.content or "").encode("utf-8", "replace").decode("utf-8")
-    head = text[: min((at for marker in request.markers if (at := text.find(marker)) >= 0), default=len(text))]
-    if request.head_only and len(head) < len(text):  # the endpoint did not stop at this marker
-        text, finish_reason = head, "stop"
+    marker = find_marker(request.markers, text)
+    head_logprob = _head_logprob(choice, text[: marker[0]] if marker else text)
+    is_head = request.head_only and bool(request.markers) and (marker is not None or finish_reason == "stop")
+    if is_head and marker is not None:  # the endpoint did not stop at this marker
+        text, finish_reason = text[: marker[1]], "stop"
+    elif is_head:
+        # Endpoints leave the marker out, and few say whether it was one that they stopped at.
+        text += request.markers[0]
     return Completion(
-        text, finish_reason, num_prompt_tokens, num_output_tokens, head_logprob=_head_logprob(choice, head)
+        with_thought_opened(text),
+        finish_reason,
+        num_prompt_tokens,
+        num_output_tokens,
+        head_logprob=head_logprob,
+        is_head=is_head,
     )
 
 

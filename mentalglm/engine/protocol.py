@@ -1,6 +1,6 @@
 """What an engine is: prompts in, completions out as they finish. One failed row never fails the others."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,8 +20,11 @@ class Request:
     """Strings that end the head of the answer (理由, Reasoning, ...)."""
     head_only: bool = False
     """Stop at the first marker: labels without an explanation."""
+    head: "Completion | None" = None
+    """What the engine has answered with `head_only`: it goes on from there, to the whole answer. One that cannot go on
+    from its tokens answers anew."""
     max_tokens: int | None = None
-    """Most tokens of the answer; None: as configured."""
+    """Most tokens of the answer, its head included; None: as configured."""
     alternatives: tuple[str, str] | None = None
     """Heads of the negative and of the positive answer of a binary task, for `Completion.positive_probability`."""
 
@@ -31,20 +34,29 @@ class Completion:
     """What an engine returned for a request."""
 
     text: str
-    """Special tokens left out; with `head_only`, up to and without the marker."""
+    """Special tokens left out; of a head, up to and with the marker."""
     finish_reason: FinishReason
     """stop · length (cut at `max_tokens`) · too_long (prompt over the limit; not asked) · refused (the endpoint's
     content filter) · error (the engine failed on this row)."""
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
+    """Generated for this request; those of `Request.head` are not counted again."""
     head_logprob: float | None = None
     """Natural log of the probability of the answer's head as generated: sum over its tokens up to the marker."""
     positive_probability: float | None = None
     """Binary tasks: P(positive) / (P(positive) + P(negative)) at the token where the two answers part."""
+    is_head: bool = False
+    """It stopped at a marker, because of `head_only`: there may be more behind it."""
+    token_ids: tuple[int, ...] = ()
+    """Of a head, where the engine can go on from them."""
     flags: tuple[str, ...] = ()
     """text_truncated, special_token_in_text."""
     error: str | None = None
     """With finish_reason error or refused: what failed, as a class or code; never the text."""
+
+
+FollowUp = Callable[[int, Completion], Request | None]
+"""Given the index of a request and its completion: what to ask in its place, with the same prompt; None: nothing."""
 
 
 class Engine(Protocol):
@@ -60,8 +72,14 @@ class Engine(Protocol):
         """How often what answers has died or hung, and was replaced."""
         ...
 
-    def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
-        """Yields (index of the request, completion) once for each request, in order of finishing."""
+    def complete(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncIterator[tuple[int, Completion]]:
+        """Yields (index of the request, completion) once for each request, in order of finishing.
+
+        With `follow_up`, a completion that it answers with another request is not yielded, and that one is asked at
+        once, before what still waits: its prompt is in the engine's cache then.
+        """
         ...
 
     async def close(self) -> None:

@@ -13,12 +13,12 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from mentalglm.engine.chat import EncodedPrompt
-from mentalglm.engine.protocol import Completion, Request
+from mentalglm.engine.protocol import Completion, FollowUp, Request
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.tasks import Prompt
 
@@ -109,31 +109,36 @@ class SupervisedEngine:
         """Engines that were started after the first."""
         return self._num_restarts
 
-    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+    async def complete(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncIterator[tuple[int, Completion]]:
         """See `Engine.complete`. Raises: InterruptedRunError when no engine is left to answer."""
         prompts = await asyncio.to_thread(self._engine.encode, [request.prompt for request in requests])
         finished: asyncio.Queue[_Finished] = asyncio.Queue()
-        rows = []
+        rows: dict[int, _Row] = {}
         for index, (request, encoded) in enumerate(zip(requests, prompts, strict=True)):
             if encoded is None:
                 finished.put_nowait((index, Completion(text="", finish_reason="too_long")))
             else:
-                rows.append(_Row(index, request, encoded, finished))
+                rows[index] = _Row(index, request, encoded, finished)
         num_unfinished = len(requests)
         try:
-            self._waiting.extend(rows)
-            if self._failure is not None:
-                self._fail(self._failure)
+            self._waiting.extend(rows.values())
             self._dispatch()
             while num_unfinished:
                 index, outcome = await finished.get()
                 if isinstance(outcome, Exception):
                     raise outcome
+                if follow_up is not None and (following := follow_up(index, outcome)) is not None:
+                    rows[index].request = following
+                    self._waiting.appendleft(rows[index])
+                    self._dispatch()
+                    continue
                 num_unfinished -= 1
                 yield index, outcome
         finally:
             if num_unfinished:
-                self._withdraw(rows)
+                self._withdraw(rows.values())
 
     async def close(self) -> None:
         """Ends the engine. Rows that are still asked for end with InterruptedRunError."""
@@ -150,6 +155,8 @@ class SupervisedEngine:
 
     def _dispatch(self) -> None:
         """Starts what may run now. To be called whenever that may have changed."""
+        if self._failure is not None:
+            self._fail(self._failure)
         if not self._is_up:
             if self._recovery is None and (self._groups or self._waiting):
                 self._recovery = asyncio.create_task(self._recover())
@@ -309,7 +316,7 @@ class SupervisedEngine:
             self._finish(row, self._failure)
         self._trial = None
 
-    def _withdraw(self, rows: "Sequence[_Row]") -> None:
+    def _withdraw(self, rows: "Iterable[_Row]") -> None:
         """Takes back the rows of a call that nobody reads any more."""
         gone = set(rows)
         self._waiting = deque(row for row in self._waiting if row not in gone)
@@ -331,6 +338,7 @@ class _Row:
 
     index: int
     request: Request
+    """Replaced by the one that follows it up."""
     encoded: EncodedPrompt
     finished: "asyncio.Queue[_Finished]"
     """Of the call that it belongs to."""

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mentalglm.engine.overheard import overhear
 from mentalglm.engine.protocol import Completion, FinishReason, Request
 from mentalglm.engine.supervisor import EngineDiedError
 from mentalglm.errors import ConfigError
-from mentalglm.tasks import Prompt
+from mentalglm.tasks import Prompt, find_marker
 
 # Answers of chat models begin with a line break (GLM-4), a blank, or nothing.
 _LEADS = ("\n", "", " ")
@@ -87,10 +88,15 @@ class VllmEngine:
         return self._encoder.encode(prompts)
 
     async def generate(self, request: Request, encoded: EncodedPrompt) -> Completion:
-        """See `BareEngine.generate`."""
+        """See `BareEngine.generate`. A head is gone on from where decoding is greedy; else the same seed would not
+        give the same text, and the whole answer is asked for anew."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        if self._generation.temperature > 0:
+            request = replace(request, head=None)
+        if request.head is not None and len(request.head.token_ids) >= self._max_tokens(request):
+            return self._completion(request, encoded, (), "length")
         try:
             output = await self._generate(request, encoded)
         except EngineDeadError:
@@ -104,9 +110,10 @@ class VllmEngine:
             if self._engine.errored:
                 raise EngineDiedError from None
             return Completion(text="", finish_reason="error", flags=encoded.flags, error=type(error).__name__)
-        if output.outputs[0].finish_reason == "abort":  # not by us: the engine is on its way out (SIGTERM)
+        answer = output.outputs[0]
+        if answer.finish_reason == "abort":  # not by us: the engine is on its way out (SIGTERM)
             raise EngineDiedError
-        return self._completion(request, encoded, output)
+        return self._completion(request, encoded, answer.token_ids, answer.finish_reason, answer.logprobs)
 
     async def is_well(self) -> bool:
         """See `BareEngine.is_well`."""
@@ -145,47 +152,64 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         generation = self._generation
+        so_far = request.head.token_ids if request.head else ()
         deciding = sorted({id_ for choice in self._choices_for(request) for id_ in choice.token_ids})
         stop = list(request.markers) if request.head_only else None
         parameters = SamplingParams(
-            max_tokens=request.max_tokens or generation.max_tokens,
+            max_tokens=self._max_tokens(request) - len(so_far),
             temperature=generation.temperature,
             top_p=generation.top_p,
             seed=generation.seed if generation.temperature > 0 else None,
             stop=stop,
             # Without stop strings vLLM need not look at the text: we decode the whole answer once, at its end.
             detokenize=bool(stop),
-            logprobs=len(deciding),  # 0: of the sampled token alone
-            logprob_token_ids=deciding or None,
+            logprobs=None if so_far else len(deciding),  # 0: of the sampled token alone
+            logprob_token_ids=None if so_far else deciding or None,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         final = None
         async for output in self._engine.generate(
-            tokens_input(encoded.token_ids), parameters, str(next(self._request_ids)), lora_request=self._lora
+            tokens_input([*encoded.token_ids, *so_far]),
+            parameters,
+            str(next(self._request_ids)),
+            lora_request=self._lora,
         ):
             final = output
         assert final is not None
         return final
 
-    def _completion(self, request: Request, encoded: EncodedPrompt, output: Any) -> Completion:
-        answer = output.outputs[0]
-        token_ids = list(answer.token_ids)
+    def _max_tokens(self, request: Request) -> int:
+        return request.max_tokens or self._generation.max_tokens
+
+    def _completion(
+        self, request: Request, encoded: EncodedPrompt, new_ids: Sequence[int], finish_reason: str, logprobs: Any = None
+    ) -> Completion:
+        head = request.head
+        token_ids = [*(head.token_ids if head else ()), *new_ids]
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-        marker = min((at for marker in request.markers if (at := text.find(marker)) >= 0), default=None)
-        num_head_tokens = self._num_head_tokens(token_ids, marker)
-        starts, logprobs = answer.logprobs.start_indices, answer.logprobs.logprobs
-        head_logprob = sum(logprobs[start] for start in starts[:num_head_tokens]) if num_head_tokens else None
-        reason: FinishReason = {"stop": "stop", "length": "length"}.get(answer.finish_reason, "error")  # type: ignore[assignment]
+        marker = find_marker(request.markers, text)
+        if head is not None:
+            head_logprob, positive_probability = head.head_logprob, head.positive_probability
+        else:
+            num_head_tokens = self._num_head_tokens(token_ids, marker[0] if marker else None)
+            starts, values = logprobs.start_indices, logprobs.logprobs
+            head_logprob = sum(values[start] for start in starts[:num_head_tokens]) if num_head_tokens else None
+            positive_probability = self._positive_probability(request, token_ids, logprobs)
+        is_head = request.head_only and marker is not None
+        reason: FinishReason = {"stop": "stop", "length": "length"}.get(finish_reason, "error")  # type: ignore[assignment]
         return Completion(
-            text=text[:marker] if request.head_only else text,
+            # The thought's beginning belongs to the prompt, but without it nobody could tell that it is one.
+            text=("<think>" if encoded.in_thought else "") + (text[: marker[1]] if is_head and marker else text),
             finish_reason=reason,
             num_prompt_tokens=len(encoded.token_ids),
-            num_output_tokens=len(token_ids),
+            num_output_tokens=len(new_ids),
             head_logprob=head_logprob,
-            positive_probability=self._positive_probability(request, token_ids, answer.logprobs),
+            positive_probability=positive_probability,
+            is_head=is_head,
+            token_ids=tuple(token_ids) if is_head else (),
             flags=encoded.flags,
-            error=None if reason != "error" else str(answer.finish_reason),
+            error=None if reason != "error" else str(finish_reason),
         )
 
     def _num_head_tokens(self, token_ids: list[int], marker: int | None) -> int:

@@ -30,6 +30,8 @@ class ShardCommit(BaseModel):
     """task -> status -> number of predictions."""
     labels: dict[str, dict[str, int]]
     """task -> label -> number of predictions with it."""
+    explained: dict[str, int] = {}
+    """task -> number of predictions with an explanation."""
     files: dict[str, StagedFile]
     """`task=<task>` or `errors` -> its file of this shard."""
     id_hash: str
@@ -88,6 +90,7 @@ class ShardCommit(BaseModel):
                 "statuses": {task: dict(each) for task, each in counts.items()},
                 "labels": {task: dict(each) for task, each in labels.items()},
                 "failed": failed,
+                "explained": dict(Counter(self.explained) + Counter(retried.explained)),
                 "num_prompt_tokens": self.num_prompt_tokens + retried.num_prompt_tokens,
                 "num_output_tokens": self.num_output_tokens + retried.num_output_tokens,
                 "seconds": self.seconds + retried.seconds,
@@ -116,6 +119,8 @@ class Totals(BaseModel):
     """task -> status -> number of predictions."""
     labels: dict[str, Counter[str]] = {}
     """task -> label -> number of predictions with it."""
+    explained: Counter[str] = Counter()
+    """task -> number of predictions with an explanation."""
     engines: list[dict[str, str]] = []
     """What answered; more than one entry where machines differ."""
     num_engine_restarts: int = 0
@@ -147,6 +152,7 @@ class Totals(BaseModel):
                 num_rows=commit.num_rows,
                 statuses={task: Counter(counts) for task, counts in commit.statuses.items()},
                 labels={task: Counter(counts) for task, counts in commit.labels.items()},
+                explained=Counter(commit.explained),
                 engines=[commit.engine] if commit.engine else [],
                 num_engine_restarts=commit.num_engine_restarts,
                 num_copied=commit.num_copied,
@@ -167,6 +173,7 @@ class Totals(BaseModel):
         for mine, theirs in ((self.statuses, others.statuses), (self.labels, others.labels)):
             for task, counts in theirs.items():
                 mine.setdefault(task, Counter()).update(counts)
+        self.explained.update(others.explained)
         self.engines += [engine for engine in others.engines if engine not in self.engines]
         self.unreadable += others.unreadable
         self.id_hash = add_hashes([self.id_hash, others.id_hash])
@@ -180,6 +187,8 @@ class Totals(BaseModel):
             for task in new:
                 mine[task].update(new[task])
                 mine[task] -= Counter(old[task])
+        self.explained.update(after.explained)
+        self.explained -= Counter(before.explained)
         self.num_engine_restarts += after.num_engine_restarts - before.num_engine_restarts
         self.num_prompt_tokens += after.num_prompt_tokens - before.num_prompt_tokens
         self.num_output_tokens += after.num_output_tokens - before.num_output_tokens

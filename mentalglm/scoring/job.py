@@ -14,6 +14,7 @@ from mentalglm.config.base import apply_override
 from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
+from mentalglm.scoring.cascade import NO_LABEL
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.worker import unreadable_now
@@ -42,7 +43,9 @@ class Job:
         storage.configure(config.s3)
         config = _at_fixed_places(config)
         model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
-        return cls(config, _load_tasks(config), model)
+        tasks = _load_tasks(config)
+        _check_sample(config, tasks)
+        return cls(config, tasks, model)
 
     def plan(self) -> CorpusPlan:
         """The shards of the input. Raises: ConfigError, InputError; InterruptedRunError: it cannot be read for now."""
@@ -111,6 +114,7 @@ class Job:
             "generation": config.generation.model_dump(),
             "explain": config.explain,
             "dedup": config.dedup,
+            "cascade": config.explained_by(),
             "input": {
                 "digest": plan.digest,
                 "id_column": config.input.id_column,
@@ -138,6 +142,7 @@ class Job:
             tasks=[{"name": task.name, "version": task.version, "digest": task.digest} for task in self.tasks],
             generation=config.generation.model_dump(),
             explain=config.explain,
+            cascade=config.explained_by(),
         )
 
 
@@ -207,6 +212,14 @@ def _load_tasks(config: ScoreConfig) -> tuple[Task, ...]:
         if names.count(name) > 1:
             raise ConfigError(f"tasks: two of them are named {name!r}; give each task file its own name")
     return tasks
+
+
+def _check_sample(config: ScoreConfig, tasks: Sequence[Task]) -> None:
+    """Raises: ConfigError for a share of a label that no task has."""
+    known = {NO_LABEL, *(label.slug for task in tasks for label in task.labels)}
+    for name in config.cascade.sample if isinstance(config.cascade.sample, dict) else ():
+        if name not in known:
+            raise ConfigError(f"cascade.sample: {name!r} is no label of the tasks; use {', '.join(sorted(known))}")
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -198,6 +198,7 @@ class Ledger:
         files: dict[str, StagedFile] = {}
         statuses: dict[str, dict[str, int]] = {}
         labels: dict[str, dict[str, int]] = {}
+        explained: dict[str, int] = {}
         failed: dict[str, dict[str, list[int]]] = {}
         errors: list[dict[str, Any]] = []
         num_tokens = {"num_prompt_tokens": 0, "num_output_tokens": 0}
@@ -221,6 +222,7 @@ class Ledger:
             num_copied += standing.num_rows - standing.column("duplicate_of").null_count
             statuses[task] = count_statuses(standing)
             labels[task] = count_labels(standing)
+            explained[task] = standing.num_rows - standing.column("explanation").null_count
             failed[task] = failed_rows(standing)
             errors += error_rows(task, standing, reasons)
             for name in num_tokens:
@@ -235,6 +237,7 @@ class Ledger:
                 num_rows=next(iter(tables.values())).num_rows,
                 statuses=statuses,
                 labels=labels,
+                explained=explained,
                 failed=failed,
                 files=files,
                 id_hash=id_hash,

@@ -211,6 +211,7 @@ def _manifest(
             "num_unreadable_rows": _num_unreadable_rows(plan, totals),
             "statuses": {task: dict(counts) for task, counts in totals.statuses.items()},
             "labels": {task: dict(counts) for task, counts in totals.labels.items()},
+            "explained": dict(totals.explained),
             "engines": totals.engines,
             "num_copied": totals.num_copied,
             "num_engine_restarts": totals.num_engine_restarts,

@@ -16,7 +16,7 @@ from mentalglm.config import ScoreConfig
 from mentalglm.corpus import Posts
 from mentalglm.engine.protocol import Completion
 from mentalglm.errors import ConfigError
-from mentalglm.tasks import Task, parse_answer
+from mentalglm.tasks import Task, parse_answer, parse_head
 
 SCHEMA_VERSION = "1"
 
@@ -87,8 +87,12 @@ class Outcome:
     """Id of the post whose result this is, since it has the same text."""
 
 
-def interpret(task: Task, completion: Completion, *, explain: bool) -> Outcome:
-    """The completion of a prompt as an outcome. Labels only where they could be read: failure is data."""
+def interpret(task: Task, completion: Completion) -> Outcome | None:
+    """The completion of a prompt as an outcome. Labels only where they could be read: failure is data.
+
+    None for a head that does not say enough by itself. Else the whole answer has the same status, labels, confidence
+    and probability.
+    """
     usage: dict[str, Any] = {
         "finish_reason": completion.finish_reason,
         "num_prompt_tokens": completion.num_prompt_tokens,
@@ -100,7 +104,12 @@ def interpret(task: Task, completion: Completion, *, explain: bool) -> Outcome:
         return Outcome("too_long", "prompt_too_long", flags=completion.flags, **usage)
     if completion.finish_reason == "refused":
         return Outcome("refused", completion.error or "content_filter", flags=completion.flags, **usage)
-    answer = parse_answer(task, completion.text, finish_reason=completion.finish_reason)
+    if completion.is_head:
+        answer = parse_head(task, completion.text)
+        if answer is None:
+            return None
+    else:
+        answer = parse_answer(task, completion.text, finish_reason=completion.finish_reason)
     flags = (*completion.flags, *answer.flags)
     if answer.status != "ok":
         return Outcome(answer.status, answer.reason, flags=flags, **usage)
@@ -108,8 +117,8 @@ def interpret(task: Task, completion: Completion, *, explain: bool) -> Outcome:
         "ok",
         labels=answer.labels,
         parents=answer.parents if task.kind == "hierarchical" else None,
-        explanation=answer.explanation if explain else None,
-        confidence=_confidence(task, completion, answer.explanation),
+        explanation=answer.explanation,
+        confidence=_confidence(completion, explains_in_head=answer.explains_in_head),
         probability=completion.positive_probability,
         flags=flags,
         **usage,
@@ -225,14 +234,12 @@ def to_parquet(table: pa.Table, provenance: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _confidence(task: Task, completion: Completion, explanation: str | None) -> float | None:
+def _confidence(completion: Completion, *, explains_in_head: bool) -> float | None:
     """Probability of the answer's head as generated.
 
-    None where the explanation began at a marker that is not the task's: the engine ends the head at those alone, so
-    its figure would be of the explanation too, and small because that is long.
+    None where the head, which ends at the task's own markers alone, holds a part of the explanation: the figure would
+    be of that too, and small because it is long.
     """
-    if completion.head_logprob is None:
-        return None
-    if explanation and not any(marker in completion.text for marker in task.markers):
+    if completion.head_logprob is None or explains_in_head:
         return None
     return math.exp(min(completion.head_logprob, 0.0))

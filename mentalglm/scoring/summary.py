@@ -11,18 +11,19 @@ from mentalglm.tasks import Task
 
 
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
-    """Where the Parquet is, and a table of statuses and labels by task."""
+    """Where the Parquet is, what it took, and a table of statuses, explanations and labels by task."""
     console = console or Console()
     totals = summary.totals
     table = Table(title=None, header_style="bold")
-    for name, justify in (("task", "left"), ("rows", "right"), ("ok", "right"), ("not ok", "left"), ("labels", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("task", "rows", "ok", "explained", "not ok", "labels"):
+        table.add_column(name, justify="right" if name in ("rows", "ok", "explained") else "left")
     for task, statuses in totals.statuses.items():
         failed = {status: n for status, n in statuses.most_common() if status != "ok"}
         table.add_row(
             task,
             str(statuses.total()),
             f"{100 * statuses['ok'] / statuses.total():.1f} %" if statuses else "-",
+            str(totals.explained[task]),
             ", ".join(f"{status} {n}" for status, n in failed.items()) or "-",
             ", ".join(f"{label} {n}" for label, n in totals.labels[task].most_common(5)) or "-",
         )
@@ -45,7 +46,10 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
             style="yellow",
         )
     took = "complete already" if summary.already_complete else f"in {duration(summary.seconds)}"
-    console.print(f"{totals.num_predictions} predictions {took}: {summary.uri}/data/**/*.parquet", soft_wrap=True)
+    tokens = f"{totals.num_prompt_tokens} prompt and {totals.num_output_tokens} output tokens"
+    console.print(
+        f"{totals.num_predictions} predictions {took}, {tokens}: {summary.uri}/data/**/*.parquet", soft_wrap=True
+    )
 
 
 def print_plan(config: ScoreConfig, plan: CorpusPlan, tasks: tuple[Task, ...], console: Console | None = None) -> None:

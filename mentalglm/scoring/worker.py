@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
-from mentalglm.engine.protocol import Engine, Request
+from mentalglm.engine.protocol import Engine
 from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError, UserError
+from mentalglm.scoring.cascade import Inquiry
 from mentalglm.scoring.commit import ShardCommit
 from mentalglm.scoring.duplicates import (
     NO_DUPLICATES,
@@ -31,8 +32,8 @@ from mentalglm.scoring.duplicates import (
 )
 from mentalglm.scoring.lease import check_fence
 from mentalglm.scoring.ledger import Keep, Ledger
-from mentalglm.scoring.predictions import Outcome, interpret, prediction_schema, prediction_table
-from mentalglm.tasks import Task, answer_heads, render_prompt
+from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
+from mentalglm.tasks import Task
 
 _REPORT_INTERVAL_S = 1.0
 _MAX_DEATHS = 4
@@ -142,7 +143,7 @@ class ShardScorer:
         )
 
     async def _score(self, shard: int, rows: Rows | None, given_up: str | None = None) -> ShardCommit:
-        """Reads, renders, generates, parses, commits. `given_up`: why the engine is not asked."""
+        """Reads, asks, commits. `given_up`: why the engine is not asked."""
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
@@ -180,9 +181,8 @@ class ShardScorer:
         """task -> row -> its outcome, for the rows that are picked, in order."""
         assert self._engine is not None
         tasks = self._spec.tasks
-        explain = self._spec.config.explain == "all"
-        slots: list[tuple[int, Task]] = []
-        requests: list[Request] = []
+        slots: list[tuple[int, str]] = []
+        inquiries: list[Inquiry] = []
         outcomes = {
             task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
             for task, rows in picked.items()
@@ -190,34 +190,23 @@ class ShardScorer:
         # A post's tasks together: templates that begin with the post share its prefix in the engine's cache.
         for row, number in sorted((row, n) for n, task in enumerate(tasks) for row in picked.get(task.name, ())):
             if posts.statuses[row] is None and given_up is None:
-                slots.append((row, tasks[number]))
-                requests.append(_request(tasks[number], posts.texts[row], head_only=not explain))
+                slots.append((row, tasks[number].name))
+                inquiries.append(Inquiry(self._spec.config, tasks[number], posts.texts[row], posts.text_hashes[row]))
         counts: Counter[str] = Counter(each.status for rows in outcomes.values() for each in rows.values())
-        counts["engine_error"] -= len(requests)  # not failed: not asked yet
+        counts["engine_error"] -= len(inquiries)  # not failed: not asked yet
         reported = time.monotonic()
-        cut_off: list[int] = []
-        async for index, completion in self._engine.complete(requests):
+        answers = self._engine.complete(
+            [inquiry.request for inquiry in inquiries], lambda index, completion: inquiries[index].take(completion)
+        )
+        async for index, _ in answers:
             row, task = slots[index]
-            outcome = interpret(task, completion, explain=explain)
-            outcomes[task.name][row] = outcome
+            outcome = inquiries[index].outcome
+            assert outcome is not None
+            outcomes[task][row] = outcome
             counts[outcome.status] += 1
-            if outcome.status == "truncated":
-                cut_off.append(index)
             if time.monotonic() - reported >= _REPORT_INTERVAL_S:
                 reported = time.monotonic()
                 self._report(shard, counts)
-        max_tokens = self._spec.config.generation.retry_max_tokens
-        if max_tokens is not None and cut_off:
-            again = [replace(requests[index], max_tokens=max_tokens) for index in cut_off]
-            async for index, completion in self._engine.complete(again):
-                row, task = slots[cut_off[index]]
-                outcome = interpret(task, completion, explain=explain)
-                outcomes[task.name][row] = replace(outcome, flags=(*outcome.flags, "asked_again"))
-                counts["truncated"] -= 1
-                counts[outcome.status] += 1
-                if time.monotonic() - reported >= _REPORT_INTERVAL_S:
-                    reported = time.monotonic()
-                    self._report(shard, counts)
         return outcomes
 
     async def _find_duplicates(self, shard: int, posts: Posts) -> ShardDuplicates:
@@ -311,16 +300,6 @@ def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:
     return InterruptedRunError(
         f"input.uri = {uri}: cannot be read for now ({what}); see to credentials, network and storage, then run the "
         "same command again"
-    )
-
-
-def _request(task: Task, text: str, *, head_only: bool) -> Request:
-    return Request(
-        task=task.name,
-        prompt=render_prompt(task, text),
-        markers=tuple(task.markers),
-        head_only=head_only,
-        alternatives=answer_heads(task) if task.kind == "binary" else None,
     )
 
 

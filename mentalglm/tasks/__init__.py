@@ -4,10 +4,13 @@ from mentalglm.tasks.answer import (
     PARSER_VERSION,
     ParsedAnswer,
     answer_heads,
+    find_marker,
     label_rows,
     parse_answer,
+    parse_head,
     parse_row,
     render_answer,
+    with_thought_opened,
 )
 from mentalglm.tasks.load import builtin_tasks, load_task
 from mentalglm.tasks.prompt import Prompt, render_prompt
@@ -21,10 +24,13 @@ __all__ = [
     "Task",
     "answer_heads",
     "builtin_tasks",
+    "find_marker",
     "label_rows",
     "load_task",
     "parse_answer",
+    "parse_head",
     "parse_row",
     "render_answer",
     "render_prompt",
+    "with_thought_opened",
 ]

@@ -1,12 +1,13 @@
 """Reading a model's answer: any string in, labels or a reason why not out. Never raises, never guesses.
 
-The steps, in order: remove what cannot be seen; cut where another speaker's turn begins; drop an echo of the prompt;
-read the task's own answer form exactly; read JSON, tables and vectors; else read the head before the explanation as
-text; judge what was found.
+The steps, in order: read the head by itself, and where it is an answer, be content with it; remove what cannot be seen;
+cut where another speaker's turn begins; drop an echo of the prompt; read the task's own answer form exactly; read JSON,
+tables and vectors; else read the head before the explanation as text; judge what was found.
 
 Policy of the hard cases:
 
-- Only the head counts, up to 理由, 解释, 原因, Reasoning, ...: explanations name other labels.
+- Only the head counts, up to 理由, 解释, 原因, Reasoning, ...: explanations name other labels. A head that is an answer
+  by itself stays one, whatever follows: so an engine may stop at the marker, and the labels are the same.
 - A label named after a denial (没有体现, 不属于, not, no, without) is denied. A denied label asserts nothing: in
   "没有体现高自杀风险" alone no label is found, and never the other one. "No, ..." to a yes/no question is an answer.
 - A yes/no question is the exception: denying its statement (does not suffer from ...) is the answer no.
@@ -32,7 +33,7 @@ Policy of the hard cases:
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mentalglm.tasks import grammar
@@ -43,7 +44,7 @@ from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Slug, Task
 from mentalglm.tasks.text import clean, fold
 from mentalglm.tasks.vocabulary import vocabulary_of
 
-PARSER_VERSION = "2"
+PARSER_VERSION = "3"
 """Raised with every change that can change a status or a label."""
 
 Status = Literal["ok", "parse_failed", "truncated", "refused"]
@@ -63,6 +64,9 @@ class ParsedAnswer:
     flags: tuple[str, ...] = ()
     reason: str | None = None
     """Why the status is not `ok`, as a machine word; never text of the answer."""
+    explains_in_head: bool = False
+    """The explanation begins before the task's own marker (at 原因, say), so what an engine counts as the answer's
+    head is more than the labels."""
 
 
 _ROLE_TOKEN = re.compile(
@@ -82,7 +86,10 @@ _USER_TURN = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 """The prompt with its role tokens, repeated before the answer."""
+_THOUGHT_TAG = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_NOT_YET = re.compile(rf"{_THOUGHT_TAG.pattern}|{_ROLE_TOKEN.pattern}", re.IGNORECASE)
+"""In a head: what follows may be the answer, and this only a thought or somebody else's words."""
 _MAX_SCANNED = 4000
 _STRUCTURE = re.compile(r"[{\[|\t]|[01]\D{0,3}[01]")
 
@@ -90,6 +97,56 @@ _STRUCTURE = re.compile(r"[{\[|\t]|[01]\D{0,3}[01]")
 def parse_answer(task: Task, raw: str, *, finish_reason: str | None = None) -> ParsedAnswer:
     """What `raw` says. `finish_reason` is the engine's: with `length`, the answer was cut at `max_tokens`."""
     is_cut = finish_reason == "length"
+    whole = _parse(task, raw, is_cut=is_cut)
+    marker = find_marker(task.markers, raw)
+    head = parse_head(task, raw[: marker[1]]) if marker else None
+    if head is None:
+        return replace(whole, explains_in_head=marker is None and whole.explanation is not None)
+    agrees = (whole.status, whole.labels, whole.parents) == ("ok", head.labels, head.parents)
+    assert marker is not None
+    return replace(
+        head,
+        explanation=whole.explanation if agrees else clean(raw[marker[1] :]).strip(" \n:：*") or None,
+        flags=(*head.flags, "explanation_truncated") if is_cut else head.flags,
+    )
+
+
+def parse_head(task: Task, text: str) -> ParsedAnswer | None:
+    """What the beginning of an answer says, up to and with the first of the task's markers (`find_marker`).
+
+    None where it takes more to know: the head is no answer by itself, or the marker does not begin an explanation
+    there (没有理由认为). Else `parse_answer` has the same status, labels and parents for every answer that begins so.
+    """
+    marker = find_marker(task.markers, text)
+    if marker is None or _NOT_YET.search(text):
+        return None
+    labels = read_canonical_head(task, clean(text[: marker[0]]).strip())
+    if labels is not None and not _is_echoed(task, len(labels)):
+        return ParsedAnswer("ok", labels, _parents_of(task, labels))
+    opening = fold(task.prompt.partition("{text}")[0]).strip(' “"')
+    folded = fold(clean(text))
+    if len(opening) >= 6 and opening in folded:
+        return None  # the prompt, echoed: the marker may be a word of the post
+    answer = _parse(task, text, is_cut=False)
+    if answer.status != "ok" or not _marker_pattern(task).search(folded):
+        return None
+    return replace(answer, explains_in_head=answer.explanation is not None)
+
+
+def find_marker(markers: Sequence[str], text: str) -> tuple[int, int] | None:
+    """Where the first of `markers` begins and ends in `text`, which is where an answer's head ends; None: nowhere."""
+    return min(((at, at + len(marker)) for marker in markers if (at := text.find(marker)) >= 0), default=None)
+
+
+def with_thought_opened(raw: str) -> str:
+    """An answer of unknown origin that ends a thought which it does not begin: with the beginning, which was part of
+    the prompt. Else nothing says that what stands first is a thought."""
+    end = _THOUGHT_TAG.search(raw)
+    return f"<think>{raw}" if end and end.group().startswith("</") else raw
+
+
+def _parse(task: Task, raw: str, *, is_cut: bool) -> ParsedAnswer:
+    """What `raw` says, read as a whole."""
     text = _own_turn(clean(raw))
     if not text.strip():
         return ParsedAnswer("truncated" if is_cut else "parse_failed", reason="empty_answer")
@@ -139,7 +196,7 @@ def label_rows(task: Task) -> list[dict[str, Any]]:
 
 def parse_row(task: Task, raw: str) -> dict[str, Any]:
     """A parsed answer as plain data, for `mentalglm parse`."""
-    answer = parse_answer(task, raw)
+    answer = parse_answer(task, with_thought_opened(raw))
     return {
         "status": answer.status,
         "labels": list(answer.labels),
@@ -274,7 +331,8 @@ def _marker_pattern(task: Task) -> re.Pattern[str]:
         colon = r"(?:是|为|如下|在于)?[ \t]{0,4}[】\])*_”’\"]{0,4}[ \t]{0,4}(?:[:=]|\n|—|--?(?=\s))"
         pattern = re.compile(
             rf"(?:(?:判断|分析|具体)?(?:{'|'.join(anywhere)}){colon}|{edge}(?:{'|'.join(anywhere)})(?:是|为|"
-            rf"如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))|(?<=[。.;!?\n])(?:{'|'.join(anywhere)})\s*\Z"
+            rf"如下|[,，】\])]|(?=[\u3400-\u9fff])(?!充分|不))"
+            rf"|(?<=[。.;!?\n])[*#_【\[\- ]{{0,6}}(?:判断|分析|具体)?(?:{'|'.join(anywhere)})\s*\Z"
             rf"|{edge}(?:{'|'.join(clause)}){colon}|{edge}(?:{'|'.join(clause)})[】\]])"
             r"[\s:*_]*"
         )
@@ -354,4 +412,15 @@ def _parents_of(task: Task, labels: Sequence[Slug]) -> tuple[Slug, ...]:
     return tuple(label.slug for label in task.labels if label.slug in parents) if parents - {None} else ()
 
 
-__all__ = ["PARSER_VERSION", "ParsedAnswer", "answer_heads", "label_rows", "parse_answer", "parse_row", "render_answer"]
+__all__ = [
+    "PARSER_VERSION",
+    "ParsedAnswer",
+    "answer_heads",
+    "find_marker",
+    "label_rows",
+    "parse_answer",
+    "parse_head",
+    "parse_row",
+    "render_answer",
+    "with_thought_opened",
+]

@@ -179,6 +179,11 @@ def _check_labels(task: Task, path: str) -> None:
             raise ConfigError(f"{path}: positive = {task.positive!r}: name one of the two labels: {', '.join(slugs)}")
     elif task.positive is not None:
         raise ConfigError(f"{path}: positive = {task.positive!r}: only for binary tasks; remove it")
+    if task.nothing and (task.kind != "multiclass" or not set(task.nothing) < set(slugs)):
+        raise ConfigError(
+            f"{path}: nothing = {list(task.nothing)}: is for a multiclass task, and names some of its labels; do so, "
+            "or remove it"
+        )
     if task.none_answer is not None and task.kind in ("binary", "multiclass"):
         raise ConfigError(
             f"{path}: none_answer: only for multilabel and hierarchical tasks; add a label for none instead"

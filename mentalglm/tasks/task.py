@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -73,6 +74,8 @@ class Task(ConfigModel):
     """In label-set order, which is the order of labels in answers and outputs."""
     positive: Slug | None = None
     """Binary tasks: the label whose probability, precision and recall are reported."""
+    nothing: tuple[Slug, ...] = ()
+    """Multiclass tasks: labels that say that nothing was found (no cause, no disorder)."""
     topics: tuple[str, ...] = ()
     """What the labels are kinds of (认知歪曲, cognitive distortion). An answer that denies the topic says `none`."""
     foreign: tuple[str, ...] = ()
@@ -124,6 +127,13 @@ class Task(ConfigModel):
         return (
             next((label.slug for label in self.labels if label.slug != self.positive), None) if self.positive else None
         )
+
+    def finds(self, labels: Sequence[Slug], parents: Sequence[Slug] = ()) -> bool:
+        """Whether an answer with these labels says that something was found: the positive label; any label or parent;
+        of a multiclass task, a label that is not one of `nothing`."""
+        if self.positive is not None:
+            return self.positive in labels
+        return bool({*labels, *parents} - set(self.nothing))
 
     def name_of(self, slug: Slug) -> str:
         """How an answer of this task writes a label; a child of a hierarchical task as `parent##child`."""
