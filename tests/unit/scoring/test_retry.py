@@ -33,6 +33,7 @@ UNUSABLE = Outcome("empty_text", "null_text")
 DEFAULT = check_statuses([])
 MANIFEST: dict[str, Any] = {
     "run_id": "r",
+    "explain": "all",
     "finished_at": "before",
     "model": {"name": "m", "digest": "d"},
     "input": {"quarantined": []},

@@ -13,7 +13,7 @@ import pytest
 
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import plan_corpus
-from mentalglm.engine.protocol import Completion, Request
+from mentalglm.engine.protocol import Completion, FollowUp, Request
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.board import RunBoard
 from mentalglm.scoring.ledger import Ledger
@@ -101,7 +101,9 @@ class BrokenEngine:
         self.num_restarts = 0
         self.num_calls = 0
 
-    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+    async def complete(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncIterator[tuple[int, Completion]]:
         self.num_calls += 1
         raise self.kind(f"cannot handle {requests[0].prompt.user}")
         yield
@@ -251,15 +253,21 @@ class TerseEngine:
     def __init__(self) -> None:
         self.description: dict[str, str] = {}
         self.num_restarts = 0
-        self.max_tokens: list[list[int | None]] = []
+        self.max_tokens: list[int | None] = []
 
-    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
-        self.max_tokens.append([request.max_tokens for request in requests])
+    async def complete(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncIterator[tuple[int, Completion]]:
+        assert follow_up is not None
         for index, request in enumerate(requests):
-            if SECRET in request.prompt.user and request.max_tokens != 20:
-                yield index, Completion("这篇帖子", "length")
-            else:
-                yield index, Completion("这篇帖子体现了低自杀风险。理由：无。", "stop")
+            asked: Request | None = request
+            while asked is not None:
+                self.max_tokens.append(asked.max_tokens)
+                is_cut = SECRET in asked.prompt.user and asked.max_tokens != 20
+                answer = "这篇帖子" if is_cut else "这篇帖子体现了低自杀风险。理由：无。"
+                completion = Completion(answer, "length" if is_cut else "stop")
+                asked = follow_up(index, completion)
+            yield index, completion
 
 
 def test_answers_that_were_cut_off_are_asked_for_once_more_with_more_tokens(
@@ -271,7 +279,7 @@ def test_answers_that_were_cut_off_are_asked_for_once_more_with_more_tokens(
     scorer._spec = replace(scorer._spec, config=config)
     commits, _ = score(scorer, board)
     assert [each["statuses"]["suicide_risk"] for each in commits] == [{"ok": 1}] * 3
-    assert engine.max_tokens == [[None], [20], [None], [None]]
+    assert engine.max_tokens == [None, 20, None, None]
     flags = [
         pq.read_table(tmp_path / "out" / "_run" / "shards" / "task=suicide_risk" / f"{shard:08d}.parquet")["flags"]
         for shard in range(3)

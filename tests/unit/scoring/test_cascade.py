@@ -1,0 +1,164 @@
+"""Label first: whatever an engine answers, labels and status are those of the plain path; explanations are asked for
+where `explain` says so, from the same tokens, and paid for once."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mentalglm.config import ScoreConfig
+from mentalglm.engine.protocol import Completion, Request
+from mentalglm.scoring.cascade import Inquiry
+from mentalglm.scoring.predictions import Outcome
+from mentalglm.tasks import find_marker, load_task, parse_answer, parse_head, render_answer
+from tests.unit.tasks.answer_cases import ALL, Case
+
+RISK, PATHWAY = load_task("suicide_risk"), load_task("cognitive_pathway")
+HIGH = render_answer(RISK, ["high_risk"], "写到了计划。")
+LOW = render_answer(RISK, ["low_risk"], "只是累。")
+
+
+def config(explain: str, **changes: Any) -> ScoreConfig:
+    return ScoreConfig.model_validate(
+        {"input": {"uri": "a"}, "output": {"uri": "b"}, "tasks": ["suicide_risk"], "explain": explain} | changes
+    )
+
+
+def complete(request: Request, answer: str, finish_reason: str = "stop", logprob: float | None = -0.01) -> Completion:
+    """An engine that has one answer, a token for each character."""
+    marker = find_marker(request.markers, answer)
+    if request.head_only and marker is not None:
+        return Completion(answer[: marker[1]], "stop", 9, marker[1], head_logprob=logprob, is_head=True)
+    so_far = len(request.head.text) if request.head else 0
+    head_logprob = request.head.head_logprob if request.head else logprob
+    return Completion(answer, finish_reason, 9, len(answer) - so_far, head_logprob=head_logprob)  # type: ignore[arg-type]
+
+
+def ask(
+    settings: ScoreConfig, answer: str, task: str = "suicide_risk", finish_reason: str = "stop", **more: Any
+) -> tuple[Outcome, list[Request]]:
+    """The outcome, and every request that it took."""
+    inquiry = Inquiry(settings, load_task(task), "一条帖子", more.pop("text_hash", "00"))
+    requests = [inquiry.request]
+    while (following := inquiry.take(complete(requests[-1], answer, finish_reason, **more))) is not None:
+        requests.append(following)
+    assert inquiry.outcome is not None
+    return inquiry.outcome, requests
+
+
+@pytest.mark.parametrize("explain", ["none", "positive", "uncertain"])
+def test_every_answer_gets_the_labels_of_the_plain_path(explain: str) -> None:
+    num_spared = 0
+    same = ("status", "labels", "parents", "confidence", "probability", "reason")
+    for case in ALL:
+        reason = case.finish_reason or "stop"
+        for answer in (case.raw, f"{case.raw}\n理由：写了很多别的，没有再说什么。"):
+            plain, _ = ask(config("all"), answer, case.task, reason)
+            outcome, _ = ask(config(explain), answer, case.task, reason)
+            assert [getattr(outcome, name) for name in same] == [getattr(plain, name) for name in same], case
+            assert outcome.explanation in (None, plain.explanation), case
+            assert (outcome.num_output_tokens or 0) <= (plain.num_output_tokens or 0), case
+            num_spared += outcome.num_output_tokens != plain.num_output_tokens
+    assert num_spared > 50
+
+
+@given(st.sampled_from([case for case in ALL if find_marker(load_task(case.task).markers, case.raw)]), st.text())
+@settings(max_examples=300, deadline=None)
+def test_a_head_that_is_an_answer_stays_one_whatever_follows(case: Case, tail: str) -> None:
+    task = load_task(case.task)
+    marker = find_marker(task.markers, case.raw)
+    assert marker is not None
+    beginning = case.raw[: marker[1]]
+    if (head := parse_head(task, beginning)) is None:
+        return
+    for end in (
+        tail,
+        f"：{tail}",
+        '\n```json\n{"label": "高自杀风险"}\n```',
+        "</think>低自杀风险",
+        "\n低自杀风险。高自杀风险。",
+    ):
+        whole = parse_answer(task, beginning + end)
+        assert (whole.status, whole.labels, whole.parents) == (head.status, head.labels, head.parents)
+
+
+def test_explanations_are_asked_for_where_something_is_found_or_uncertain() -> None:
+    for explain, answer, logprob, is_explained in (
+        ("positive", HIGH, -0.01, True),
+        ("positive", LOW, -9.0, False),
+        ("uncertain", HIGH, -0.01, False),
+        ("uncertain", LOW, -0.5, True),
+        ("uncertain", LOW, None, True),
+        ("none", HIGH, None, False),
+    ):
+        outcome, requests = ask(config(explain), answer, logprob=logprob)
+        assert len(requests) == 1 + is_explained
+        assert (outcome.explanation is not None) == is_explained
+        assert outcome.num_output_tokens == (len(answer) if is_explained else answer.index("理由") + 2)
+    outcome, requests = ask(config("all"), HIGH)
+    assert len(requests) == 1
+    none = render_answer(PATHWAY, [], "没有。")
+    assert ask(config("positive"), none, "cognitive_pathway")[0].explanation is None
+    labelled = render_answer(PATHWAY, [PATHWAY.answerable[0]], "有。")
+    assert ask(config("positive"), labelled, "cognitive_pathway")[0].explanation == "有。"
+
+
+def test_what_follows_up_goes_on_from_what_was_answered() -> None:
+    _, (first, second) = ask(config("positive"), HIGH)
+    assert (first.head_only, second.head_only) == (True, False)
+    assert second.head is not None
+    assert HIGH.startswith(second.head.text)
+    assert second.prompt == first.prompt
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=20, deadline=None)
+def test_a_sample_is_a_share_of_the_others_the_same_each_time_and_grows_with_its_rate(one: float, other: float) -> None:
+    def sampled(rate: float) -> set[int]:
+        chosen = config("positive", cascade={"sample": {"low_risk": rate}})
+        found = set()
+        for n in range(200):
+            outcome, _ = ask(chosen, LOW, text_hash=f"{n:032x}")
+            if outcome.explanation:
+                assert "explanation_sampled" in outcome.flags
+                found.add(n)
+        return found
+
+    low, high = sorted((one, other))
+    assert sampled(low) <= sampled(high)
+    assert abs(len(sampled(high)) - 200 * high) < 45  # six standard deviations
+    assert not sampled(0.0)
+
+
+def test_an_engine_that_answers_anew_changes_no_label() -> None:
+    inquiry = Inquiry(config("positive"), RISK, "一条帖子", "00")
+    head = Completion(HIGH[: HIGH.index("理由") + 2], "stop", 9, 5, head_logprob=-0.1, is_head=True)
+    for second, flag in (
+        (Completion(LOW, "stop", 9, 20), "explanation_disagrees"),
+        (Completion("", "error", error="timeout"), "explanation_failed"),
+    ):
+        inquiry = Inquiry(config("positive"), RISK, "一条帖子", "00")
+        assert inquiry.take(head) is not None
+        assert inquiry.take(second) is None
+        outcome = inquiry.outcome
+        assert outcome is not None
+        assert (outcome.status, outcome.labels, outcome.explanation) == ("ok", ("high_risk",), None)
+        assert flag in outcome.flags
+
+
+def test_an_answer_that_was_cut_off_is_asked_for_once_more_also_where_only_heads_are() -> None:
+    generation = {"max_tokens": 4, "retry_max_tokens": 64}
+    for explain in ("all", "none", "positive"):
+        inquiry = Inquiry(config(explain, generation=generation), RISK, "一条帖子", "00")
+        again = inquiry.take(Completion("这篇帖子", "length", 9, 4))
+        assert again is not None
+        assert again.max_tokens == 64
+        following: Request | None = again
+        while following is not None:
+            following = inquiry.take(complete(following, HIGH))
+        assert inquiry.outcome is not None
+        assert inquiry.outcome.labels == ("high_risk",)
+        assert Counter(inquiry.outcome.flags)["asked_again"] == 1
+        assert (inquiry.outcome.explanation is None) == (explain == "none")
