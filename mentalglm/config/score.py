@@ -87,6 +87,9 @@ class GenerationConfig(ConfigModel):
     """Most tokens of an answer; longer ones are cut off."""
     retry_max_tokens: int | None = Field(default=None, ge=2)
     """An answer that was cut off before its labels ended is asked for once more with this many tokens; null: never."""
+    retry_unparsed: bool = False
+    """An answer in which no label can be read is asked for once more, held to the form of the task's answers (flag
+    `constrained`; without confidence). For the vllm engine."""
     temperature: float = Field(default=0.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = 0
@@ -241,6 +244,15 @@ class ScoreConfig(ConfigModel):
             raise ValueError(
                 f"output.uri {self.output.uri!r} lies inside input.uri {self.input.uri!r}, or the other way round: the "
                 "results would be read as posts; name a folder beside it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_held_to_a_form(self) -> "ScoreConfig":
+        if self.generation.retry_unparsed and not isinstance(self.engine, VllmEngineConfig):
+            raise ValueError(
+                f"generation.retry_unparsed = true: the {self.engine.kind} engine cannot hold answers to a form; leave "
+                "it out, or use vllm"
             )
         return self
 

@@ -23,6 +23,8 @@ class Request:
     head: "Completion | None" = None
     """What the engine has answered with `head_only`: it goes on from there, to the whole answer. One that cannot go on
     from its tokens answers anew."""
+    pattern: str | None = None
+    """Regular expression that the answer is held to. Its probabilities are then not those of the model alone."""
     max_tokens: int | None = None
     """Most tokens of the answer, its head included; None: as configured."""
     alternatives: tuple[str, str] | None = None

@@ -149,7 +149,7 @@ class VllmEngine:
     async def _generate(self, request: Request, encoded: EncodedPrompt) -> Any:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         generation = self._generation
         so_far = request.head.token_ids if request.head else ()
@@ -167,6 +167,7 @@ class VllmEngine:
             logprob_token_ids=None if so_far else deciding or None,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=request.pattern) if request.pattern else None,
         )
         final = None
         async for output in self._engine.generate(

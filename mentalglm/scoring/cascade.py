@@ -3,7 +3,8 @@
 Unless every answer is to be explained, the head alone is asked for. It is gone on from where `explain` wants the
 explanation, and where the head does not say enough by itself (`tasks.parse_head`): so labels, status, confidence and
 probability are those of the plain path, `explain: all`, which asks for whole answers. An answer that was cut off before
-its labels ended may be asked for once more, with more tokens.
+its labels ended may be asked for once more, with more tokens; one in which no label can be read, held to the form of
+the task's answers.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from dataclasses import replace
 from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.scoring.predictions import Outcome, interpret
-from mentalglm.tasks import Task, answer_heads, render_prompt
+from mentalglm.tasks import Task, answer_heads, head_pattern, render_prompt
 
 NO_LABEL = "none"
 """In `cascade.sample`: the rows to which no label applies."""
@@ -48,18 +49,24 @@ class Inquiry:
         if completion.num_output_tokens is not None:
             self._num_output_tokens = (self._num_output_tokens or 0) + completion.num_output_tokens
         outcome = interpret(self._task, completion)
+        if outcome is not None and "constrained" in self._done:
+            outcome = replace(outcome, confidence=None, probability=None)  # of a few answers, not of all there are
         if outcome is None:
             return self._go_on(completion)
         if self._unexplained is not None:
             outcome = _explained(self._unexplained, outcome)
         elif self._is_to_ask_again(outcome):
-            self._done = ("asked_again",)
+            self._done += ("asked_again",)
             self.request = replace(
                 self.request,
                 max_tokens=self._config.generation.retry_max_tokens,
                 head_only=self._config.explain != "all",
                 head=None,
             )
+            return self.request
+        elif self._is_to_constrain(outcome):
+            self._done += ("constrained",)
+            self.request = replace(self.request, pattern=head_pattern(self._task), head_only=True, head=None)
             return self.request
         elif self._is_to_explain(outcome):
             if completion.is_head:
@@ -71,12 +78,16 @@ class Inquiry:
         return None
 
     def _go_on(self, head: Completion) -> Request:
-        self.request = replace(self.request, head_only=False, head=head)
+        self.request = replace(self.request, head_only=False, head=head, pattern=None)
         return self.request
 
     def _is_to_ask_again(self, outcome: Outcome) -> bool:
         may_ask = self._config.generation.retry_max_tokens is not None and self.request.max_tokens is None
         return may_ask and outcome.status == "truncated"
+
+    def _is_to_constrain(self, outcome: Outcome) -> bool:
+        may_ask = self._config.generation.retry_unparsed and "constrained" not in self._done
+        return may_ask and outcome.status == "parse_failed"
 
     def _is_to_explain(self, outcome: Outcome) -> bool:
         if outcome.labels is None or self._config.explain == "none":

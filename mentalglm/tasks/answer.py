@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 from mentalglm.tasks import grammar
 from mentalglm.tasks.prose import Findings, read_prose
-from mentalglm.tasks.render import answer_heads, read_canonical_head, render_answer, split_canonical
+from mentalglm.tasks.render import answer_heads, head_pattern, read_canonical_head, render_answer, split_canonical
 from mentalglm.tasks.structured import read_structured
 from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Slug, Task
 from mentalglm.tasks.text import clean, fold
@@ -417,6 +417,7 @@ __all__ = [
     "ParsedAnswer",
     "answer_heads",
     "find_marker",
+    "head_pattern",
     "label_rows",
     "parse_answer",
     "parse_head",

@@ -1,5 +1,6 @@
 """From labels to the answer that a model is trained to give, and the exact reading of such an answer."""
 
+import re
 from collections.abc import Sequence
 
 from mentalglm.tasks.task import Slug, Task
@@ -28,6 +29,23 @@ def answer_heads(task: Task) -> tuple[str, str]:
     if task.positive is None or task.negative is None:
         raise ValueError(f"task {task.name} is {task.kind}; only a binary task has two heads")
     return render_answer(task, [task.negative], None), render_answer(task, [task.positive], None)
+
+
+def head_pattern(task: Task) -> str:
+    """A regular expression for every head that `render_answer` writes, up to and with the marker of its explanation.
+
+    Several labels may stand in any order, and more than once: what is wrong with that the parser says.
+    """
+    own = [label.answer for slug in task.answerable if (label := task.by_slug[slug]).answer is not None]
+    heads = [re.escape(head) for head in [*own, *([task.none_answer] if task.none_answer is not None else [])]]
+    if task.answer is not None:
+        before, _, after = task.answer.partition(_LABELS)
+        names = "|".join(re.escape(task.name_of(slug)) for slug in task.answerable if task.by_slug[slug].answer is None)
+        more = "" if task.kind in ("binary", "multiclass") else f"(?:{re.escape(task.separator)}(?:{names}))*"
+        heads.append(f"{re.escape(before)}(?:{names}){more}{re.escape(after)}")
+    lead = task.explanation.partition(_EXPLANATION)[0]
+    marker = next(marker for marker in task.markers if marker in lead)
+    return f"(?:{'|'.join(heads)}){re.escape(lead[: lead.index(marker) + len(marker)])}"
 
 
 def read_canonical_head(task: Task, head: str) -> tuple[Slug, ...] | None:

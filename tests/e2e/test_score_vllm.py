@@ -206,12 +206,17 @@ def test_a_real_chat_model_of_another_family_goes_through_the_job(tmp_path: Path
         tasks=["imhi_dreaddit_en"],
         model={"path": str(smollm2)},
         engine={"kind": "vllm", "max_num_seqs": 32},
-        generation={"max_tokens": 24, "max_prompt_tokens": 512},
+        generation={"max_tokens": 24, "max_prompt_tokens": 512, "retry_unparsed": True},
         max_error_rate=1.0,
     )
     rows = table.to_pylist()
     assert sorted(int(row["post_id"]) for row in rows) == list(range(64))
-    assert {row["status"] for row in rows} <= {"ok", "parse_failed", "truncated", "refused"}
+    # What it says in its own words is held to the form of an answer the second time.
+    assert {row["status"] for row in rows} <= {"ok", "truncated", "refused"}
+    constrained = [row for row in rows if "constrained" in row["flags"]]
+    assert constrained
+    assert all(row["status"] == "ok" and row["confidence"] is None for row in constrained)
+    print(f"{len(constrained)} of 64 answers were held to the form")
     assert all((row["labels"] is None) == (row["status"] != "ok") for row in rows)
     # Its own chat template: system turn, <|im_start|> and <|im_end|>, which no post can write.
     assert all(row["num_prompt_tokens"] > 40 and row["num_output_tokens"] >= 1 for row in rows)

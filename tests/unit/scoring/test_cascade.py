@@ -1,6 +1,7 @@
 """Label first: whatever an engine answers, labels and status are those of the plain path; explanations are asked for
 where `explain` says so, from the same tokens, and paid for once."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,15 @@ from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.scoring.cascade import Inquiry
 from mentalglm.scoring.predictions import Outcome
-from mentalglm.tasks import find_marker, load_task, parse_answer, parse_head, render_answer
+from mentalglm.tasks import (
+    builtin_tasks,
+    find_marker,
+    head_pattern,
+    load_task,
+    parse_answer,
+    parse_head,
+    render_answer,
+)
 from tests.unit.tasks.answer_cases import ALL, Case
 
 RISK, PATHWAY = load_task("suicide_risk"), load_task("cognitive_pathway")
@@ -162,3 +171,52 @@ def test_an_answer_that_was_cut_off_is_asked_for_once_more_also_where_only_heads
         assert inquiry.outcome.labels == ("high_risk",)
         assert Counter(inquiry.outcome.flags)["asked_again"] == 1
         assert (inquiry.outcome.explanation is None) == (explain == "none")
+
+
+TASK_NAMES = sorted(builtin_tasks())
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_form_that_answers_can_be_held_to_holds_all_of_them_and_nothing_that_cannot_be_read(
+    data: st.DataObject,
+) -> None:
+    task = load_task(data.draw(st.sampled_from(TASK_NAMES)))
+    most = 1 if task.kind in ("binary", "multiclass") else 3
+    least = 0 if task.none_allowed else 1
+    labels = data.draw(st.lists(st.sampled_from(task.answerable), min_size=least, max_size=most, unique=True))
+    pattern = head_pattern(task)
+    whole = render_answer(task, labels, "因为。")
+    marker = find_marker(task.markers, whole)
+    assert marker is not None
+    assert re.fullmatch(pattern, whole[: marker[1]])
+    held = data.draw(st.from_regex(pattern, fullmatch=True))
+    answer = parse_answer(task, held)
+    assert answer.status == "ok" or answer.reason == "echoed_label_set", held
+
+
+def test_an_answer_without_a_label_is_asked_for_once_more_held_to_the_form() -> None:
+    for explain in ("all", "none", "positive"):
+        settings = config(explain, generation={"retry_unparsed": True})
+        inquiry = Inquiry(settings, RISK, "一条帖子", "00")
+        again = inquiry.take(Completion("今天天气不错。", "stop", 9, 6, head_logprob=-0.1))
+        assert again is not None
+        assert (again.pattern, again.head_only) == (head_pattern(RISK), True)
+        following: Request | None = again
+        while following is not None:
+            last = following
+            following = inquiry.take(complete(following, HIGH))
+        assert (last.pattern is None) == (explain != "none")  # the explanation is free
+        outcome = inquiry.outcome
+        assert outcome is not None
+        assert (outcome.status, outcome.labels, outcome.confidence) == ("ok", ("high_risk",), None)
+        assert "constrained" in outcome.flags
+        assert (outcome.explanation is None) == (explain == "none")
+
+
+def test_an_answer_that_cannot_be_read_twice_has_failed() -> None:
+    inquiry = Inquiry(config("all", generation={"retry_unparsed": True}), RISK, "一条帖子", "00")
+    assert inquiry.take(Completion("天气", "stop", 9, 2)) is not None
+    assert inquiry.take(Completion("天气", "stop", 9, 2)) is None
+    assert inquiry.outcome is not None
+    assert (inquiry.outcome.status, inquiry.outcome.num_output_tokens) == ("parse_failed", 4)
