@@ -21,6 +21,7 @@ import psutil  # type: ignore[import-untyped]
 from mentalglm.config import GenerationConfig, VllmEngineConfig
 from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
 from mentalglm.engine.model import ResolvedModel, read_json
+from mentalglm.engine.orphans import reaped
 from mentalglm.engine.overheard import overhear
 from mentalglm.engine.protocol import Completion, FinishReason, Request
 from mentalglm.engine.supervisor import EngineDiedError
@@ -47,7 +48,12 @@ class VllmEngine:
         arguments = engine_arguments(config, generation, model, num_gpus=num_gpus)
         self._generation = generation
         others = set(multiprocessing.active_children())
-        self._engine = _start(arguments, model)
+        with reaped() as self._reaper:
+            try:
+                self._engine = _start(arguments, model)
+            except ConfigError:
+                self._reaper.end()
+                raise
         cores = [each.pid for each in multiprocessing.active_children() if each not in others]
         self._processes = _with_descendants({psutil.Process(pid) for pid in cores if psutil.pid_exists(pid)})
         self._lora = _lora_request(model)
@@ -130,6 +136,7 @@ class VllmEngine:
         if self._engine.output_handler is not None:
             self._engine.output_handler.cancel()  # else it logs the end as a failure
         await asyncio.to_thread(self._engine.shutdown)
+        await asyncio.to_thread(self._reaper.end)
 
     async def kill(self) -> None:
         """See `BareEngine.kill`."""
@@ -145,6 +152,7 @@ class VllmEngine:
         while not all(map(_is_gone, processes)) and time.monotonic() < deadline:
             time.sleep(0.02)
         self._engine.shutdown(timeout=0)
+        self._reaper.end()
 
     async def _generate(self, request: Request, encoded: EncodedPrompt) -> Any:
         from vllm import SamplingParams
