@@ -1,9 +1,10 @@
 """Any process may be killed at any moment: the table in the end equals the table without faults, each row once.
 
-The commands run as a user types them. A kill schedule is drawn from a seed; the long test's figures are printed:
-`pytest -m long -s tests/integration/test_random_kills.py`.
+The commands run as a user types them. A kill schedule is drawn from a seed; its figures are printed as a line of JSON:
+`KILL_SEED=1 pytest -m long -s tests/integration/test_random_kills.py`; KILLS changes the number of kills.
 """
 
+import io
 import json
 import os
 import random
@@ -11,10 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pyarrow as pa
@@ -24,215 +25,372 @@ import pytest
 import yaml
 
 from mentalglm import storage
+from mentalglm.corpus.synthetic import generate_posts
+from tests.integration.fault_proxy import FaultProxy
 
-NUM_ROWS = 400
-SHARD_ROWS = 2
-TASKS = ["suicide_risk", "cognitive_distortion"]
 MENTALGLM = str(Path(sys.executable).parent / "mentalglm")
-# What each process is called, in words; the driver is the command itself.
-TARGETS = {
-    "driver": "",
+TASKS = ["suicide_risk", "cognitive_distortion"]
+NUM_SHARDS, SHARDS_PER_GROUP, NUM_FILES = 60, 10, 2
+INPUT_BYTES = 1 << 20
+KILLS_PER_RUN = 10
+# How the name of each process begins; the driver is the command itself.
+PROCESSES = {
     "worker": "ray::MapWorker",
-    "raylet": "raylet/raylet",
-    "gcs": "gcs/gcs_server",
+    "engine": "VLLM::Engine",
+    "raylet": "raylet",
+    "gcs": "gcs_server",
     "board": "ray::RunBoard",
-    "engine": "VLLM::EngineCore",
 }
+# What the command may end with after a kill; after the others it goes on. Ray's core ends the driver at once, with 1
+# and without a word, when its own node's raylet or GCS is gone.
+EXIT_CODES = {"driver": {-9}, "board": {75}, "raylet": {75, 1}, "gcs": {75, 1}}
+# Ray gives a lost GCS a minute to come back, and takes a raylet for lost when it has refused five calls, 3 s apart.
+RAY_SETTINGS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_health_check_period_ms": "1000"}
+# More in one life of the command, and no system could tell the kills from those of a row that kills.
+MOST_IN_A_LIFE = {"worker": 3, "engine": 1}
+
+Row = tuple[Any, ...]
+"""Task, post id, status, labels, explanation, and what the crawl had beside the text."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job to kill."""
+
+    engine: dict[str, Any]
+    shard_rows: int
+    targets: list[str]
+    """One of them is killed at each point but the last; the more often it stands here, the more often it is."""
+
+    @property
+    def num_rows(self) -> int:
+        return NUM_SHARDS * self.shard_rows
+
+
+KINDS = {
+    "echo": Kind(
+        engine={"kind": "echo", "delay_s": 0.5},
+        shard_rows=2,
+        targets=["driver", "driver", "worker", "worker", "worker", "raylet", "gcs", "board"],
+    ),
+    "vllm": Kind(
+        engine={"kind": "vllm", "max_num_seqs": 32},
+        shard_rows=10,
+        targets=["driver", "worker", "engine", "raylet"],
+    ),
+}
+
+
+class KillPoint(NamedTuple):
+    """When a process dies: a while after so many shards are committed, as soon as there is such a process."""
+
+    target: str
+    num_commits: int
+    wait: float
+    """Of the while, from 0 to 1: the time of a start, where this life of the command has committed nothing yet."""
+
+
+def draw(schedule: random.Random, targets: list[str], num_kills: int) -> deque[KillPoint]:
+    """Kills all over the life of one run; the last hits the driver when all is committed and not yet published."""
+    names: list[str] = []
+    while not names or not _is_told_from_a_bad_row(names) or (num_kills > len(targets) and {*names} != {*targets}):
+        names = [*schedule.choices(targets, k=num_kills - 1), "driver"]
+    # Not in the last third: a run that has lost its raylet goes on for seconds, and is not to end before the kills.
+    places = sorted(schedule.choices(range(NUM_SHARDS * 2 // 3), k=num_kills - 1))
+    return deque(
+        KillPoint(name, place, schedule.random()) for name, place in zip(names, [*places, NUM_SHARDS], strict=True)
+    )
+
+
+def _is_told_from_a_bad_row(names: list[str]) -> bool:
+    life: Counter[str] = Counter()
+    for name in names:
+        life[name] += 1
+        if name in EXIT_CODES:
+            life.clear()
+        elif life[name] > MOST_IN_A_LIFE[name]:
+            return False
+    return True
 
 
 @dataclass
 class Figures:
-    """What a kill schedule did."""
+    """What kill schedules did, and what it cost."""
 
     num_runs: int = 0
-    num_kills: int = 0
-    num_resumes: int = 0
+    """Outputs that were brought to their end."""
+    num_starts: int = 0
+    """Of the command."""
+    killed: Counter[str] = field(default_factory=Counter)
+    """Process -> kills."""
+    killed_while: Counter[str] = field(default_factory=Counter)
+    """`starting` (nothing new committed since the start), `scoring`, `publishing` (all committed) -> kills."""
     num_rows: int = 0
     num_lost: int = 0
     num_duplicated: int = 0
+    start_s: list[float] = field(default_factory=list)
+    """From the first start of a command to its first commit."""
     resume_s: list[float] = field(default_factory=list)
-    """From each start of the command to its first new commit."""
-    killed: dict[str, int] = field(default_factory=dict)
+    """The same of each later start that came so far."""
+    num_bytes_read: int = 0
+    """Of the input, by all processes."""
 
 
 class Victim:
-    """A score job that is run again and again, and killed."""
+    """A score job that is run again and again into one output, and killed."""
 
-    def __init__(self, folder: Path, output: str, job: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, output: str, config: dict[str, Any], start_s: float, figures: Figures) -> None:
         self._folder = folder
+        self._start_s = start_s
+        self._figures = figures
         self.output = output
-        self.figures = Figures()
-        self._resume_s: list[float] = []
-        self._killed: Counter[str] = Counter()
-        (folder / "job.yaml").write_text(yaml.safe_dump(job | {"output": {"uri": output, "target_file_mb": 0.02}}))
+        (folder / "job.yaml").write_text(yaml.safe_dump(config | {"output": {"uri": output, "target_file_mb": 0.1}}))
 
-    def run(self, schedule: random.Random, targets: list[str], num_kills: int) -> Figures:
-        """Runs the job to its end through `num_kills` kills; checks after each what a reader of `data/` sees."""
-        name = ""
-        while True:
-            left = num_kills - self.figures.num_kills
-            before = self._num_commits()
-            started = time.monotonic()
+    def run(self, points: deque[KillPoint]) -> None:
+        """Runs the job to its end through the kills. Points that it ends before are left."""
+        is_over = self._live(points, self._figures.start_s)
+        while not is_over:
+            is_over = self._live(points, self._figures.resume_s)
+        self._figures.num_runs += 1
+        deadline = time.monotonic() + 120
+        while left := self._processes():
+            assert time.monotonic() < deadline, f"outlive their run: {left}"
+            time.sleep(0.1)
+
+    def _live(self, points: deque[KillPoint], first_commit_s: list[float]) -> bool:
+        """One start of the command, until it ends, by itself or of a kill. Whether the run is complete."""
+        self._figures.num_starts += 1
+        num_before = self._num_commits()
+        killed: list[str] = []
+        due_s: float | None = None
+        started = time.monotonic()
+        with (self._folder / "log").open("wb") as log:
             process = psutil.Popen(
                 [MENTALGLM, "score", "job.yaml"],
                 cwd=self._folder,
+                env=os.environ | RAY_SETTINGS,
                 stdout=subprocess.DEVNULL,
-                stderr=(log := (self._folder / "log").open("wb")),
+                stderr=log,
             )
-            with log:
-                if left:
-                    self._wait_for_commit(process, before, started)
-                while left and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    time.sleep(schedule.uniform(0, 1.5))
-                    name = schedule.choice(targets)
-                    if not _kill(process, name):
-                        continue
-                    self._killed[name] += 1
-                    self.figures.num_kills += 1
-                    left -= 1
-                    self._check_once()
-                    if name != "worker":
-                        break
-                if left or _is_dying(process):
-                    process.wait(240)
-                else:
-                    process.wait(600)
-            self.figures.num_resumes += 1
-            if process.returncode == 0:
-                return self._finish()
-            # Ray's core ends the driver at once, with 1 and without a word, when its own node's raylet or GCS is gone.
-            allowed = {75, -9} | ({1} if name in ("raylet", "gcs") else set())
-            assert process.returncode in allowed, (name, (self._folder / "log").read_text()[-2000:])
-
-    def _wait_for_commit(self, process: psutil.Popen, before: int, started: float) -> None:
-        while process.poll() is None and time.monotonic() - started < 200:
-            if self._num_commits() > before:
-                self._resume_s.append(time.monotonic() - started)
-                return
-            time.sleep(0.05)
+        try:
+            is_new = False
+            while process.poll() is None:
+                time.sleep(0.05)
+                num_commits, now_s = self._num_commits(), time.monotonic() - started
+                if num_commits > num_before and not is_new:
+                    # A worker outlives its driver for two seconds: what is committed before this life has one is its.
+                    is_new = _find(process, "worker") is not None
+                    if is_new:
+                        first_commit_s.append(now_s)
+                    else:
+                        num_before = num_commits
+                if not points:
+                    continue
+                # Without its raylet or GCS the life is as good as over: the next kill follows at once.
+                is_dying = not {"raylet", "gcs"}.isdisjoint(killed) and points[0].num_commits < NUM_SHARDS
+                if num_commits < points[0].num_commits and not is_dying:
+                    continue
+                if due_s is None:
+                    is_starting = not (is_new or is_dying or num_commits == NUM_SHARDS)
+                    due_s = now_s + points[0].wait * (self._start_s if is_starting else 0.5)
+                if now_s >= due_s and _kill(process, points[0].target):
+                    due_s = None
+                    killed.append(points.popleft().target)
+                    self._figures.killed[killed[-1]] += 1
+                    phase = "publishing" if num_commits == NUM_SHARDS else "scoring" if is_new else "starting"
+                    self._figures.killed_while[phase] += 1
+                    assert max(rows_by_id(self.output).values(), default=1) == 1, "a reader sees a row twice"
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        allowed = {-9} if "driver" in killed else {0}.union(*(EXIT_CODES.get(name, ()) for name in killed))
+        assert process.returncode in allowed, (killed, (self._folder / "log").read_text()[-2000:])
+        return process.returncode == 0
 
     def _num_commits(self) -> int:
         return len(storage.list_names(storage.join(self.output, "_run", "commits")))
 
-    def _check_once(self) -> None:
-        rows = Counter(read(self.output))
-        assert not [key for key, n in rows.items() if n > 1], "a reader sees a row twice"
-
-    def _finish(self) -> Figures:
-        rows = Counter((task, post_id) for task, post_id, *_ in read(self.output))
-        expected = {(task, str(row)) for task in TASKS for row in range(NUM_ROWS)}
-        self.figures.num_rows = sum(rows.values())
-        self.figures.num_lost = len(expected - rows.keys())
-        self.figures.num_duplicated = sum(n - 1 for n in rows.values())
-        self.figures.resume_s = self._resume_s
-        self.figures.killed = dict(self._killed)
-        assert not storage.list_names(storage.join(self.output, "_run", "shards", f"task={TASKS[0]}"))
-        return self.figures
+    def _processes(self) -> list[psutil.Process]:
+        """Those of any start that are still there. Ray's agents, which stay for a minute, read and write nothing."""
+        return [
+            process
+            for process in psutil.process_iter(["name", "cwd"])
+            if process.info["cwd"] == str(self._folder) and process.info["name"].startswith(tuple(PROCESSES.values()))
+        ]
 
 
-def _kill(process: psutil.Popen, name: str) -> bool:
+def _find(process: psutil.Popen, target: str) -> psutil.Process | None:
     try:
-        victims = [process] if name == "driver" else process.children(recursive=True)
-        victims = [each for each in victims if TARGETS[name] in " ".join(each.cmdline())]
-        if not victims:
-            return False
-        victims[0].kill()
-        return True
-    except psutil.Error:
+        family = [process] if target == "driver" else process.children(recursive=True)
+        names = [(each, each.name()) for each in family]
+    except psutil.Error:  # one ended just now
+        return None
+    return next((each for each, name in names if target == "driver" or name.startswith(PROCESSES[target])), None)
+
+
+def _kill(process: psutil.Popen, target: str) -> bool:
+    """Whether there is such a process, and the kill has ended it."""
+    victim = _find(process, target)
+    if victim is None:
         return False
+    try:
+        victim.suspend()  # it cannot end by itself between the look and the kill
+        while (status := victim.status()) != psutil.STATUS_STOPPED:
+            if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                return False
+        victim.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
 
 
-def _is_dying(process: psutil.Popen) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-def read(output: str) -> list[tuple[Any, ...]]:
-    """(task, post id, status, labels, explanation) of every row that a reader of `data/` sees."""
+def read(output: str) -> list[Row]:
+    """Every row that a reader of `data/` sees, in the order of task and post."""
     filesystem, path = storage.filesystem(f"{output}/data")
     try:
-        table = pads.dataset(path, format="parquet", partitioning="hive", filesystem=filesystem).to_table()
+        dataset = pads.dataset(path, format="parquet", partitioning="hive", filesystem=filesystem)
     except FileNotFoundError:
         return []
-    if not table.num_rows:
+    if not dataset.files:
         return []
-    columns = ["task", "post_id", "status", "labels", "explanation"]
-    return [
-        (row["task"], row["post_id"], row["status"], tuple(row["labels"] or ()), row["explanation"])
-        for row in table.select(columns).to_pylist()
-    ]
+    table = dataset.to_table(["task", "post_id", "status", "labels", "explanation", "raw"])
+    return sorted(tuple(row.values()) for row in table.to_pylist())
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> dict[str, Any]:
-    texts = [f"第{n}条：今天{'很' * (n % 7)}累，不想说话。" for n in range(NUM_ROWS)]
-    table = pa.table({"post_id": [str(n) for n in range(NUM_ROWS)], "text": texts})
-    pq.write_table(table, tmp_path / "posts.parquet", row_group_size=64)
-    return {
-        "input": {"uri": "posts.parquet"},
+def rows_by_id(output: str) -> Counter[tuple[str, str]]:
+    """(task, post id) -> how many rows a reader sees."""
+    return Counter((task, post_id) for task, post_id, *_ in read(output))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A job, and what it does when nobody disturbs it."""
+
+    kind: Kind
+    config: dict[str, Any]
+    """But for the output."""
+    input_key: str
+    """What the keys of its input begin with."""
+    num_input_bytes: int
+    table: list[Row]
+    figures: Figures
+
+
+@pytest.fixture(scope="module")
+def subject(
+    request: pytest.FixtureRequest, fault_proxy: FaultProxy, tmp_path_factory: pytest.TempPathFactory
+) -> Subject:
+    kind = KINDS[request.param]
+    input_key = f"{os.urandom(6).hex()}/posts/"
+    num_input_bytes = write_input(f"s3://scored/{input_key}", kind)
+    config = {
+        "input": {"uri": f"s3://scored/{input_key}", "keep_columns": ["raw"]},
         "tasks": TASKS,
-        "engine": {"kind": "echo", "delay_s": 0.5},
-        "shard_rows": SHARD_ROWS,
+        "engine": kind.engine,
+        "shard_rows": kind.shard_rows,
+        "s3": {"endpoint": fault_proxy.url},
     }
+    figures = Figures()
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fault_proxy.reset()
+    engine = kind.engine | ({"delay_s": 0.0} if "delay_s" in kind.engine else {})
+    Victim(folder, str(folder / "out"), config | {"engine": engine}, 0, figures).run(deque())
+    figures.num_bytes_read = num_bytes_read(fault_proxy, input_key)
+    table = read(str(folder / "out"))
+    assert [row[:3] for row in table] == sorted((task, str(n), "ok") for task in TASKS for n in range(kind.num_rows))
+    return Subject(kind, config, input_key, num_input_bytes, table, figures)
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path, job: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """The table without faults."""
-    folder = tmp_path / "undisturbed"
-    folder.mkdir()
-    changes = {"input": {"uri": str(tmp_path / "posts.parquet")}, "engine": {"kind": "echo"}}
-    Victim(folder, str(folder / "out"), job | changes).run(random.Random(0), [], 0)
-    return sorted(read(str(folder / "out")))
+def write_input(uri: str, kind: Kind) -> int:
+    """Posts with so much beside their text that what is read of a file can be told from its footer; returns bytes."""
+    noise = random.Random(5)
+    table = pa.table(
+        {
+            "post_id": [str(n) for n in range(kind.num_rows)],
+            "text": [post.text for post in generate_posts(kind.num_rows, seed=9)],
+            "raw": [noise.randbytes(INPUT_BYTES // kind.num_rows) for _ in range(kind.num_rows)],
+        }
+    )
+    num_bytes = 0
+    for file in range(NUM_FILES):
+        sink = io.BytesIO()
+        rows = table.slice(file * kind.num_rows // NUM_FILES, kind.num_rows // NUM_FILES)
+        pq.write_table(rows, sink, row_group_size=SHARDS_PER_GROUP * kind.shard_rows)
+        storage.put(storage.join(uri, f"{file}.parquet"), sink.getvalue())
+        num_bytes += len(sink.getvalue())
+    return num_bytes
 
 
-TARGETS_HERE = ["driver", "driver", "worker", "worker", "raylet", "gcs", "board"]
+def num_bytes_read(proxy: FaultProxy, input_key: str) -> int:
+    """Of the input, since the proxy was reset."""
+    return sum(num_bytes for key, num_bytes in proxy.reads if key.startswith(input_key))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["disk", "s3"])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("place", "seed"), [("disk", 14), ("s3", 41)])  # those need few starts of Ray
+@pytest.mark.parametrize("subject", ["echo"], indirect=True)
 def test_the_table_is_the_same_after_ten_kills(
-    place: str, tmp_path: Path, job: dict[str, Any], undisturbed: list[tuple[Any, ...]], request: pytest.FixtureRequest
+    subject: Subject, place: str, seed: int, s3: str, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    root = request.getfixturevalue("s3") if place == "s3" else str(tmp_path)
-    check(tmp_path, root, job, undisturbed, seed=len(place), num_kills=10)
+    check(subject, tmp_path, s3 if place == "s3" else str(tmp_path), fault_proxy, seed=seed, num_kills=10)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("place", ["disk", "s3"])
+@pytest.mark.parametrize(("subject", "num_kills"), [("echo", 60), ("vllm", 8)], indirect=["subject"])
 def test_the_table_is_the_same_after_many_kills(
-    place: str, tmp_path: Path, job: dict[str, Any], undisturbed: list[tuple[Any, ...]], request: pytest.FixtureRequest
+    subject: Subject, num_kills: int, place: str, s3: str, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    job["shard_rows"] = 1
-    root = request.getfixturevalue("s3") if place == "s3" else str(tmp_path)
-    check(tmp_path, root, job, undisturbed, seed=int(os.environ.get("KILL_SEED", "1")), num_kills=60)
+    seed, num_kills = int(os.environ.get("KILL_SEED", "1")), int(os.environ.get("KILLS", num_kills))
+    check(subject, tmp_path, s3 if place == "s3" else str(tmp_path), fault_proxy, seed=seed, num_kills=num_kills)
 
 
-def check(
-    folder: Path, root: str, job: dict[str, Any], undisturbed: list[tuple[Any, ...]], *, seed: int, num_kills: int
-) -> None:
-    """Runs the job, again and again into new outputs, through a schedule of kills; compares each table in the end."""
+def check(subject: Subject, folder: Path, root: str, proxy: FaultProxy, *, seed: int, num_kills: int) -> None:
+    """Runs the job through schedules of kills, in one output after the other; compares each table in the end."""
     schedule = random.Random(seed)
-    total = Figures()
-    killed: Counter[str] = Counter()
-    while total.num_kills < num_kills:
-        victim = Victim(folder, f"{root}/out-{total.num_runs}", job)
-        figures = victim.run(schedule, TARGETS_HERE, num_kills - total.num_kills)
-        killed.update(figures.killed)
-        total = Figures(
-            num_runs=total.num_runs + 1,
-            num_kills=total.num_kills + figures.num_kills,
-            num_resumes=total.num_resumes + figures.num_resumes,
-            num_rows=total.num_rows + figures.num_rows,
-            num_lost=total.num_lost + figures.num_lost,
-            num_duplicated=total.num_duplicated + figures.num_duplicated,
-            resume_s=total.resume_s + figures.resume_s,
-            killed=dict(killed),
-        )
-        assert (figures.num_lost, figures.num_duplicated) == (0, 0)
-        assert sorted(read(victim.output)) == undisturbed
-    shown = asdict(total) | {
-        "resume_s": f"median {statistics.median(total.resume_s):.1f}, max {max(total.resume_s):.1f}"
+    figures = Figures()
+    [start_s] = subject.figures.start_s
+    proxy.reset()
+    while (num_left := num_kills - figures.killed.total()) > 0:
+        victim = Victim(folder, f"{root}/out-{figures.num_runs}", subject.config, start_s, figures)
+        victim.run(draw(schedule, subject.kind.targets, min(num_left, KILLS_PER_RUN)))
+        rows, expected = rows_by_id(victim.output), {(task, post_id) for task, post_id, *_ in subject.table}
+        figures.num_rows += rows.total()
+        figures.num_lost += len(expected - rows.keys())
+        figures.num_duplicated += rows.total() - len(rows)
+        if read(victim.output) != subject.table:
+            break
+        for task in TASKS:
+            assert not storage.list_names(storage.join(victim.output, "_run", "shards", f"task={task}"))
+    figures.num_bytes_read = num_bytes_read(proxy, subject.input_key)
+    print(json.dumps({"seed": seed, "output": "s3" if storage.is_s3(root) else "disk"} | shown(figures, subject)))
+    assert (figures.num_lost, figures.num_duplicated) == (0, 0)
+    assert read(victim.output) == subject.table
+    assert num_kills < KILLS_PER_RUN or set(figures.killed) == set(subject.kind.targets)
+
+
+def shown(figures: Figures, subject: Subject) -> dict[str, Any]:
+    """What the issue of a kill schedule is, in numbers."""
+    undisturbed = figures.num_runs * subject.figures.num_bytes_read
+    return {
+        "engine": subject.kind.engine["kind"],
+        "num_kills": figures.killed.total(),
+        "killed": dict(figures.killed.most_common()),
+        "killed_while": dict(figures.killed_while.most_common()),
+        "num_runs": figures.num_runs,
+        "num_resumes": figures.num_starts - figures.num_runs,
+        "num_rows": figures.num_rows,
+        "num_lost": figures.num_lost,
+        "num_duplicated": figures.num_duplicated,
+        "resume_s": {
+            "median": round(statistics.median(figures.resume_s), 1) if figures.resume_s else None,
+            "max": round(max(figures.resume_s), 1) if figures.resume_s else None,
+        },
+        "num_bytes_input": figures.num_runs * subject.num_input_bytes,
+        "num_bytes_undisturbed": undisturbed,
+        "num_bytes_read": figures.num_bytes_read,
+        "num_bytes_read_again": figures.num_bytes_read - undisturbed,
     }
-    print(json.dumps(shown), flush=True)
-    assert set(killed) >= {"driver", "worker"}
