@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +42,10 @@ PROCESSES = {
     "gcs": "gcs_server",
     "board": "ray::RunBoard",
 }
-# What the command may end with after a kill; after the others it goes on. Ray's core ends the driver at once, with 1
-# and without a word, when its own node's raylet or GCS is gone.
-EXIT_CODES = {"driver": {-9}, "board": {75}, "raylet": {75, 1}, "gcs": {75, 1}}
+# What the command may end with after a kill, beside 0. Ray's core ends the driver at once, with 1 and without a word,
+# when its own node's raylet or GCS is gone. An engine that ends while it loads is one that cannot be started.
+EXIT_CODES = {"driver": {-9}, "worker": set(), "engine": set(), "loading engine": {2, 75}}
+EXIT_CODES |= {"board": {75}, "raylet": {75, 1}, "gcs": {75, 1}}
 # Ray gives a lost GCS a minute to come back, and takes a raylet for lost when it has refused five calls, 3 s apart.
 RAY_SETTINGS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_health_check_period_ms": "1000"}
 # More in one life of the command, and no system could tell the kills from those of a row that kills.
@@ -106,7 +108,7 @@ def _is_told_from_a_bad_row(names: list[str]) -> bool:
     life: Counter[str] = Counter()
     for name in names:
         life[name] += 1
-        if name in EXIT_CODES:
+        if name not in MOST_IN_A_LIFE:
             life.clear()
         elif life[name] > MOST_IN_A_LIFE[name]:
             return False
@@ -124,7 +126,7 @@ class Figures:
     killed: Counter[str] = field(default_factory=Counter)
     """Process -> kills."""
     killed_while: Counter[str] = field(default_factory=Counter)
-    """`starting` (nothing new committed since the start), `scoring`, `publishing` (all committed) -> kills."""
+    """`loading` (nothing committed since the start or the kill before), `scoring`, `publishing` (all is) -> kills."""
     num_rows: int = 0
     num_lost: int = 0
     num_duplicated: int = 0
@@ -132,6 +134,8 @@ class Figures:
     """From the first start of a command to its first commit."""
     resume_s: list[float] = field(default_factory=list)
     """The same of each later start that came so far."""
+    left_behind: Counter[str] = field(default_factory=Counter)
+    """Process -> how many were still there two minutes after their run."""
     num_bytes_read: int = 0
     """Of the input, by all processes."""
 
@@ -152,17 +156,20 @@ class Victim:
         while not is_over:
             is_over = self._live(points, self._figures.resume_s)
         self._figures.num_runs += 1
-        deadline = time.monotonic() + 120
-        while left := self._processes():
-            assert time.monotonic() < deadline, f"outlive their run: {left}"
-            time.sleep(0.1)
+        _, left = psutil.wait_procs(self._processes(), timeout=120)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                self._figures.left_behind[process.name()] += 1
+                process.kill()
 
     def _live(self, points: deque[KillPoint], first_commit_s: list[float]) -> bool:
         """One start of the command, until it ends, by itself or of a kill. Whether the run is complete."""
         self._figures.num_starts += 1
-        num_before = self._num_commits()
-        killed: list[str] = []
+        num_before = num_quiet = self._num_commits()  # at the start; at the start or the last kill
+        is_new = False  # whether this life has committed anything
         due_s: float | None = None
+        killed: list[str] = []
+        exit_codes = {0}
         started = time.monotonic()
         with (self._folder / "log").open("wb") as log:
             process = psutil.Popen(
@@ -173,7 +180,6 @@ class Victim:
                 stderr=log,
             )
         try:
-            is_new = False
             while process.poll() is None:
                 time.sleep(0.05)
                 num_commits, now_s = self._num_commits(), time.monotonic() - started
@@ -183,7 +189,7 @@ class Victim:
                     if is_new:
                         first_commit_s.append(now_s)
                     else:
-                        num_before = num_commits
+                        num_before = num_quiet = num_commits
                 if not points:
                     continue
                 # Without its raylet or GCS the life is as good as over: the next kill follows at once.
@@ -193,19 +199,24 @@ class Victim:
                 if due_s is None:
                     is_starting = not (is_new or is_dying or num_commits == NUM_SHARDS)
                     due_s = now_s + points[0].wait * (self._start_s if is_starting else 0.5)
-                if now_s >= due_s and _kill(process, points[0].target):
-                    due_s = None
-                    killed.append(points.popleft().target)
-                    self._figures.killed[killed[-1]] += 1
-                    phase = "publishing" if num_commits == NUM_SHARDS else "scoring" if is_new else "starting"
-                    self._figures.killed_while[phase] += 1
-                    assert max(rows_by_id(self.output).values(), default=1) == 1, "a reader sees a row twice"
+                if now_s < due_s or not _kill(process, points[0].target):
+                    continue
+                name, due_s = points.popleft().target, None
+                is_waiting = num_commits == num_quiet
+                phase = "publishing" if num_commits == NUM_SHARDS else "loading" if is_waiting else "scoring"
+                self._figures.killed[name] += 1
+                self._figures.killed_while[phase] += 1
+                may_be_loading = bool(killed) or not is_new
+                exit_codes |= EXIT_CODES["loading engine" if may_be_loading and name == "engine" else name]
+                killed.append(name)
+                num_quiet = num_commits
+                assert max(rows_by_id(self.output).values(), default=1) == 1, "a reader sees a row twice"
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        allowed = {-9} if "driver" in killed else {0}.union(*(EXIT_CODES.get(name, ()) for name in killed))
-        assert process.returncode in allowed, (killed, (self._folder / "log").read_text()[-2000:])
+        exit_codes = EXIT_CODES["driver"] if "driver" in killed else exit_codes
+        assert process.returncode in exit_codes, (killed, (self._folder / "log").read_text()[-2000:])
         return process.returncode == 0
 
     def _num_commits(self) -> int:
@@ -368,12 +379,13 @@ def check(subject: Subject, folder: Path, root: str, proxy: FaultProxy, *, seed:
     figures.num_bytes_read = num_bytes_read(proxy, subject.input_key)
     print(json.dumps({"seed": seed, "output": "s3" if storage.is_s3(root) else "disk"} | shown(figures, subject)))
     assert (figures.num_lost, figures.num_duplicated) == (0, 0)
+    assert not figures.left_behind
     assert read(victim.output) == subject.table
     assert num_kills < KILLS_PER_RUN or set(figures.killed) == set(subject.kind.targets)
 
 
 def shown(figures: Figures, subject: Subject) -> dict[str, Any]:
-    """What the issue of a kill schedule is, in numbers."""
+    """The figures as they are printed."""
     undisturbed = figures.num_runs * subject.figures.num_bytes_read
     return {
         "engine": subject.kind.engine["kind"],
@@ -385,6 +397,7 @@ def shown(figures: Figures, subject: Subject) -> dict[str, Any]:
         "num_rows": figures.num_rows,
         "num_lost": figures.num_lost,
         "num_duplicated": figures.num_duplicated,
+        "left_behind": dict(figures.left_behind),
         "resume_s": {
             "median": round(statistics.median(figures.resume_s), 1) if figures.resume_s else None,
             "max": round(max(figures.resume_s), 1) if figures.resume_s else None,
