@@ -78,6 +78,10 @@ class RunBoard:
         """No lane begins another shard."""
         self._stopped = True
 
+    def is_stopped(self) -> bool:
+        """Whether no lane begins another shard: who waits for one waits in vain."""
+        return self._stopped
+
     def news(self) -> "News":
         """What happened since the last call, and what goes on."""
         commits, self._commits = self._commits, []

@@ -30,7 +30,7 @@ _FILE = "duplicates.parquet"
 _ENTRY_BYTES = 24
 _PARTITION_BYTES = 32 << 20
 _ROW_GROUP_SIZE = 65_536
-_CACHED_SHARDS = 2048
+_CACHED_SHARDS = 256
 _PAIRS = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("original", pa.int64(), nullable=False)])
 _HASHES = pa.schema([("low", pa.uint64()), ("high", pa.uint64()), ("row", pa.int64())])
 Reasons = Mapping[str, Sequence[str | None]]
@@ -144,7 +144,7 @@ class CorpusDuplicates:
         self._ledger = ledger
         self._plan = plan
         self._lock = Lock()
-        self._results: OrderedDict[int, dict[str, dict[str, Any]]] = OrderedDict()
+        self._kept: OrderedDict[int, dict[str, dict[str, Any]]] = OrderedDict()
         fs, path = storage.filesystem(ledger.path("_run", _FILE))
         self._file = pq.ParquetFile(fs.open_input_file(path), page_checksum_verification=True)
         groups = [
@@ -181,33 +181,37 @@ class CorpusDuplicates:
         }
         storage.put_if_absent(self._path(shard.index), json.dumps(results).encode(), self._ledger.staging)
 
-    def sources(self, originals: Iterable[int]) -> list[int]:
-        """The shards that these rows of the corpus are in."""
-        shards: list[int] = np.unique(self._plan.shards_of(np.array(list(originals), np.int64))).tolist()
-        return shards
+    def by_shard(self, originals: Iterable[int]) -> dict[int, list[int]]:
+        """These rows of the corpus by the shard that they are in."""
+        rows = np.unique(np.array(list(originals), np.int64))
+        found: dict[int, list[int]] = {}
+        for shard, row in zip(self._plan.shards_of(rows).tolist(), rows.tolist(), strict=True):
+            found.setdefault(shard, []).append(row)
+        return found
 
-    def load(self, shard: int) -> bool | None:
-        """Reads what a shard has kept. None: nothing yet; False: nothing for ever, since its rows cannot be read."""
+    def results(self, shard: int, originals: Iterable[int]) -> dict[int, dict[str, Outcome]] | None:
+        """Row of the corpus -> task -> result for its copies, as the shard has kept them.
+
+        None: it has kept nothing yet. Empty: it never will, since its rows cannot be read.
+        """
         with self._lock:
-            if shard in self._results:
-                self._results.move_to_end(shard)
-                return True
-        is_committed = self._ledger.read_commit(shard) is not None  # asked first: what it keeps is there before that
+            kept = self._kept.pop(shard, None)
+        if kept is None:
+            kept = self._read(shard)
+            if kept is None:
+                if self._ledger.read_commit(shard) is None:
+                    return None
+                if (kept := self._read(shard)) is None:  # what it keeps is there before its commit
+                    return {}
+        with self._lock:
+            self._kept[shard] = kept
+            if len(self._kept) > _CACHED_SHARDS:
+                self._kept.popitem(last=False)
+        return {row: {task: _outcome(each) for task, each in kept[str(row)].items()} for row in originals}
+
+    def _read(self, shard: int) -> dict[str, dict[str, Any]] | None:
         data = storage.read_bytes(self._path(shard))
-        if data is None:
-            return False if is_committed else None
-        with self._lock:
-            self._results[shard] = json.loads(data)
-            if len(self._results) > _CACHED_SHARDS:
-                self._results.popitem(last=False)
-        return True
-
-    def result(self, original: int) -> dict[str, Outcome] | None:
-        """task -> result for the copies of a row of another shard, if that shard is loaded."""
-        [shard] = self.sources([original])
-        with self._lock:
-            results = self._results.get(shard)
-        return None if results is None else {task: _outcome(each) for task, each in results[str(original)].items()}
+        return None if data is None else json.loads(data)
 
     def _path(self, shard: int) -> str:
         return self._ledger.path("_run", "originals", f"{shard:08d}.json")

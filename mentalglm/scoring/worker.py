@@ -5,7 +5,7 @@ import errno
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,6 +77,8 @@ class ShardScorer:
         self._error: UserError | None = None
         self._num_restarts = 0  # of the engine, as far as they are in a commit
         self._suspects = asyncio.Lock()
+        self._suspect: int | None = None
+        """The shard that holds it."""
         self._reading = ThreadPoolExecutor(1)  # in order: the reader goes forward through a row group
         self._writing = ThreadPoolExecutor(2)
         self._copying = ThreadPoolExecutor(8)
@@ -118,6 +120,7 @@ class ShardScorer:
                 await self._board.start.remote(lane)
                 return await self._score(shard, rows)
             async with self._suspects:
+                self._suspect = shard
                 await self._board.start.remote(lane)
                 return await self._score_suspect(shard, rows, num_deaths)
         except UserError as error:
@@ -227,16 +230,14 @@ class ShardScorer:
     ) -> dict[str, dict[int, Outcome]]:
         """The outcomes, and those of the rows that get another post's. Waits for earlier shards that make them."""
         first_row = self._plan.shard(shard).first_row
-        elsewhere = {row: original for row, original in copies.items() if original < first_row}
-        if elsewhere:
-            await self._load_originals(shard, elsewhere.values(), outcomes)
+        elsewhere = await self._from_elsewhere(shard, [of for of in copies.values() if of < first_row], outcomes)
         found: dict[int, Mapping[str, Outcome]] = {}
         for row, original in copies.items():
-            if row not in elsewhere:
+            if original >= first_row:
                 of = original - first_row
                 found[row] = {task: copy_of(rows[of], posts.ids[of]) for task, rows in outcomes.items()}
-            elif results := self._corpus_duplicates and self._corpus_duplicates.result(original):
-                found[row] = results
+            elif original in elsewhere:
+                found[row] = elsewhere[original]
         # An original that cannot be read, or whose shard is lost for long: its copies are asked for themselves.
         left = [row for row in copies if row not in found]
         asked = await self._outcomes(shard, posts, dict.fromkeys(outcomes, left), None)
@@ -246,22 +247,42 @@ class ShardScorer:
         }
         return {task: {row: rows[row] for row in sorted(rows)} for task, rows in merged.items()}
 
-    async def _load_originals(
-        self, shard: int, originals: Iterable[int], outcomes: dict[str, dict[int, Outcome]]
-    ) -> None:
+    async def _from_elsewhere(
+        self, shard: int, originals: Sequence[int], outcomes: dict[str, dict[int, Outcome]]
+    ) -> dict[int, dict[str, Outcome]]:
+        """Row of the corpus -> task -> result for its copies, for originals in earlier shards. Waits for those."""
+        if not originals:
+            return {}
         loop = asyncio.get_running_loop()
         duplicates = self._corpus_duplicates
         assert duplicates is not None
-        missing = duplicates.sources(originals)
-        deadline = time.monotonic() + _MAX_WAIT_S
-        while missing and time.monotonic() < deadline:
-            loaded = await asyncio.gather(
-                *(loop.run_in_executor(self._copying, duplicates.load, source) for source in missing)
-            )
-            missing = [source for source, state in zip(missing, loaded, strict=True) if state is None]
-            if missing:
+        missing = duplicates.by_shard(originals)
+        found: dict[int, dict[str, Outcome]] = {}
+        is_suspect = self._suspect == shard
+        if is_suspect:  # it has been asked for, and what it waits for may be another suspect
+            self._suspect = None
+            self._suspects.release()
+        try:
+            deadline = time.monotonic() + _MAX_WAIT_S
+            while True:
+                each = [
+                    loop.run_in_executor(self._copying, duplicates.results, source, rows)
+                    for source, rows in missing.items()
+                ]
+                for source, results in zip(list(missing), await asyncio.gather(*each), strict=True):
+                    if results is not None:
+                        found |= results
+                        del missing[source]
+                if not missing or time.monotonic() > deadline:
+                    return found
+                if await self._board.is_stopped.remote():
+                    raise InterruptedRunError("the run was stopped; run the same command again")
                 self._report(shard, Counter(each.status for rows in outcomes.values() for each in rows.values()))
                 await asyncio.sleep(_IDLE_S)
+        finally:
+            if is_suspect:
+                await self._suspects.acquire()
+                self._suspect = shard
 
     def _commit(
         self,

@@ -28,7 +28,7 @@ class LocalBoard:
 
     def __init__(self, num_shards: int = 3) -> None:
         self.board = RunBoard(range(num_shards))
-        for name in ("begin", "next", "start", "report", "commit", "fail"):
+        for name in ("begin", "next", "start", "report", "commit", "fail", "is_stopped"):
             setattr(self, name, self._method(getattr(self.board, name)))
 
     @staticmethod
@@ -291,3 +291,55 @@ def test_without_that_setting_they_stay_truncated(scorer: ShardScorer, board: Lo
     scorer._engine = TerseEngine()  # type: ignore[assignment]
     commits, _ = score(scorer, board)
     assert [each["statuses"]["suicide_risk"] for each in commits] == [{"truncated": 1}, {"ok": 1}, {"ok": 1}]
+
+
+@pytest.fixture
+def copying(scorer: ShardScorer, tmp_path: Path) -> ShardScorer:
+    """A worker for whom the posts of shards 1 and 2 have the text of shard 0."""
+    scorer._spec = replace(scorer._spec, config=scorer._spec.config.model_copy(update={"dedup": "corpus"}))
+    pairs = pa.table({"row": pa.array([0, 1, 2], pa.int64()), "original": pa.array([0, 0, 0], pa.int64())})
+    pq.write_table(pairs, tmp_path / "out" / "_run" / "duplicates.parquet")
+    return scorer
+
+
+def originals(tmp_path: Path, num_shards: int) -> list[str | None]:
+    folder = tmp_path / "out" / "_run" / "shards" / "task=suicide_risk"
+    tables = [pq.read_table(folder / f"{shard:08d}.parquet") for shard in range(num_shards)]
+    return [table["duplicate_of"][0].as_py() for table in tables]
+
+
+def test_shards_wait_for_those_whose_results_they_copy_also_where_all_are_suspects(
+    copying: ShardScorer, board: LocalBoard, tmp_path: Path
+) -> None:
+    board.board._left.rotate(1)  # the last one is given out first
+    board.board._deaths.update({0: 1, 1: 1, 2: 1})
+    commits, error = score(copying, board, num_lanes=3)
+    assert error is None
+    assert [each["num_copied"] for each in commits] == [0, 1, 1]
+    assert originals(tmp_path, 3) == [None, "1", "1"]
+
+
+def test_who_waits_for_a_shard_that_nobody_begins_any_more_ends_with_the_run(
+    copying: ShardScorer, board: LocalBoard
+) -> None:
+    board.board._left.rotate(1)
+
+    async def run() -> None:
+        lane = asyncio.create_task(copying({"lane": [0]}))
+        await asyncio.sleep(0.2)
+        board.board.stop()
+        await asyncio.wait_for(lane, 10)
+
+    asyncio.run(run())
+    assert board.board.news().error == ("InterruptedRunError", "the run was stopped; run the same command again")
+
+
+def test_copies_of_a_shard_that_never_comes_are_asked_for_themselves(
+    copying: ShardScorer, board: LocalBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mentalglm.scoring.worker._MAX_WAIT_S", 0.1)
+    board.board._left.rotate(1)
+    commits, error = score(copying, board)
+    assert error is None
+    assert originals(tmp_path, 3) == [None, "1", None]
+    assert [each["statuses"] for each in commits] == [{"suicide_risk": {"ok": 1}}] * 3
