@@ -63,7 +63,7 @@ class VllmEngine:
             max_prompt_tokens=min(generation.max_prompt_tokens, arguments["max_model_len"] - generation.most_tokens),
             overlong=generation.overlong,
         )
-        self._num_slots = config.max_num_seqs + max(16, config.max_num_seqs // 4)
+        self._num_slots = config.max_num_seqs
         self._request_ids = itertools.count()
         self._choices: dict[tuple[str, str], list[_Choice]] = {}
         self._model = model
@@ -86,8 +86,13 @@ class VllmEngine:
 
     @property
     def num_slots(self) -> int:
-        """A little more than what runs at once: the scheduler never waits for us, and its queue stays short."""
+        """See `BareEngine.num_slots`."""
         return self._num_slots
+
+    @property
+    def num_queued(self) -> int:
+        """A short queue: the scheduler never waits for us, and when the engine dies few rows are suspects."""
+        return max(16, self._num_slots // 4)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:
         """See `BareEngine.encode`."""
@@ -119,7 +124,8 @@ class VllmEngine:
         answer = output.outputs[0]
         if answer.finish_reason == "abort":  # not by us: the engine is on its way out (SIGTERM)
             raise EngineDiedError
-        return self._completion(request, encoded, answer.token_ids, answer.finish_reason, answer.logprobs)
+        completion = self._completion(request, encoded, answer.token_ids, answer.finish_reason, answer.logprobs)
+        return replace(completion, num_cached_tokens=output.num_cached_tokens)
 
     async def is_well(self) -> bool:
         """See `BareEngine.is_well`."""
