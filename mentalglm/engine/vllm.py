@@ -161,13 +161,29 @@ class VllmEngine:
         self._engine.shutdown(timeout=0)
         self._reaper.end()
 
-    async def _generate(self, request: Request, encoded: EncodedPrompt) -> Any:
+    async def time_alone(self, requests: Sequence[Request], *, logprobs: bool = True) -> list[float]:
+        """AsyncLLM alone, the limit that the job is measured against: every request queued at once, final outputs only
+        and unread. Requests whose prompts do not fit are left out.
+
+        Returns the time (s since 1970) at which each was answered. `logprobs`: whether confidence is asked for, too.
+        """
+
+        async def ask(request: Request, encoded: EncodedPrompt) -> float:
+            await self._generate(request, encoded, logprobs=logprobs)
+            return time.time()
+
+        prompts = self.encode([request.prompt for request in requests])
+        pairs = zip(requests, prompts, strict=True)
+        return await asyncio.gather(*(ask(request, encoded) for request, encoded in pairs if encoded is not None))
+
+    async def _generate(self, request: Request, encoded: EncodedPrompt, *, logprobs: bool = True) -> Any:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         generation = self._generation
         so_far = request.head.token_ids if request.head else ()
+        logprobs = logprobs and not so_far  # what the head knows, its continuation need not
         deciding = sorted({id_ for choice in self._choices_for(request) for id_ in choice.token_ids})
         stop = list(request.markers) if request.head_only else None
         parameters = SamplingParams(
@@ -178,8 +194,8 @@ class VllmEngine:
             stop=stop,
             # Without stop strings vLLM need not look at the text: we decode the whole answer once, at its end.
             detokenize=bool(stop),
-            logprobs=None if so_far else len(deciding),  # 0: of the sampled token alone
-            logprob_token_ids=None if so_far else deciding or None,
+            logprobs=len(deciding) if logprobs else None,  # 0: of the sampled token alone
+            logprob_token_ids=(deciding or None) if logprobs else None,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.pattern) if request.pattern else None,
@@ -315,35 +331,6 @@ def engine_arguments(
     if model.adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(model.adapter_rank or 16)}
     return arguments | config.engine_args
-
-
-def generate_all(
-    arguments: dict[str, Any], prompts: Sequence[list[int]], max_tokens: int, sampling: dict[str, Any]
-) -> list[float]:
-    """vLLM alone, the limit that the job is measured against: every prompt queued at once, final outputs only.
-
-    Returns the time (s since 1970) at which each prompt was answered.
-    """
-    from vllm import AsyncEngineArgs, SamplingParams
-    from vllm.inputs.engine import tokens_input
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    parameters = SamplingParams(**sampling, max_tokens=max_tokens, output_kind=RequestOutputKind.FINAL_ONLY)
-
-    async def ask(number: int, token_ids: list[int]) -> float:
-        async for _ in engine.generate(tokens_input(token_ids), parameters, str(number)):
-            pass
-        return time.time()
-
-    async def ask_all() -> list[float]:
-        return await asyncio.gather(*(ask(number, token_ids) for number, token_ids in enumerate(prompts)))
-
-    try:
-        return asyncio.run(ask_all())
-    finally:
-        engine.shutdown()
 
 
 def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:
