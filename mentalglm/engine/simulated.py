@@ -98,7 +98,7 @@ class SimulatedEngine:
         Raises: ValueError for one that can never run.
         """
         for request in requests:
-            if not 0 < request.num_prompt_tokens or not 0 < request.num_output_tokens:
+            if min(request.num_prompt_tokens, request.num_output_tokens) < 1:
                 raise ValueError("a request has a prompt and an answer of at least one token")
             if _num_blocks(request) > self.model.num_blocks:
                 raise ValueError(f"num_blocks = {self.model.num_blocks}: a request needs {_num_blocks(request)}")
