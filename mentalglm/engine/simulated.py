@@ -60,8 +60,8 @@ class SimulatedRequest:
     num_output_tokens: int
     blocks: tuple[Hashable, ...] = ()
     """For each full block of the prompt, what names it and all before it: equal where prefixes are."""
-    owner: Hashable = None
-    """Whatever the caller wants back."""
+    owner: tuple[int, int] = (0, 0)
+    """Who asks, in the caller's own numbers."""
 
 
 class SimulatedEngine:

@@ -23,12 +23,13 @@ from mentalglm.tasks import Task
 
 Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
 
-_SMALLEST_SHARD = 8
-"""How many times smaller the last shards are."""
-_SHARDS_LEFT = 2
-"""A shard at the end is this many times smaller than an engine's share of the rows that are left."""
-_SHARDS_HELD_BACK = 3
-"""For each lane."""
+# Chosen by simulation: finer evens out the end better, but an engine must stay full.
+_SMALLEST_PART = 8
+"""The last shards have about this part of `shard_rows`, or more."""
+_PART_OF_SHARE = 3
+"""What is cut finer has about this part of an engine's share of the rows that are left."""
+_HELD_BACK = 3
+"""Shards for each lane that come last."""
 
 
 def asking_order(picked: Mapping[str, Sequence[int]], tasks: Sequence[Task]) -> list[tuple[int, int]]:
@@ -46,7 +47,7 @@ def handing_order(
     """
     if not _is_by_size(config):
         return list(pending)
-    num_last = _SHARDS_HELD_BACK * config.engine.num_engines * shards_in_flight(config, num_tasks)
+    num_last = _HELD_BACK * config.engine.num_engines * shards_in_flight(config, num_tasks)
     last = heapq.nsmallest(num_last, pending, key=lambda shard: (num_rows[shard], -shard))
     held_back = set(last)
     return [shard for shard in pending if shard not in held_back] + last[::-1]
@@ -60,33 +61,45 @@ def cut_for_engines(plan: CorpusPlan, config: ScoreConfig) -> CorpusPlan:
     num_engines = config.engine.num_engines
     if not _is_by_size(config) or num_engines == 1:
         return plan
-    share = _SHARDS_LEFT * num_engines
-    num_left = plan.num_rows - np.concatenate([[0], np.cumsum(plan.shard_num_rows)[:-1]])
-    wanted = np.clip(num_left // share, math.ceil(config.shard_rows / _SMALLEST_SHARD), None)
+    num_left = plan.num_rows - np.cumsum(plan.shard_num_rows) + plan.shard_num_rows
+    num_wanted = np.maximum(num_left // (_PART_OF_SHARE * num_engines), _smallest_shard(config))
     is_parquet = np.array([file.format == "parquet" for file in plan.files])[plan.shard_file]
-    num_pieces = np.where(is_parquet, -(-plan.shard_num_rows // wanted), 1)
-    of = np.repeat(np.arange(plan.num_shards), num_pieces)  # of each new shard: the old one, and the piece of it
-    piece = np.arange(len(of)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-    starts, stops = plan.shard_start[of], plan.shard_stop[of]
-    length, pieces = stops - starts, num_pieces[of]
-    first, after = starts + length * piece // pieces, starts + length * (piece + 1) // pieces
+    rounded = (plan.shard_num_rows + num_wanted // 2) // num_wanted
+    num_pieces = np.where(is_parquet, np.maximum(rounded, 1), 1)
+    # Of each new shard: the old one, in how many pieces that is cut, and which of them it is.
+    old = np.repeat(np.arange(plan.num_shards), num_pieces)
+    pieces = num_pieces[old]
+    piece = np.arange(len(old)) - (np.cumsum(num_pieces) - num_pieces)[old]
+    start, length = plan.shard_start[old], (plan.shard_stop - plan.shard_start)[old]
+    first, after = start + length * piece // pieces, start + length * (piece + 1) // pieces
     return replace(
         plan,
-        shard_file=plan.shard_file[of],
+        shard_file=plan.shard_file[old],
         shard_start=first,
         shard_stop=after,
-        shard_num_rows=np.where(is_parquet[of], after - first, plan.shard_num_rows[of]),
+        shard_num_rows=np.where(is_parquet[old], after - first, plan.shard_num_rows[old]),
     )
 
 
 def shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
     """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
+    return min(16, 1 + max(1, math.ceil(2 * _num_slots(config) / (config.shard_rows * num_tasks))))
+
+
+def _smallest_shard(config: ScoreConfig) -> int:
+    """Rows of the last shards. While one drains, the others of its engine still fill it."""
+    num_tasks = len(config.tasks)
+    num_others = shards_in_flight(config, num_tasks) - 1
+    return max(math.ceil(config.shard_rows / _SMALLEST_PART), math.ceil(_num_slots(config) / (num_tasks * num_others)))
+
+
+def _num_slots(config: ScoreConfig) -> int:
+    """Requests that an engine works on at once."""
     if isinstance(config.engine, EchoEngineConfig):
-        return 2
-    slots = (
+        return 0
+    return (
         config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
     )
-    return min(16, 1 + max(1, math.ceil(2 * slots / (config.shard_rows * num_tasks))))
 
 
 def _is_by_size(config: ScoreConfig) -> bool:

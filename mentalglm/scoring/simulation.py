@@ -145,7 +145,7 @@ def simulate(
     running = [SimulatedEngine(model) for model in engines]
     rows_by_engine = [0] * len(engines)
     is_stepping = [False] * len(engines)
-    num_left: dict[int, int] = {}  # requests of a shard
+    num_left: dict[Key, int] = {}  # of a lane's shard, requests
     # What happens next: (time, number, engine, its lane that asks for a shard; None: it computes a step).
     number = count()
     events: list[tuple[float, int, int, int | None]] = [
@@ -163,14 +163,14 @@ def simulate(
             keys = asking_order({task.name: range(len(rows)) for task in corpus.tasks}, corpus.tasks)
             keys = sorter(keys, corpus.lengths[rows.start : rows.stop])
             requests = [replace(corpus.requests[rows[row]][task], owner=(lane, shard.index)) for row, task in keys]
-            num_left[shard.index] = len(requests)
+            num_left[lane, shard.index] = len(requests)
             rows_by_engine[at] += len(rows)
             engine.submit(requests, now)
         else:
             for request in engine.step():
-                lane, done = request.owner
-                num_left[done] -= 1
-                if not num_left[done]:
+                num_left[request.owner] -= 1
+                if not num_left[request.owner]:
+                    lane, done = request.owner
                     board.commit(lane, done, "")
                     heapq.heappush(events, (engine.now + _TURNAROUND_S, next(number), at, lane))
             is_stepping[at] = False
