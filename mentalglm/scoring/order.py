@@ -1,11 +1,14 @@
 """What comes when: prefixes are shared while they are in an engine's cache, and all engines end at the same time.
 
 A post's tasks are asked together, posts in the order of the input: templates that begin with the post then share it
-even in a small cache. Asking long posts first, or task by task, gains nothing (`python -m mentalglm.scoring.simulation`
-has the figures), so there is no choice. What holds up the end of a run is the size of the last shards, when engines
-that find none left wait for those that have just begun one. So the smallest shards come last; and the end of the
-corpus is cut into ever smaller ones (guided self-scheduling: Polychronopoulos and Kuck, IEEE Transactions on Computers
-36, 1987). A slow engine then takes fewer, and never a large one at the end.
+even in a small cache. There is no other choice, since none is worth it (`python -m mentalglm.scoring.simulation`):
+long posts first spare about a second at the end of a run, and are no faster or slower before it; task by task, the
+prefixes are gone from a small cache.
+
+What holds up the end of a run is the size of the last shards: engines that find none left wait for those that have
+just begun one. So the smallest shards come last, and the end of the corpus is cut into ever smaller ones (guided
+self-scheduling: Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987). Shards are pulled, so a slow
+engine takes fewer, and none that is large at the end.
 
 No result depends on any of this but where `dedup: shard` looks for equal texts, which is within a shard.
 """
