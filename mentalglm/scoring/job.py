@@ -16,6 +16,7 @@ from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.cascade import NO_LABEL
 from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.order import cut_for_engines
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.worker import unreadable_now
 from mentalglm.tasks import PARSER_VERSION, Task, builtin_tasks, load_task
@@ -50,7 +51,7 @@ class Job:
     def plan(self) -> CorpusPlan:
         """The shards of the input. Raises: ConfigError, InputError; InterruptedRunError: it cannot be read for now."""
         with _reading(self.config):
-            plan = plan_corpus(self.config.input, self.config.shard_rows)
+            plan = cut_for_engines(plan_corpus(self.config.input, self.config.shard_rows), self.config)
         prediction_schema(self.config, plan.kept_schema)
         return plan
 

@@ -15,6 +15,7 @@ from mentalglm.scoring.duplicates import find_duplicates
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.order import handing_order
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import connect, score_shards
 from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
@@ -88,6 +89,7 @@ def _run(
         if job.config.dedup == "corpus" and pending:
             connect()
             find_duplicates(job.config, plan, ledger)
+        pending = handing_order(job.config, pending, plan.shard_num_rows, len(job.tasks))
         for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
             parts.add(commit)
             throughput.add(commit)
@@ -129,7 +131,9 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
         footer = job.footer(ledger.record.run_id)
         spec = RunSpec(job.config, job.tasks, job.model, footer, lease.epoch, current.ledger.folder, rows)
         totals = Totals.of(current.committed())
-        for commit in score_shards(spec, list(rows), current.num_predictions, totals, lease, lambda: None):
+        num_rows = {shard: sum(map(len, tasks.values())) for shard, tasks in rows.items()}
+        pending = handing_order(job.config, list(rows), num_rows, len(job.tasks))
+        for commit in score_shards(spec, pending, current.num_predictions, totals, lease, lambda: None):
             totals.add(commit)
         return current.finish(job.config.output.partition_by)
 

@@ -32,6 +32,7 @@ from mentalglm.scoring.duplicates import (
 )
 from mentalglm.scoring.lease import check_fence
 from mentalglm.scoring.ledger import Keep, Ledger
+from mentalglm.scoring.order import asking_order
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
 from mentalglm.scoring.throughput import EffortMeter
 from mentalglm.tasks import Task
@@ -199,10 +200,9 @@ class ShardScorer:
             task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
             for task, rows in picked.items()
         }
-        # A post's tasks together: templates that begin with the post share its prefix in the engine's cache.
         slots = [
             (row, tasks[number])
-            for row, number in sorted((row, n) for n, task in enumerate(tasks) for row in picked.get(task.name, ()))
+            for row, number in asking_order(picked, tasks)
             if posts.statuses[row] is None and given_up is None
         ]
         inquiries = await asyncio.to_thread(self._inquire, posts, slots)

@@ -1,0 +1,110 @@
+"""What comes when: prefixes are shared while they are in an engine's cache, and all engines end at the same time.
+
+A post's tasks are asked together, posts in the order of the input: templates that begin with the post then share it
+even in a small cache. There is no other choice, since none is worth it (`python -m mentalglm.scoring.simulation`):
+long posts first spare about a second at the end of a run, and are no faster or slower before it; task by task, the
+prefixes are gone from a small cache.
+
+What holds up the end of a run is the size of the last shards: engines that find none left wait for those that have
+just begun one. So the smallest shards come last, and the end of the corpus is cut into ever smaller ones (guided
+self-scheduling: Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987). Shards are pulled, so a slow
+engine takes fewer, and none that is large at the end.
+
+No result depends on any of this but where `dedup: shard` looks for equal texts, which is within a shard.
+"""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
+from mentalglm.corpus import CorpusPlan
+from mentalglm.tasks import Task
+
+Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+# Chosen by simulation: finer evens out the end better, but an engine must stay full.
+_SMALLEST_PART = 8
+"""The last shards have about this part of `shard_rows`, or more."""
+_PART_OF_SHARE = 3
+"""What is cut finer has about this part of an engine's share of the rows that are left."""
+_HELD_BACK = 3
+"""Shards for each lane that come last."""
+
+
+def asking_order(picked: Mapping[str, Sequence[int]], tasks: Sequence[Task]) -> list[tuple[int, int]]:
+    """(row, number of the task), in the order in which an engine is asked for a shard. `picked`: task -> rows."""
+    return sorted((row, number) for number, task in enumerate(tasks) for row in picked.get(task.name, ()))
+
+
+def handing_order(
+    config: ScoreConfig, pending: Sequence[int], num_rows: Mapping[int, int] | Int64Array, num_tasks: int
+) -> list[int]:
+    """The shards in the order in which lanes get them. `pending` ascends; `num_rows`: of a shard, by its number.
+
+    Ascending, which is cheapest to read, but for the smallest: those come last, the largest of them first. How many,
+    the lanes decide: with so many, the end is as even as if all went by size (longest processing time first).
+    """
+    if not _is_by_size(config):
+        return list(pending)
+    num_last = _HELD_BACK * config.engine.num_engines * shards_in_flight(config, num_tasks)
+    last = heapq.nsmallest(num_last, pending, key=lambda shard: (num_rows[shard], -shard))
+    held_back = set(last)
+    return [shard for shard in pending if shard not in held_back] + last[::-1]
+
+
+def cut_for_engines(plan: CorpusPlan, config: ScoreConfig) -> CorpusPlan:
+    """The plan with smaller shards at the end of the corpus, for as many engines as the job has.
+
+    Parquet alone: a shard of text is a range of bytes, and where its rows begin is not known any more.
+    """
+    num_engines = config.engine.num_engines
+    if not _is_by_size(config) or num_engines == 1:
+        return plan
+    num_left = plan.num_rows - np.cumsum(plan.shard_num_rows) + plan.shard_num_rows
+    num_wanted = np.maximum(num_left // (_PART_OF_SHARE * num_engines), _smallest_shard(config))
+    is_parquet = np.array([file.format == "parquet" for file in plan.files])[plan.shard_file]
+    rounded = (plan.shard_num_rows + num_wanted // 2) // num_wanted
+    num_pieces = np.where(is_parquet, np.maximum(rounded, 1), 1)
+    # Of each new shard: the old one, in how many pieces that is cut, and which of them it is.
+    old = np.repeat(np.arange(plan.num_shards), num_pieces)
+    pieces = num_pieces[old]
+    piece = np.arange(len(old)) - (np.cumsum(num_pieces) - num_pieces)[old]
+    start, length = plan.shard_start[old], (plan.shard_stop - plan.shard_start)[old]
+    first, after = start + length * piece // pieces, start + length * (piece + 1) // pieces
+    return replace(
+        plan,
+        shard_file=plan.shard_file[old],
+        shard_start=first,
+        shard_stop=after,
+        shard_num_rows=np.where(is_parquet[old], after - first, plan.shard_num_rows[old]),
+    )
+
+
+def shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
+    """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
+    return min(16, 1 + max(1, math.ceil(2 * _num_slots(config) / (config.shard_rows * num_tasks))))
+
+
+def _smallest_shard(config: ScoreConfig) -> int:
+    """Rows of the last shards. While one drains, the others of its engine still fill it."""
+    num_tasks = len(config.tasks)
+    num_others = shards_in_flight(config, num_tasks) - 1
+    return max(math.ceil(config.shard_rows / _SMALLEST_PART), math.ceil(_num_slots(config) / (num_tasks * num_others)))
+
+
+def _num_slots(config: ScoreConfig) -> int:
+    """Requests that an engine works on at once."""
+    if isinstance(config.engine, EchoEngineConfig):
+        return 0
+    return (
+        config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
+    )
+
+
+def _is_by_size(config: ScoreConfig) -> bool:
+    # Copies wait for shards before theirs, so those must be begun first.
+    return config.order == "smallest_last" and config.dedup != "corpus"
