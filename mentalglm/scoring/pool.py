@@ -19,7 +19,8 @@ from mentalglm.scoring.order import shards_in_flight
 from mentalglm.scoring.progress import RunProgress, duration
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 
-_POLL_INTERVAL_S = 0.25
+_POLL_INTERVAL_S = 1.0
+_POLL_INTERVAL_AT_END_S = 0.1
 _BOARD_TIMEOUT_S = 120
 _SILENCE_S = 3600.0  # loading a large model from a slow disk takes many minutes
 
@@ -96,7 +97,8 @@ def score_shards(
                     f"no engine has been heard of for {duration(_SILENCE_S)}: lost nodes, or a model that does not "
                     "load; what is scored is kept: see to the cluster and run the same command again"
                 )
-            time.sleep(_POLL_INTERVAL_S)
+            is_ending = num_left <= num_engines * shards_in_flight
+            time.sleep(_POLL_INTERVAL_AT_END_S if is_ending else _POLL_INTERVAL_S)
     board.stop.remote()
     execution.join()
 
