@@ -17,6 +17,7 @@ import io
 import json
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mentalglm import manifest, storage
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, InputError, InternalError, StorageError, UserError
-from mentalglm.scoring.commit import ShardCommit, StagedFile
+from mentalglm.scoring.commit import NO_EFFORT, Effort, ShardCommit, StagedFile
 from mentalglm.scoring.predictions import (
     ERROR_SCHEMA,
     Outcome,
@@ -187,6 +188,7 @@ class Ledger:
         *,
         engine: dict[str, str],
         seconds: float,
+        effort: Effort = NO_EFFORT,
         num_engine_restarts: int = 0,
         keep: Keep | None = None,
     ) -> ShardCommit:
@@ -243,6 +245,8 @@ class Ledger:
                 id_hash=id_hash,
                 engine=engine,
                 seconds=seconds,
+                finished_at=time.time(),
+                effort=effort,
                 num_engine_restarts=num_engine_restarts,
                 num_copied=num_copied,
                 num_prompt_tokens=num_tokens["num_prompt_tokens"],
@@ -264,6 +268,7 @@ class Ledger:
                 num_prompt_tokens=0,
                 num_output_tokens=0,
                 seconds=0.0,
+                finished_at=time.time(),
                 quarantined=reason,
                 num_quarantined=num_rows,
             )
