@@ -10,7 +10,7 @@ just begun one. So the smallest shards come last, and the end of the corpus is c
 self-scheduling: Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987). Shards are pulled, so a slow
 engine takes fewer, and none that is large at the end.
 
-No result depends on any of this but where `dedup: shard` looks for equal texts, which is within a shard.
+No result depends on any of this.
 """
 
 import heapq
@@ -48,7 +48,7 @@ def handing_order(
     Ascending, which is cheapest to read, but for the smallest: those come last, the largest of them first. How many,
     the lanes decide: with so many, the end is as even as if all went by size (longest processing time first).
     """
-    if not _is_by_size(config):
+    if config.order == "input" or config.dedup == "corpus":  # copies wait for earlier shards, so those come first
         return list(pending)
     num_last = _HELD_BACK * config.engine.num_engines * shards_in_flight(config, num_tasks)
     last = heapq.nsmallest(num_last, pending, key=lambda shard: (num_rows[shard], -shard))
@@ -59,10 +59,11 @@ def handing_order(
 def cut_for_engines(plan: CorpusPlan, config: ScoreConfig) -> CorpusPlan:
     """The plan with smaller shards at the end of the corpus, for as many engines as the job has.
 
-    Parquet alone: a shard of text is a range of bytes, and where its rows begin is not known any more.
+    Parquet alone: a shard of text is a range of bytes, and where its rows begin is not known any more. Not with
+    `dedup`: which rows are copies must not depend on the number of engines.
     """
     num_engines = config.engine.num_engines
-    if not _is_by_size(config) or num_engines == 1:
+    if config.order == "input" or config.dedup != "off" or num_engines == 1:
         return plan
     num_left = plan.num_rows - np.cumsum(plan.shard_num_rows) + plan.shard_num_rows
     num_wanted = np.maximum(num_left // (_PART_OF_SHARE * num_engines), _smallest_shard(config))
@@ -103,8 +104,3 @@ def _num_slots(config: ScoreConfig) -> int:
     return (
         config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
     )
-
-
-def _is_by_size(config: ScoreConfig) -> bool:
-    # Copies wait for shards before theirs, so those must be begun first.
-    return config.order == "smallest_last" and config.dedup != "corpus"

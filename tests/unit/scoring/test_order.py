@@ -106,10 +106,10 @@ def test_the_last_shards_still_about_fill_the_slots_of_an_engine(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"order": "input"}, {"dedup": "corpus"}, {"engine": {"kind": "echo", "num_engines": 1}}],
-    ids=["input order", "corpus duplicates", "one engine"],
+    [{"order": "input"}, {"dedup": "corpus"}, {"dedup": "shard"}, {"engine": {"kind": "echo", "num_engines": 1}}],
+    ids=["input order", "corpus duplicates", "shard duplicates", "one engine"],
 )
-def test_where_it_has_no_use_the_plan_stays(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_where_it_has_no_use_or_would_change_results_the_plan_stays(tmp_path: Path, changes: dict[str, Any]) -> None:
     write(tmp_path, 300)
     plan = plan_corpus(config(tmp_path).input, 64)
     assert cut_for_engines(plan, config(tmp_path, **changes)) is plan
