@@ -12,6 +12,7 @@ from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.duplicates import find_duplicates
+from mentalglm.scoring.estimate import Accuracy, Attempt, check_estimate, read_accuracy
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
@@ -35,6 +36,8 @@ class RunSummary:
     """Files of the input that came since the run began, and are not in it."""
     seconds: float
     already_complete: bool = False
+    estimate: Accuracy | None = None
+    """How wrong the estimate was, where one was made before."""
 
 
 def score(config: ScoreConfig) -> RunSummary:
@@ -62,6 +65,7 @@ def score(config: ScoreConfig) -> RunSummary:
         num_new_files=num_new_files,
         seconds=time.monotonic() - started,
         already_complete=complete,
+        estimate=read_accuracy(ledger),
     )
 
 
@@ -78,8 +82,12 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
         if job.config.dedup == "corpus" and pending:
             connect()
             find_duplicates(job.config, plan, ledger)
-        for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
+        attempt = Attempt(plan.num_rows - totals.num_rows - totals.num_quarantined)
+        for commit in score_shards(
+            spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals), on_start=attempt.start
+        ):
             parts.add(commit)
+        attempt.end()
         budget.num_predictions -= totals.num_unusable
         budget.check(totals)
     except ErrorBudgetExceededError:
@@ -89,7 +97,9 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
     job.check_input(plan)
     _check_conservation(plan, totals, job.tasks, parts)
     parts.check_files()
-    ledger.publish(_manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started))
+    record = _manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started)
+    accuracy = check_estimate(ledger, job.config.engine.model_dump(mode="json"), totals, attempt)
+    ledger.publish(record | ({"estimate": accuracy.model_dump()} if accuracy else {}))
     return totals
 
 
@@ -125,8 +135,7 @@ def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
     job = Job.resolve(config)
     ledger = Ledger(job.config.output.uri)
-    standing = ledger.find() is not None
-    return (job.check_standing_run(ledger) if standing else job.plan()), job.tasks
+    return job.plan_for(ledger), job.tasks
 
 
 class _ErrorBudget:

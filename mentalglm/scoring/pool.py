@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mentalglm import errors
-from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
+from mentalglm.config import EchoEngineConfig, EngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
 from mentalglm.scoring.commit import ShardCommit, Totals
@@ -31,11 +31,15 @@ def score_shards(
     totals: Totals,
     lease: Lease,
     find_error: Callable[[], UserError | None],
+    *,
+    scorer: type[ShardScorer] = ShardScorer,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Iterator[ShardCommit]:
     """Scores the pending shards on a pool of engines and yields each commit as it comes in.
 
     `num_predictions`: those to be made, and those in `totals`, which are made. `find_error`: asked again and again for
-    what ends the run; what the engines have begun by then is committed first.
+    what ends the run; what the engines have begun by then is committed first. `on_start`: called once, when the first
+    engine is there.
     """
     if not pending:
         return
@@ -56,7 +60,7 @@ def score_shards(
         [{"lane": lane} for lane in range(num_engines * shards_in_flight)],
         override_num_blocks=num_engines * shards_in_flight,
     ).map_batches(
-        ShardScorer,
+        scorer,
         fn_constructor_args=(spec, board),
         batch_size=1,
         # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
@@ -71,11 +75,15 @@ def score_shards(
     execution = _Execution(lanes)
     stop: UserError | None = None
     num_left = len(pending)
+    is_started = False
     heard_of = time.monotonic()
     with RunProgress(num_predictions, totals.num_predictions) as progress:
         while num_left:
             is_over = execution.is_over()  # asked first: what the lanes said last is then on the board
             news = _ask(board)
+            if not is_started and (news.num_working or news.commits):
+                is_started = True
+                on_start()
             for commit in news.commits:
                 num_left -= 1
                 yield ShardCommit.model_validate_json(commit)
@@ -215,7 +223,11 @@ def _shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
     """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
     if isinstance(config.engine, EchoEngineConfig):
         return 2
-    slots = (
-        config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
-    )
-    return min(16, 1 + max(1, math.ceil(2 * slots / (config.shard_rows * num_tasks))))
+    return min(16, 1 + max(1, math.ceil(2 * num_slots(config.engine) / (config.shard_rows * num_tasks))))
+
+
+def num_slots(engine: EngineConfig) -> int:
+    """Requests that an engine works on at once."""
+    if isinstance(engine, EchoEngineConfig):
+        return 1  # one after the other, at no cost
+    return engine.max_concurrency if isinstance(engine, OpenAIEngineConfig) else engine.max_num_seqs

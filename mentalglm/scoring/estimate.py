@@ -1,0 +1,501 @@
+"""What a run will take, from a sample that the real engines score; and, when it is over, how wrong that was.
+
+    _run/estimate.json                  the last estimate, replaced by the next one
+    _run/tmp/estimate-<token>/          the sample's own run, with plan, lease and commits; gone at the end
+
+Nothing else of the run is touched, and nothing of the sample is ever a result.
+"""
+
+import json
+import math
+import secrets
+import shutil
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from mentalglm import storage
+from mentalglm.config import OutputConfig, ScoreConfig
+from mentalglm.corpus import CorpusPlan, CorruptShardError, Posts, ShardReader
+from mentalglm.engine.protocol import Completion, Engine, FollowUp, Request
+from mentalglm.errors import ConfigError, InputError, StorageError
+from mentalglm.scoring.commit import ShardCommit, Totals
+from mentalglm.scoring.job import Job, reading
+from mentalglm.scoring.lease import Lease, LeasedRunError, read_lease
+from mentalglm.scoring.ledger import Ledger, read_record, run_id
+from mentalglm.scoring.pool import num_slots, score_shards
+from mentalglm.scoring.predictions import INPUT_STATUSES, Outcome
+from mentalglm.scoring.sample import (
+    Rate,
+    Sample,
+    average,
+    draw_sample,
+    engine_rate,
+    rate_value,
+    sample_size,
+    share_interval,
+    t_value,
+)
+from mentalglm.scoring.worker import RunSpec, ShardScorer
+
+
+class Figure(BaseModel):
+    """A predicted number and its 95 % interval. The interval is of the sampling: of what rows and seconds vary by."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Figure":
+        """In another unit."""
+        return Figure(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+
+class Estimate(BaseModel):
+    """What the whole run will take, without what `dedup` saves."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    """Of the run that it is about."""
+    made_at: str
+    engine: dict[str, Any]
+    """The engines as configured: other ones are another speed."""
+    engines: list[dict[str, str]]
+    """What answered."""
+    num_engines: int
+    num_gpus: int
+    """Of one engine."""
+    num_rows: int
+    """Rows of the input that are to be scored, on each of `num_tasks`."""
+    num_tasks: int
+    num_sampled_rows: int
+    num_sampled_shards: int
+    is_saturated: bool
+    """Whether the sample filled the engines; else they may be faster."""
+    start_s: float
+    """Until the first engine was there: Ray, loading the model. Once in a run."""
+    rows_per_s: Figure
+    """From then on, all engines together."""
+    hours: Figure
+    """Of the clock, start included."""
+    gpu_hours: Figure
+    cost: Figure | None
+    price_per_gpu_hour: float | None
+    num_prompt_tokens: Figure
+    num_output_tokens: Figure
+    statuses: dict[str, dict[str, Figure]]
+    """task -> status -> share of the predictions; `unreadable`: rows of shards that cannot be read."""
+    notes: list[str]
+    """What to know about these numbers."""
+
+
+class Check(BaseModel):
+    """A prediction and what came of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    predicted: Figure
+    actual: float
+    error: float
+    """Predicted over actual, minus 1: 0.1 is ten per cent too much."""
+    is_inside: bool
+    """Whether the actual number lay in the interval."""
+
+
+class Accuracy(BaseModel):
+    """How wrong the estimate of a finished run was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    made_at: str
+    num_sampled_rows: int
+    figures: dict[str, Check]
+    """Field of `Estimate` -> its check; those alone that are known and comparable."""
+    notes: list[str]
+    """Why others are not."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one job scores of a run, and when; s, this process' clock."""
+
+    num_rows: int
+    """Rows that were not committed before it."""
+    begun: float = field(default_factory=time.monotonic)
+    ready: float | None = None
+    """When the first engine was there."""
+    ended: float = math.nan
+
+    def start(self) -> None:
+        """An engine is there."""
+        self.ready = time.monotonic()
+
+    def end(self) -> None:
+        """The last row is committed."""
+        self.ended = time.monotonic()
+
+
+def estimate(config: ScoreConfig, *, num_rows: int | None = None, price_per_gpu_hour: float | None = None) -> Estimate:
+    """Scores a sample of the input on the configured engines, predicts what a run takes, and keeps that in its folder.
+
+    `num_rows`: of the sample; default: as many as `sample_size` says. The same input gives the same sample.
+    Raises: ConfigError, also for a run that is finished; InputError; LeasedRunError while a job works on the run;
+    InterruptedRunError.
+    """
+    job = Job.resolve(config)
+    ledger = Ledger(job.config.output.uri)
+    plan = job.plan_for(ledger)
+    _check_is_free(ledger)
+    sample, rows_per_draw = _draw(job, plan, num_rows)
+    with _scratch(ledger) as uri:
+        measured = _measure(job, plan, sample, rows_per_draw, uri)
+    predicted = _predict(job, plan, sample, measured, price_per_gpu_hour, len(ledger.committed_shards()))
+    storage.put(_path(ledger), predicted.model_dump_json(indent=2).encode())
+    return predicted
+
+
+def check_estimate(ledger: Ledger, engine: Mapping[str, Any], totals: Totals, attempt: Attempt) -> Accuracy | None:
+    """How wrong the estimate was of the run that `attempt` has ended; None where there is none of this run.
+
+    Tokens are those of all attempts. Time is known of this one alone, so hours are compared where it did everything.
+    """
+    try:
+        made = read_record(Estimate, _path(ledger))
+    except InputError:  # damaged, or of another version: no run fails by it
+        return None
+    if made is None or made.run_id != ledger.record.run_id:
+        return None
+    actual: dict[str, float] = {name: getattr(totals, name) for name in ("num_prompt_tokens", "num_output_tokens")}
+    notes = []
+    if totals.num_copied:
+        notes.append(
+            f"{totals.num_copied} predictions are those of equal texts (dedup), which the sample could not see"
+        )
+    if made.engine != engine:
+        notes.append("rows/s and hours are not compared: the estimate was made for other engine settings")
+    elif attempt.ready is None:
+        notes.append("rows/s and hours are not compared: earlier attempts had scored everything")
+    else:
+        actual["rows_per_s"] = attempt.num_rows / max(attempt.ended - attempt.ready, 1e-9)
+        if attempt.num_rows == made.num_rows:
+            actual["hours"] = (attempt.ended - attempt.begun) / 3600
+        else:
+            share = attempt.num_rows / made.num_rows
+            notes.append(
+                f"hours are not compared, since there were several attempts; rows/s is of the last ({share:.0%})"
+            )
+    checks = {}
+    for name in ("rows_per_s", "hours", "num_prompt_tokens", "num_output_tokens"):
+        if true := actual.get(name):
+            figure: Figure = getattr(made, name)
+            is_inside = figure.low <= true <= figure.high
+            checks[name] = Check(predicted=figure, actual=true, error=figure.value / true - 1, is_inside=is_inside)
+    return Accuracy(made_at=made.made_at, num_sampled_rows=made.num_sampled_rows, figures=checks, notes=notes)
+
+
+def read_accuracy(ledger: Ledger) -> Accuracy | None:
+    """What the manifest of a finished run says of its estimate; None where it says nothing."""
+    try:
+        found = json.loads(storage.read_bytes(ledger.path("manifest.json")) or b"{}").get("estimate")
+        return found and Accuracy.model_validate(found)
+    except (ValueError, AttributeError):
+        return None
+
+
+def _path(ledger: Ledger) -> str:
+    return ledger.path("_run", "estimate.json")
+
+
+def _check_is_free(ledger: Ledger) -> None:
+    if ledger.is_complete():
+        raise ConfigError(
+            f"output.uri = {ledger.uri}: this run is finished, and manifest.json says what it took; name another "
+            "folder to estimate what a new one would take"
+        )
+    lease = read_lease(ledger.uri)
+    if lease is not None and lease.is_held:
+        raise LeasedRunError(
+            f"{ledger.uri}: another job works on this run ({lease.describe()}), and both would be slow; wait for it, "
+            "or stop it, and run the same command again"
+        )
+
+
+def _draw(job: Job, plan: CorpusPlan, num_rows: int | None) -> tuple[Sample, int]:
+    """(the sample, rows of a draw)."""
+    num_draws, rows_per_draw = sample_size(
+        num_rows,
+        num_slots=num_slots(job.config.engine),
+        num_engines=min(job.config.engine.num_engines, plan.num_shards),
+        num_tasks=len(job.tasks),
+    )
+    reader = ShardReader(job.config.input, plan)
+
+    def lengths(shard: int) -> list[int]:
+        try:
+            return [len(text) for text in reader.read(plan.shard(shard)).texts]
+        except CorruptShardError:  # the worker will find the same, and say so
+            return [0] * plan.shard(shard).num_rows
+
+    with reading(job.config):
+        seed = int(plan.digest[:8], 16)
+        return draw_sample(plan.shard_num_rows, num_draws, rows_per_draw, lengths, seed), rows_per_draw
+
+
+@contextmanager
+def _scratch(ledger: Ledger) -> Iterator[str]:
+    """A folder for the run of the sample, which every worker can reach. What a death leaves there `gc` removes."""
+    uri = storage.join(ledger.staging, f"estimate-{secrets.token_hex(8)}")
+    try:
+        yield uri
+    finally:
+        with suppress(StorageError):
+            for file in list(storage.list_files(uri)):
+                storage.delete(storage.join(uri, file.path))
+        if not storage.is_s3(uri):
+            shutil.rmtree(storage.local_path(uri), ignore_errors=True)
+
+
+class _SampledShard(BaseModel):
+    """What a worker wrote down with the commit of a shard."""
+
+    engine: str
+    """Which of them, and no other."""
+    num_gpus: int
+    answers: list[tuple[float, float, int]]
+    """(asked for, finished, tokens) of the engine's answers since its last commit; s, a clock of the engine's own."""
+    rows: dict[str, dict[int, tuple[str, int, int]]]
+    """task -> row -> (status, prompt tokens, output tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The sample, scored."""
+
+    shards: dict[int, _SampledShard | None]
+    """None: it cannot be read."""
+    totals: Totals
+    start_s: float
+    scoring_s: float
+
+
+def _measure(job: Job, plan: CorpusPlan, sample: Sample, rows_per_draw: int, uri: str) -> _Measured:
+    """Scores the sample as a run of its own in the folder `uri`."""
+    # Shards as small as their part in the sample: so many of them are in flight that they fill the engine.
+    shard_rows = job.config.shard_rows if sample.fraction == 1 else rows_per_draw
+    changes = {"output": OutputConfig(uri=uri), "dedup": "off", "shard_rows": shard_rows}
+    config = job.config.model_copy(update=changes)
+    ledger = Ledger(uri)
+    ledger.create(job.fingerprint(plan), plan, {})
+    rows = {shard: {task.name: each for task in job.tasks} for shard, each in sample.by_shard().items()}
+    attempt, totals = Attempt(sample.num_rows), Totals()
+    with Lease.acquire(uri) as lease:
+        spec = RunSpec(config, job.tasks, job.model, job.footer(ledger.record.run_id), lease.epoch, rows=rows)
+        num_predictions = sample.num_rows * len(job.tasks)
+        scored = score_shards(
+            spec, list(rows), num_predictions, totals, lease, lambda: None, scorer=SampleScorer, on_start=attempt.start
+        )
+        for commit in scored:
+            totals.add(commit)
+        attempt.end()
+    assert attempt.ready is not None
+    unreadable = {each.shard for each in totals.unreadable}
+    found = {shard: None if shard in unreadable else _read_sampled(ledger, shard) for shard in rows}
+    return _Measured(found, totals, attempt.ready - attempt.begun, attempt.ended - attempt.ready)
+
+
+def _predict(
+    job: Job, plan: CorpusPlan, sample: Sample, measured: _Measured, price: float | None, num_committed: int
+) -> Estimate:
+    """From the sample to the whole."""
+    tasks = [task.name for task in job.tasks]
+    counts = [_count(draw.rows, measured.shards[draw.shard], tasks) for draw in sample.draws]
+    names = sorted({name for each in counts for name in each} | {("", "prompt"), ("", "output"), ("", "work")})
+    rows = [[each[name] / len(draw.rows) for name in names] for each, draw in zip(counts, sample.draws, strict=True)]
+    weights = np.array([draw.weight for draw in sample.draws])
+    means = dict(zip(names, zip(*average(np.array(rows), weights, sample.fraction), strict=True), strict=True))
+    num_draws, num_rows = len(sample.draws), plan.num_rows
+    t = t_value(num_draws)
+
+    def total(name: str) -> Figure:
+        mean, error = means["", name]
+        return Figure(value=mean, low=max(0.0, mean - t * error), high=mean + t * error).times(num_rows)
+
+    num_engines = min(job.config.engine.num_engines, plan.num_shards)
+    shards = [shard for shard in measured.shards.values() if shard is not None]
+    rate, num_seen = _rate(shards, num_slots(job.config.engine))
+    per_s = rate.per_s * num_engines
+    work, work_error = means["", "work"]
+    full_s = work * num_rows / per_s
+    # Beginning and end, when the engines are not full: once in a run, as in the sample.
+    overhead_s = max(0.0, measured.scoring_s - sum(each[2] for shard in shards for each in shard.answers) / per_s)
+    factor = math.exp(max(t, rate_value()) * math.hypot(work_error / work, rate.error / rate.per_s))
+    scoring_s = {
+        "value": overhead_s + full_s,
+        "low": overhead_s + full_s / factor,
+        "high": overhead_s + full_s * factor,
+    }
+    fastest = {"value": scoring_s["value"], "low": scoring_s["high"], "high": scoring_s["low"]}
+    hours = Figure(**{name: (measured.start_s + each) / 3600 for name, each in scoring_s.items()})
+    num_gpus = max(shard.num_gpus for shard in shards)
+    gpu_hours = hours.times(num_gpus * num_engines)
+    statuses: dict[str, dict[str, Figure]] = {task: {} for task in tasks}
+    for (task, status), (share, error) in means.items():
+        if task:
+            is_known = sample.fraction == 1
+            low, high = (share, share) if is_known else share_interval(share, error, sample.num_rows, num_draws)
+            statuses[task][status] = Figure(value=share, low=low, high=high)
+    notes = {
+        "the sample is the whole input": sample.fraction == 1,
+        "the engines were never full for long: they may be faster; --rows gives a larger sample": (
+            not rate.is_saturated and sample.fraction < 1
+        ),
+        f"{num_seen} of {num_engines} engines got rows of the sample; the others are taken to be as fast": (
+            num_seen < num_engines
+        ),
+        f"without what dedup: {job.config.dedup} saves, which a sample cannot see": job.config.dedup != "off",
+        f"of the whole input; {num_committed} of {plan.num_shards} shards are scored already": num_committed > 0,
+        "no cost: the engines run on no GPU here": price is not None and num_gpus == 0,
+        f"engines died or hung {measured.totals.num_engine_restarts} times on the sample": (
+            measured.totals.num_engine_restarts > 0
+        ),
+    }
+    return Estimate(
+        run_id=run_id(job.fingerprint(plan)),
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        engine=job.config.engine.model_dump(mode="json"),
+        engines=measured.totals.engines,
+        num_engines=num_engines,
+        num_gpus=num_gpus,
+        num_rows=num_rows,
+        num_tasks=len(tasks),
+        num_sampled_rows=sample.num_rows,
+        num_sampled_shards=len(measured.shards),
+        is_saturated=rate.is_saturated,
+        start_s=measured.start_s,
+        rows_per_s=Figure(**{name: num_rows / each for name, each in fastest.items()}),
+        hours=hours,
+        gpu_hours=gpu_hours,
+        cost=gpu_hours.times(price) if price is not None and num_gpus else None,
+        price_per_gpu_hour=price,
+        num_prompt_tokens=total("prompt"),
+        num_output_tokens=total("output"),
+        statuses=statuses,
+        notes=[note for note, is_so in notes.items() if is_so],
+    )
+
+
+def _count(rows: Sequence[int], shard: _SampledShard | None, tasks: Sequence[str]) -> Counter[tuple[str, str]]:
+    """(task, status) -> predictions of these rows; ("", "prompt" and "output") -> their tokens; ("", "work") -> the
+    same unit as `_SampledShard.answers`."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for task in tasks:
+        if shard is None:
+            counts[task, "unreadable"] += len(rows)
+            continue
+        for row in rows:
+            status, num_prompt_tokens, num_output_tokens = shard.rows[task][row]
+            counts[task, status] += 1
+            counts["", "prompt"] += num_prompt_tokens
+            counts["", "output"] += num_output_tokens
+            counts["", "work"] += max(1, num_output_tokens) if status not in INPUT_STATUSES else 0
+    return counts
+
+
+def _rate(shards: Sequence[_SampledShard], num_slots: int) -> tuple[Rate, int]:
+    """(the rate of an engine, on average over those that were full, else over all; number of engines)."""
+    answers: dict[str, list[tuple[float, float, int]]] = {}
+    for shard in shards:
+        answers.setdefault(shard.engine, []).extend(shard.answers)
+    rates = [engine_rate(np.array(each, float), num_slots) for each in answers.values() if each]
+    if not rates:
+        raise InputError(
+            "input.uri: no row of the sample holds a post; see to the input, or give --rows a larger number"
+        )
+    chosen = [rate for rate in rates if rate.is_saturated] or rates
+    error = math.sqrt(sum(rate.error**2 for rate in chosen)) / len(chosen)
+    per_s = sum(rate.per_s for rate in chosen) / len(chosen)
+    return Rate(per_s, error, chosen[0].is_saturated), len(rates)
+
+
+class SampleScorer(ShardScorer):
+    """A worker that writes down, with each commit, what its engine has answered and when."""
+
+    def __init__(self, spec: RunSpec, board: Any) -> None:
+        super().__init__(spec, board)
+        self._token = secrets.token_hex(8)
+        if self._engine is not None:
+            self._meter = self._engine = _Meter(self._engine)
+
+    def _commit(
+        self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], *rest: Any, **more: Any
+    ) -> ShardCommit:
+        rows = {
+            task: {
+                row: (outcome.status, outcome.num_prompt_tokens or 0, outcome.num_output_tokens or 0)
+                for row, outcome in each.items()
+            }
+            for task, each in outcomes.items()
+        }
+        sampled = _SampledShard(engine=self._token, num_gpus=self._spec.num_gpus, answers=self._meter.take(), rows=rows)
+        storage.put(_sampled_path(self._ledger, shard), sampled.model_dump_json().encode())
+        return super()._commit(shard, posts, outcomes, *rest, **more)
+
+
+class _Meter:
+    """An `Engine` that notes when each request was made and answered, with what followed it up."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._answers: deque[tuple[float, float, int]] = deque()
+        self._taking = threading.Lock()
+
+    @property
+    def description(self) -> dict[str, str]:
+        return self._engine.description
+
+    @property
+    def num_restarts(self) -> int:
+        return self._engine.num_restarts
+
+    async def complete(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncIterator[tuple[int, Completion]]:
+        asked = time.monotonic()
+        num_tokens = [0] * len(requests)
+
+        def count(index: int, completion: Completion) -> Request | None:
+            num_tokens[index] += completion.num_output_tokens or 0
+            return follow_up(index, completion) if follow_up is not None else None
+
+        async for index, completion in self._engine.complete(requests, count):
+            self._answers.append((asked, time.monotonic(), max(1, num_tokens[index])))
+            yield index, completion
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    def take(self) -> list[tuple[float, float, int]]:
+        """(asked for, finished, tokens) of the answers since the last call. For any thread."""
+        with self._taking:
+            return [self._answers.popleft() for _ in range(len(self._answers))]
+
+
+def _sampled_path(ledger: Ledger, shard: int) -> str:
+    return ledger.path("sampled", f"{shard:08d}.json")
+
+
+def _read_sampled(ledger: Ledger, shard: int) -> _SampledShard:
+    found = read_record(_SampledShard, _sampled_path(ledger, shard))
+    assert found is not None, "it is written before the commit"
+    return found
