@@ -1,4 +1,4 @@
-"""What a run will take. `ray job submit ... -- python -m jobs.estimate CONFIG.yaml`: `mentalglm estimate CONFIG.yaml`."""
+"""What a run will take. `ray job submit ... -- python -m jobs.estimate CONFIG.yaml` is `mentalglm estimate ...`."""
 
 import sys
 

@@ -10,10 +10,9 @@ import json
 import math
 import secrets
 import shutil
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,27 +23,24 @@ from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
 from mentalglm.config import OutputConfig, ScoreConfig
-from mentalglm.corpus import CorpusPlan, CorruptShardError, Posts, ShardReader
-from mentalglm.engine.protocol import Completion, Engine, FollowUp, Request
+from mentalglm.corpus import CorpusPlan, CorruptShardError, ShardReader
 from mentalglm.errors import ConfigError, InputError, StorageError
-from mentalglm.scoring.commit import ShardCommit, Totals
+from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.job import Job, reading
 from mentalglm.scoring.lease import Lease, LeasedRunError, read_lease
 from mentalglm.scoring.ledger import Ledger, read_record, run_id
+from mentalglm.scoring.meter import NUM_SLICES, Rate, SampledShard, SampleScorer, average_rate, read_sampled
 from mentalglm.scoring.pool import num_slots, score_shards
-from mentalglm.scoring.predictions import INPUT_STATUSES, Outcome
+from mentalglm.scoring.predictions import INPUT_STATUSES
 from mentalglm.scoring.sample import (
-    Rate,
     Sample,
     average,
     draw_sample,
-    engine_rate,
-    rate_value,
     sample_size,
     share_interval,
     t_value,
 )
-from mentalglm.scoring.worker import RunSpec, ShardScorer
+from mentalglm.scoring.worker import RunSpec
 
 
 class Figure(BaseModel):
@@ -199,7 +195,7 @@ def check_estimate(ledger: Ledger, engine: Mapping[str, Any], totals: Totals, at
     for name in ("rows_per_s", "hours", "num_prompt_tokens", "num_output_tokens"):
         if true := actual.get(name):
             figure: Figure = getattr(made, name)
-            is_inside = figure.low <= true <= figure.high
+            is_inside = figure.low <= true <= figure.high or math.isclose(figure.value, true)
             checks[name] = Check(predicted=figure, actual=true, error=figure.value / true - 1, is_inside=is_inside)
     return Accuracy(made_at=made.made_at, num_sampled_rows=made.num_sampled_rows, figures=checks, notes=notes)
 
@@ -266,23 +262,11 @@ def _scratch(ledger: Ledger) -> Iterator[str]:
             shutil.rmtree(storage.local_path(uri), ignore_errors=True)
 
 
-class _SampledShard(BaseModel):
-    """What a worker wrote down with the commit of a shard."""
-
-    engine: str
-    """Which of them, and no other."""
-    num_gpus: int
-    answers: list[tuple[float, float, int]]
-    """(asked for, finished, tokens) of the engine's answers since its last commit; s, a clock of the engine's own."""
-    rows: dict[str, dict[int, tuple[str, int, int]]]
-    """task -> row -> (status, prompt tokens, output tokens)."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """The sample, scored."""
 
-    shards: dict[int, _SampledShard | None]
+    shards: dict[int, SampledShard | None]
     """None: it cannot be read."""
     totals: Totals
     start_s: float
@@ -310,7 +294,7 @@ def _measure(job: Job, plan: CorpusPlan, sample: Sample, rows_per_draw: int, uri
         attempt.end()
     assert attempt.ready is not None
     unreadable = {each.shard for each in totals.unreadable}
-    found = {shard: None if shard in unreadable else _read_sampled(ledger, shard) for shard in rows}
+    found = {shard: None if shard in unreadable else read_sampled(ledger, shard) for shard in rows}
     return _Measured(found, totals, attempt.ready - attempt.begun, attempt.ended - attempt.ready)
 
 
@@ -319,56 +303,28 @@ def _predict(
 ) -> Estimate:
     """From the sample to the whole."""
     tasks = [task.name for task in job.tasks]
-    counts = [_count(draw.rows, measured.shards[draw.shard], tasks) for draw in sample.draws]
-    names = sorted({name for each in counts for name in each} | {("", "prompt"), ("", "output"), ("", "work")})
-    rows = [[each[name] / len(draw.rows) for name in names] for each, draw in zip(counts, sample.draws, strict=True)]
-    weights = np.array([draw.weight for draw in sample.draws])
-    means = dict(zip(names, zip(*average(np.array(rows), weights, sample.fraction), strict=True), strict=True))
-    num_draws, num_rows = len(sample.draws), plan.num_rows
-    t = t_value(num_draws)
-
-    def total(name: str) -> Figure:
-        mean, error = means["", name]
-        return Figure(value=mean, low=max(0.0, mean - t * error), high=mean + t * error).times(num_rows)
-
+    averages = _averages(sample, measured, tasks)
     num_engines = min(job.config.engine.num_engines, plan.num_shards)
     shards = [shard for shard in measured.shards.values() if shard is not None]
-    rate, num_seen = _rate(shards, num_slots(job.config.engine))
-    per_s = rate.per_s * num_engines
-    work, work_error = means["", "work"]
-    full_s = work * num_rows / per_s
-    # Beginning and end, when the engines are not full: once in a run, as in the sample.
-    overhead_s = max(0.0, measured.scoring_s - sum(each[2] for shard in shards for each in shard.answers) / per_s)
-    factor = math.exp(max(t, rate_value()) * math.hypot(work_error / work, rate.error / rate.per_s))
-    scoring_s = {
-        "value": overhead_s + full_s,
-        "low": overhead_s + full_s / factor,
-        "high": overhead_s + full_s * factor,
-    }
-    fastest = {"value": scoring_s["value"], "low": scoring_s["high"], "high": scoring_s["low"]}
-    hours = Figure(**{name: (measured.start_s + each) / 3600 for name, each in scoring_s.items()})
+    rate, num_seen = average_rate(shards, num_slots(job.config.engine))
+    scoring_s = _scoring_s(sample, measured, averages["", "work"], rate, plan.num_rows, num_engines)
+    hours = Figure(**{name: (measured.start_s + each) / 3600 for name, each in dict(scoring_s).items()})
     num_gpus = max(shard.num_gpus for shard in shards)
     gpu_hours = hours.times(num_gpus * num_engines)
-    statuses: dict[str, dict[str, Figure]] = {task: {} for task in tasks}
-    for (task, status), (share, error) in means.items():
-        if task:
-            is_known = sample.fraction == 1
-            low, high = (share, share) if is_known else share_interval(share, error, sample.num_rows, num_draws)
-            statuses[task][status] = Figure(value=share, low=low, high=high)
+    restarts = measured.totals.num_engine_restarts
     notes = {
         "the sample is the whole input": sample.fraction == 1,
-        "the engines were never full for long: they may be faster; --rows gives a larger sample": (
+        "the engines were never full for long and may be faster: --rows gives a larger sample": (
             not rate.is_saturated and sample.fraction < 1
         ),
         f"{num_seen} of {num_engines} engines got rows of the sample; the others are taken to be as fast": (
             num_seen < num_engines
         ),
+        f"engines died or hung {restarts} times on the sample": restarts > 0,
         f"without what dedup: {job.config.dedup} saves, which a sample cannot see": job.config.dedup != "off",
         f"of the whole input; {num_committed} of {plan.num_shards} shards are scored already": num_committed > 0,
-        "no cost: the engines run on no GPU here": price is not None and num_gpus == 0,
-        f"engines died or hung {measured.totals.num_engine_restarts} times on the sample": (
-            measured.totals.num_engine_restarts > 0
-        ),
+        "echo has no speed of its own: time and rows/s say little": job.config.engine.kind == "echo",
+        "no cost, since the engines run on no GPU of the cluster": price is not None and num_gpus == 0,
     }
     return Estimate(
         run_id=run_id(job.fingerprint(plan)),
@@ -377,28 +333,46 @@ def _predict(
         engines=measured.totals.engines,
         num_engines=num_engines,
         num_gpus=num_gpus,
-        num_rows=num_rows,
+        num_rows=plan.num_rows,
         num_tasks=len(tasks),
         num_sampled_rows=sample.num_rows,
         num_sampled_shards=len(measured.shards),
         is_saturated=rate.is_saturated,
         start_s=measured.start_s,
-        rows_per_s=Figure(**{name: num_rows / each for name, each in fastest.items()}),
+        rows_per_s=Figure(
+            value=plan.num_rows / scoring_s.value,
+            low=plan.num_rows / scoring_s.high,
+            high=plan.num_rows / scoring_s.low,
+        ),
         hours=hours,
         gpu_hours=gpu_hours,
         cost=gpu_hours.times(price) if price is not None and num_gpus else None,
         price_per_gpu_hour=price,
-        num_prompt_tokens=total("prompt"),
-        num_output_tokens=total("output"),
-        statuses=statuses,
+        num_prompt_tokens=_total(averages["", "prompt"], sample, plan.num_rows),
+        num_output_tokens=_total(averages["", "output"], sample, plan.num_rows),
+        statuses={
+            task: {status: _share(each, sample) for (of, status), each in averages.items() if of == task}
+            for task in tasks
+        },
         notes=[note for note, is_so in notes.items() if is_so],
     )
 
 
-def _count(rows: Sequence[int], shard: _SampledShard | None, tasks: Sequence[str]) -> Counter[tuple[str, str]]:
-    """(task, status) -> predictions of these rows; ("", "prompt" and "output") -> their tokens; ("", "work") -> the
-    same unit as `_SampledShard.answers`."""
-    counts: Counter[tuple[str, str]] = Counter()
+def _averages(sample: Sample, measured: _Measured, tasks: Sequence[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """(average over the rows of the corpus, its standard error) of: (task, status) -> predictions;
+    ("", "prompt" or "output") -> tokens; ("", "work") -> output tokens as an engine's rate counts them."""
+    draws = [_count(draw.rows, measured.shards[draw.shard], tasks) for draw in sample.draws]
+    names = sorted({name for counts in draws for name in counts})
+    values = [
+        [counts[name] / len(draw.rows) for name in names] for counts, draw in zip(draws, sample.draws, strict=True)
+    ]
+    weights = np.array([draw.weight for draw in sample.draws])
+    means, errors = average(np.array(values), weights, sample.fraction)
+    return dict(zip(names, zip(means.tolist(), errors.tolist(), strict=True), strict=True))
+
+
+def _count(rows: Sequence[int], shard: SampledShard | None, tasks: Sequence[str]) -> Counter[tuple[str, str]]:
+    counts = Counter({("", "prompt"): 0, ("", "output"): 0, ("", "work"): 0})
     for task in tasks:
         if shard is None:
             counts[task, "unreadable"] += len(rows)
@@ -412,90 +386,30 @@ def _count(rows: Sequence[int], shard: _SampledShard | None, tasks: Sequence[str
     return counts
 
 
-def _rate(shards: Sequence[_SampledShard], num_slots: int) -> tuple[Rate, int]:
-    """(the rate of an engine, on average over those that were full, else over all; number of engines)."""
-    answers: dict[str, list[tuple[float, float, int]]] = {}
-    for shard in shards:
-        answers.setdefault(shard.engine, []).extend(shard.answers)
-    rates = [engine_rate(np.array(each, float), num_slots) for each in answers.values() if each]
-    if not rates:
-        raise InputError(
-            "input.uri: no row of the sample holds a post; see to the input, or give --rows a larger number"
-        )
-    chosen = [rate for rate in rates if rate.is_saturated] or rates
-    error = math.sqrt(sum(rate.error**2 for rate in chosen)) / len(chosen)
-    per_s = sum(rate.per_s for rate in chosen) / len(chosen)
-    return Rate(per_s, error, chosen[0].is_saturated), len(rates)
+def _scoring_s(
+    sample: Sample, measured: _Measured, work: tuple[float, float], rate: Rate, num_rows: int, num_engines: int
+) -> Figure:
+    """Seconds from the first engine's start to the last row."""
+    mean, error = work
+    per_s = rate.per_s * num_engines
+    full_s = num_rows * mean / per_s
+    # Beginning and end, when the engines are not full: once in a run, as in the sample.
+    work_done = sum(each[2] for shard in measured.shards.values() if shard is not None for each in shard.answers)
+    overhead_s = max(0.0, measured.scoring_s - work_done / per_s)
+    t = max(t_value(len(sample.draws)), t_value(NUM_SLICES))
+    factor = math.exp(t * math.hypot(error / mean, rate.error / rate.per_s))
+    return Figure(value=overhead_s + full_s, low=overhead_s + full_s / factor, high=overhead_s + full_s * factor)
 
 
-class SampleScorer(ShardScorer):
-    """A worker that writes down, with each commit, what its engine has answered and when."""
-
-    def __init__(self, spec: RunSpec, board: Any) -> None:
-        super().__init__(spec, board)
-        self._token = secrets.token_hex(8)
-        if self._engine is not None:
-            self._meter = self._engine = _Meter(self._engine)
-
-    def _commit(
-        self, shard: int, posts: Posts, outcomes: dict[str, dict[int, Outcome]], *rest: Any, **more: Any
-    ) -> ShardCommit:
-        rows = {
-            task: {
-                row: (outcome.status, outcome.num_prompt_tokens or 0, outcome.num_output_tokens or 0)
-                for row, outcome in each.items()
-            }
-            for task, each in outcomes.items()
-        }
-        sampled = _SampledShard(engine=self._token, num_gpus=self._spec.num_gpus, answers=self._meter.take(), rows=rows)
-        storage.put(_sampled_path(self._ledger, shard), sampled.model_dump_json().encode())
-        return super()._commit(shard, posts, outcomes, *rest, **more)
+def _total(tokens: tuple[float, float], sample: Sample, num_rows: int) -> Figure:
+    mean, error = tokens
+    half = t_value(len(sample.draws)) * error
+    return Figure(value=mean, low=max(0.0, mean - half), high=mean + half).times(num_rows)
 
 
-class _Meter:
-    """An `Engine` that notes when each request was made and answered, with what followed it up."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._answers: deque[tuple[float, float, int]] = deque()
-        self._taking = threading.Lock()
-
-    @property
-    def description(self) -> dict[str, str]:
-        return self._engine.description
-
-    @property
-    def num_restarts(self) -> int:
-        return self._engine.num_restarts
-
-    async def complete(
-        self, requests: Sequence[Request], follow_up: FollowUp | None = None
-    ) -> AsyncIterator[tuple[int, Completion]]:
-        asked = time.monotonic()
-        num_tokens = [0] * len(requests)
-
-        def count(index: int, completion: Completion) -> Request | None:
-            num_tokens[index] += completion.num_output_tokens or 0
-            return follow_up(index, completion) if follow_up is not None else None
-
-        async for index, completion in self._engine.complete(requests, count):
-            self._answers.append((asked, time.monotonic(), max(1, num_tokens[index])))
-            yield index, completion
-
-    async def close(self) -> None:
-        await self._engine.close()
-
-    def take(self) -> list[tuple[float, float, int]]:
-        """(asked for, finished, tokens) of the answers since the last call. For any thread."""
-        with self._taking:
-            return [self._answers.popleft() for _ in range(len(self._answers))]
-
-
-def _sampled_path(ledger: Ledger, shard: int) -> str:
-    return ledger.path("sampled", f"{shard:08d}.json")
-
-
-def _read_sampled(ledger: Ledger, shard: int) -> _SampledShard:
-    found = read_record(_SampledShard, _sampled_path(ledger, shard))
-    assert found is not None, "it is written before the commit"
-    return found
+def _share(share: tuple[float, float], sample: Sample) -> Figure:
+    mean, error = share
+    if sample.fraction == 1:
+        return Figure(value=mean, low=mean, high=mean)
+    low, high = share_interval(mean, error, sample.num_rows, len(sample.draws))
+    return Figure(value=mean, low=low, high=high)

@@ -9,7 +9,6 @@ over the corpus is that of the draws' averages, and its error is theirs (Hansen 
 from finite populations, Annals of Mathematical Statistics 14, 1943), times the part of the corpus that was not seen.
 """
 
-import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ _MIN_DRAWS = 20
 _MIN_ROWS_PER_DRAW = 8
 _MAX_LANES = 15  # shards of the sample that one engine works on at once (pool.py: 16), one of which is being read
 _NUM_WAVES = 6
-_NUM_SLICES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,62 +134,9 @@ def share_interval(share: float, error: float, num_rows: int, num_draws: int) ->
     seen may still be there."""
     if num_draws < 2 or num_rows == 0:
         return (share, share)
+    share = round(share, 9)  # what is all or nothing is so in spite of rounding
     num_effective = share * (1 - share) / error**2 if error > 0 and 0 < share < 1 else num_rows
     z2 = t_value(num_draws) ** 2 / num_effective
     centre = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How fast one engine works."""
-
-    per_s: float
-    error: float
-    """Standard error."""
-    is_saturated: bool
-    """Whether it was full for long enough; else it may be able to do more."""
-
-
-def engine_rate(answers: FloatArray, num_slots: int) -> Rate:
-    """The rate of one engine while it is full: as many requests as it has slots, or more, wait or run.
-
-    `answers`: (asked for, finished, tokens) of each, times in s. Requests get slots in the order of asking; the tokens
-    of one are spread evenly over its time in the slot, so that those count that are half done when the engine begins
-    to run dry. The error is that of the average of equal slices of the time.
-    """
-    asked, finished, tokens = answers[np.argsort(answers[:, 0], kind="stable")].T
-    started = _slot_times(asked, finished, num_slots)
-    finished = np.maximum(finished, started + 1e-9)
-    speed = tokens / (finished - started)
-    none = np.zeros_like(speed)
-    times = np.concatenate([asked, started, finished])
-    order = np.argsort(times, kind="stable")
-    num_there = np.cumsum(np.concatenate([none + 1, none, none - 1])[order])[:-1]
-    speeds = np.cumsum(np.concatenate([none, speed, -speed])[order])[:-1]
-    spans = np.diff(times[order])
-    is_full = num_there > num_slots - 0.5
-    is_saturated = bool((spans * speeds)[is_full].sum() >= num_slots * tokens.mean())
-    counts = is_full if is_saturated else num_there > 0.5
-    clock = np.concatenate([[0.0], np.cumsum(spans[counts])])
-    done = np.concatenate([[0.0], np.cumsum((spans * speeds)[counts])])
-    slices = np.diff(np.interp(np.linspace(0, clock[-1], _NUM_SLICES + 1), clock, done)) * (_NUM_SLICES / clock[-1])
-    return Rate(float(slices.mean()), float(slices.std(ddof=1) / math.sqrt(_NUM_SLICES)), is_saturated)
-
-
-def _slot_times(asked: FloatArray, finished: FloatArray, num_slots: int) -> FloatArray:
-    """When each request, in order of asking, got a slot."""
-    running: list[float] = []
-    started = np.empty_like(asked)
-    for number, (begin, end) in enumerate(zip(asked.tolist(), finished.tolist(), strict=True)):
-        if len(running) == num_slots:
-            begin = max(begin, heapq.heappop(running))
-        started[number] = min(begin, end)
-        heapq.heappush(running, end)
-    return started
-
-
-def rate_value() -> float:
-    """As `t_value`, for the error of a `Rate`."""
-    return t_value(_NUM_SLICES)
