@@ -82,19 +82,14 @@ def test_an_estimate_leaves_itself_alone_and_the_finished_run_says_how_wrong_it_
         assert abs(checks[name]["error"]) < 0.1
         assert checks[name]["is_inside"]
         assert checks[name]["predicted"] == getattr(again, name).model_dump()
-    assert checks["rows_per_s"]["actual"] == pytest.approx(1000 / summary.seconds, rel=0.9)
+    assert checks["rows_per_s"]["actual"] > 1000 / summary.seconds  # which counts the start
     assert checks["hours"]["actual"] * 3600 < summary.seconds
     assert "| output tokens |" in (folder / "out" / "README.md").read_text()
     # The manifest has it from then on, whatever becomes of the estimate.
     (folder / "out" / "_run" / "estimate.json").unlink()
     assert score(config(folder)).estimate == summary.estimate
-
-
-def test_a_finished_run_is_not_estimated_any_more(folder: Path) -> None:
-    score(config(folder))
     with pytest.raises(ConfigError, match="this run is finished"):
         estimate(config(folder))
-    assert "estimate" not in manifest(folder)
 
 
 def test_a_small_input_is_scored_as_a_whole_and_its_tokens_are_known(folder: Path) -> None:
@@ -125,17 +120,6 @@ def test_of_a_run_in_several_attempts_no_hours_are_claimed(folder: Path, monkeyp
     assert any("earlier attempts" in note for note in accuracy.notes)
 
 
-def test_other_engines_are_another_speed_and_other_settings_another_run(folder: Path) -> None:
-    estimate(config(folder), num_rows=100)
-    engine = {"kind": "echo", "num_engines": 2}
-    accuracy = score(config(folder, engine=engine)).estimate
-    assert accuracy is not None
-    assert accuracy.figures.keys() == {"num_prompt_tokens", "num_output_tokens"}
-    other = config(folder, output={"uri": str(folder / "other")}, explain="none")
-    estimate(other, num_rows=100)
-    assert score(config(folder, output={"uri": str(folder / "other")})).estimate is None
-
-
 def test_a_damaged_estimate_harms_no_run(folder: Path) -> None:
     path = folder / "out" / "_run" / "estimate.json"
     path.parent.mkdir(parents=True)
@@ -152,7 +136,13 @@ def test_it_keeps_away_from_a_run_that_goes_on(folder: Path) -> None:
 
 
 def test_one_that_fails_leaves_nothing(folder: Path) -> None:
-    engine = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": None}
+    engine = {
+        "kind": "openai",
+        "base_url": "http://127.0.0.1:9/v1",
+        "model": "m",
+        "api_key_env": None,
+        "max_retries": 0,
+    }
     with pytest.raises(ConfigError, match="no connection"):
         estimate(config(folder, engine=engine), num_rows=20)
     assert files(folder / "out") == set()
