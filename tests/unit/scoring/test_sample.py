@@ -51,6 +51,7 @@ class Corpus:
 CORPUS = Corpus(200, seed=1)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 400), min_size=1, max_size=80),
     st.integers(1, 5),
@@ -71,6 +72,7 @@ def test_each_stratum_of_length_gives_one_row_and_no_row_is_drawn_twice(
     assert max(map(len, hands)) - min(map(len, hands)) <= 1
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 60), min_size=1, max_size=40).filter(any),
     st.integers(1, 30),
@@ -150,6 +152,7 @@ def test_a_share_that_was_not_seen_may_still_be_there() -> None:
     assert clustered[0] < independent[0] < 0.1 < independent[1] < clustered[1]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 9), st.none() | st.integers(10, 5000))
 def test_a_sample_is_large_enough(num_slots: int, num_engines: int, num_tasks: int, wanted: int | None) -> None:
     num_draws, rows_per_draw = sample_size(wanted, num_slots=num_slots, num_engines=num_engines, num_tasks=num_tasks)
@@ -195,7 +198,7 @@ def test_an_engine_that_was_never_full_may_be_faster() -> None:
     assert rate.per_s < 500
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 16))
 def test_the_error_of_a_rate_is_about_what_it_varies_by(seed: int, num_slots: int) -> None:
     random = np.random.default_rng(seed)
