@@ -67,6 +67,7 @@ def sample_size(wanted: int | None, *, num_slots: int, num_engines: int, num_tas
     """
     if wanted is None:
         wanted = max(_MIN_ROWS, math.ceil(_NUM_WAVES * num_slots * num_engines / num_tasks))
+    wanted = max(wanted, _MIN_DRAWS)
     num_rows = max(_MIN_ROWS_PER_DRAW, math.ceil(2 * num_slots / (_MAX_LANES * num_tasks)))
     num_rows = min(num_rows, max(1, wanted // _MIN_DRAWS))
     return math.ceil(wanted / num_rows), num_rows
