@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
+from mentalglm.config import EchoEngineConfig, EngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.tasks import Task
 
@@ -87,20 +87,20 @@ def cut_for_engines(plan: CorpusPlan, config: ScoreConfig) -> CorpusPlan:
 
 def shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
     """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
-    return min(16, 1 + max(1, math.ceil(2 * _num_slots(config) / (config.shard_rows * num_tasks))))
+    return min(16, 1 + max(1, math.ceil(2 * num_slots(config.engine) / (config.shard_rows * num_tasks))))
 
 
 def _smallest_shard(config: ScoreConfig) -> int:
     """Rows of the last shards. While one drains, the others of its engine still fill it."""
     num_tasks = len(config.tasks)
     num_others = shards_in_flight(config, num_tasks) - 1
-    return max(math.ceil(config.shard_rows / _SMALLEST_PART), math.ceil(_num_slots(config) / (num_tasks * num_others)))
-
-
-def _num_slots(config: ScoreConfig) -> int:
-    """Requests that an engine works on at once."""
-    if isinstance(config.engine, EchoEngineConfig):
-        return 0
-    return (
-        config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
+    return max(
+        math.ceil(config.shard_rows / _SMALLEST_PART), math.ceil(num_slots(config.engine) / (num_tasks * num_others))
     )
+
+
+def num_slots(engine: EngineConfig) -> int:
+    """Requests that an engine works on at once."""
+    if isinstance(engine, EchoEngineConfig):
+        return 1  # one after the other, at no cost
+    return engine.max_concurrency if isinstance(engine, OpenAIEngineConfig) else engine.max_num_seqs

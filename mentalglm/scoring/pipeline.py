@@ -12,6 +12,7 @@ from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.duplicates import find_duplicates
+from mentalglm.scoring.estimate import Accuracy, Attempt, check_estimate, read_accuracy
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
@@ -39,6 +40,8 @@ class RunSummary:
     throughput: dict[str, Any] | None = None
     """Of this attempt; see `Throughput.report`."""
     already_complete: bool = False
+    estimate: Accuracy | None = None
+    """How wrong the estimate was, where one was made before."""
 
 
 def score(config: ScoreConfig) -> RunSummary:
@@ -68,6 +71,7 @@ def score(config: ScoreConfig) -> RunSummary:
         seconds=time.monotonic() - started,
         throughput=throughput,
         already_complete=complete,
+        estimate=read_accuracy(ledger),
     )
 
 
@@ -90,9 +94,13 @@ def _run(
             connect()
             find_duplicates(job.config, plan, ledger)
         pending = handing_order(job.config, pending, plan.shard_num_rows, len(job.tasks))
-        for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
+        attempt = Attempt(plan.num_rows - totals.num_rows - totals.num_quarantined)
+        for commit in score_shards(
+            spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals), on_start=attempt.start
+        ):
             parts.add(commit)
             throughput.add(commit)
+        attempt.end()
         budget.num_predictions -= totals.num_unusable
         budget.check(totals)
     except ErrorBudgetExceededError:
@@ -104,7 +112,8 @@ def _run(
     parts.check_files()
     report = throughput.report()
     record = _manifest(ledger, plan, totals, parts, spec.provenance, report, seconds=time.time() - began)
-    ledger.publish(record)
+    accuracy = check_estimate(ledger, job.config.engine.model_dump(mode="json"), totals, attempt)
+    ledger.publish(record | ({"estimate": accuracy.model_dump()} if accuracy else {}))
     return totals, report
 
 
@@ -142,8 +151,7 @@ def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
     job = Job.resolve(config)
     ledger = Ledger(job.config.output.uri)
-    standing = ledger.find() is not None
-    return (job.check_standing_run(ledger) if standing else job.plan()), job.tasks
+    return job.plan_for(ledger), job.tasks
 
 
 class _ErrorBudget:

@@ -20,7 +20,7 @@ from mentalglm.scoring.progress import RunProgress, duration
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 
 _POLL_INTERVAL_S = 1.0
-_POLL_INTERVAL_AT_END_S = 0.1
+_SHORT_POLL_INTERVAL_S = 0.1  # at the beginning and at the end
 _BOARD_TIMEOUT_S = 120
 _SILENCE_S = 3600.0  # loading a large model from a slow disk takes many minutes
 
@@ -32,11 +32,15 @@ def score_shards(
     totals: Totals,
     lease: Lease,
     find_error: Callable[[], UserError | None],
+    *,
+    scorer: type[ShardScorer] = ShardScorer,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Iterator[ShardCommit]:
     """Scores the pending shards, in this order, on a pool of engines and yields each commit as it comes in.
 
     `num_predictions`: those to be made, and those in `totals`, which are made. `find_error`: asked again and again for
-    what ends the run; what the engines have begun by then is committed first.
+    what ends the run; what the engines have begun by then is committed first. `on_start`: called once, when the first
+    engine is there.
     """
     if not pending:
         return
@@ -57,7 +61,7 @@ def score_shards(
         [{"lane": lane} for lane in range(num_engines * lanes_each)],
         override_num_blocks=num_engines * lanes_each,
     ).map_batches(
-        ShardScorer,
+        scorer,
         fn_constructor_args=(spec, board),
         batch_size=1,
         # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
@@ -72,11 +76,15 @@ def score_shards(
     execution = _Execution(lanes)
     stop: UserError | None = None
     num_left = len(pending)
+    is_started = False
     heard_of = time.monotonic()
     with RunProgress(num_predictions, totals.num_predictions) as progress:
         while num_left:
             is_over = execution.is_over()  # asked first: what the lanes said last is then on the board
             news = _ask(board)
+            if not is_started and (news.num_working or news.commits):
+                is_started = True
+                on_start()
             for commit in news.commits:
                 num_left -= 1
                 yield ShardCommit.model_validate_json(commit)
@@ -97,8 +105,8 @@ def score_shards(
                     f"no engine has been heard of for {duration(_SILENCE_S)}: lost nodes, or a model that does not "
                     "load; what is scored is kept: see to the cluster and run the same command again"
                 )
-            is_ending = num_left <= num_engines * shards_in_flight
-            time.sleep(_POLL_INTERVAL_AT_END_S if is_ending else _POLL_INTERVAL_S)
+            is_soon_other = not is_started or num_left <= num_engines * lanes_each
+            time.sleep(_SHORT_POLL_INTERVAL_S if is_soon_other else _POLL_INTERVAL_S)
     board.stop.remote()
     execution.join()
 
