@@ -200,6 +200,9 @@ class EchoEngineConfig(ConfigModel):
     num_engines: int = Field(default=1, ge=1)
     delay_s: float = Field(default=0.0, ge=0)
     """Seconds that each answer takes."""
+    tokenize: bool = False
+    """Encode every prompt with the tokenizer of `model.path`, as the vllm engine does: its cost is then in what is
+    timed."""
 
 
 EngineConfig = Annotated[VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig, Field(discriminator="kind")]

@@ -17,6 +17,7 @@ import pyarrow as pa
 from mentalglm import storage
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader
+from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Completion, Engine, Request
@@ -350,10 +351,17 @@ def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:
     )
 
 
+def _encoder(config: ScoreConfig) -> ChatEncoder:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model).path)
+    return ChatEncoder(tokenizer, max_prompt_tokens=config.generation.max_prompt_tokens)
+
+
 def _build_engine(spec: RunSpec) -> Engine:
     config, generation = spec.config.engine, spec.config.generation
     if isinstance(config, EchoEngineConfig):
-        return EchoEngine(config, spec.tasks)
+        return EchoEngine(config, spec.tasks, _encoder(spec.config) if config.tokenize else None)
     if isinstance(config, OpenAIEngineConfig):
         from mentalglm.engine.openai import OpenAIEngine
 
