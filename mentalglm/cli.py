@@ -47,8 +47,8 @@ def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption 
         from mentalglm.scoring.summary import print_plan, print_summary
 
         if dry_run:
-            plan, tasks = plan_run(settings)
-            print_plan(settings, plan, tasks)
+            plan, questions = plan_run(settings)
+            print_plan(settings, plan, questions)
         else:
             print_summary(score_posts(settings))
 

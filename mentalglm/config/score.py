@@ -11,6 +11,8 @@ from mentalglm.config.base import ConfigModel
 from mentalglm.config.storage import S3Config, StorageAddress
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# A folder of the output, and a value of its column `adapter`, which readers must not take for a number or a date.
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 
 # Arguments of vLLM's engine that the config has under its own names, or that are not the user's to set.
 _OUR_ENGINE_ARGUMENTS = frozenset(
@@ -78,6 +80,22 @@ class ModelConfig(ConfigModel):
     """Commit of a hub model. Pin it (40 hex digits) for numbers that go into a paper."""
     adapter: str | None = None
     """Folder of a LoRA adapter (PEFT format) that is applied to the model."""
+    adapters: dict[AdapterName, str | None] = {}
+    """Several adapters in one run, to compare them: name -> folder, or null for the model without one. Every post is
+    asked for each, by the same loaded model. The output has a column of their names, `adapter`, which is a folder:
+    data/task=<task>/adapter=<name>/."""
+
+    @model_validator(mode="after")
+    def _adapter_or_adapters(self) -> "ModelConfig":
+        if self.adapters and self.adapter is not None:
+            raise ValueError("adapter and adapters are both given; put the one among the others, under a name")
+        folded = [name.casefold() for name in self.adapters]
+        for name in self.adapters:
+            if folded.count(name.casefold()) > 1:
+                raise ValueError(
+                    f"adapters: two names differ from {name!r} in case alone; some disks take them for one"
+                )
+        return self
 
 
 class GenerationConfig(ConfigModel):
@@ -253,6 +271,15 @@ class ScoreConfig(ConfigModel):
             raise ValueError(
                 f"generation.retry_unparsed = true: the {self.engine.kind} engine cannot hold answers to a form; leave "
                 "it out, or use vllm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_load_adapters(self) -> "ScoreConfig":
+        if self.model.adapters and isinstance(self.engine, OpenAIEngineConfig):
+            raise ValueError(
+                "model.adapters: an endpoint is asked for one model, engine.model; leave them out, and make a run for "
+                "each, or use vllm"
             )
         return self
 

@@ -17,6 +17,7 @@ from mentalglm.errors import ConfigError
 from mentalglm.scoring.cascade import NO_LABEL
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
+from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.scoring.worker import unreadable_now
 from mentalglm.tasks import PARSER_VERSION, Task, builtin_tasks, load_task
 
@@ -36,6 +37,11 @@ class Job:
     tasks: tuple[Task, ...]
     model: ResolvedModel | None
     """None where the engine loads none here."""
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What is asked about each post."""
+        return questions_of(self.config, self.tasks)
 
     @classmethod
     def resolve(cls, config: ScoreConfig) -> "Job":
@@ -104,12 +110,15 @@ class Job:
             engine |= {"engine_args": numeric}
         elif isinstance(config.engine, OpenAIEngineConfig):
             engine |= {"base_url": config.engine.base_url, "model": config.engine.model}
+        # Only where there are some: the fingerprints of other runs stay what they were.
+        adapters = {"adapters": self._adapter_digests()} if config.model.adapters else {}
         return {
             "schema": SCHEMA_VERSION,
             "parser": PARSER_VERSION,
             "normal_form": NORMAL_FORM_VERSION,
             "tasks": {task.name: task.digest for task in self.tasks},
             "model": self.model.digest if self.model else None,
+            **adapters,
             "engine": engine,
             "generation": config.generation.model_dump(),
             "explain": config.explain,
@@ -126,12 +135,22 @@ class Job:
             "partition_by": config.output.partition_by,
         }
 
+    def _adapter_digests(self) -> dict[str, str | None]:
+        """Of each of `model.adapters`; None for the bare model, and where no model is loaded."""
+        found = self.model.adapter_digests if self.model else {}
+        return {name: found.get(name) for name in self.config.model.adapters}
+
     def footer(self, run_id: str) -> dict[str, Any]:
         """What made the numbers, for the footer of every file and the manifest."""
         config, model = self.config, self.model
         if model is not None:
-            named = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
+            named: dict[str, Any] = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
             named |= {"adapter": config.model.adapter}
+            if config.model.adapters:
+                digests = self._adapter_digests()
+                named["adapters"] = {
+                    name: {"path": path, "digest": digests[name]} for name, path in config.model.adapters.items()
+                }
         elif isinstance(config.engine, OpenAIEngineConfig):
             named = {"name": config.engine.model, "endpoint": config.engine.base_url}
         else:
@@ -189,6 +208,9 @@ def _lasting(config: ScoreConfig) -> dict[str, Any]:
         data["model"]["path"] = _absolute(config.model.path)
     if config.model.adapter is not None:
         data["model"]["adapter"] = _absolute(config.model.adapter)
+    data["model"]["adapters"] = {
+        name: None if path is None else _absolute(path) for name, path in config.model.adapters.items()
+    }
     data["tasks"] = [name if name in builtin_tasks() else str(Path(name).absolute()) for name in config.tasks]
     return data
 

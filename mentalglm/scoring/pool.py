@@ -45,7 +45,7 @@ def score_shards(
     connect()
     num_engines = min(spec.config.engine.num_engines, len(pending))
     num_gpus, num_cpus = _resources(spec.config, num_engines)
-    shards_in_flight = _shards_in_flight(spec.config, len(spec.tasks))
+    shards_in_flight = _shards_in_flight(spec.config, len(spec.questions))
     spec = replace(spec, num_gpus=num_gpus, shards_in_flight=shards_in_flight)
     # Beside the driver: it must not die with a node that the run could do without.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -211,11 +211,11 @@ def _resources(config: ScoreConfig, num_engines: int) -> tuple[int, float]:
     return num_gpus, config.engine.num_cpus
 
 
-def _shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
+def _shards_in_flight(config: ScoreConfig, num_questions: int) -> int:
     """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
     if isinstance(config.engine, EchoEngineConfig):
         return 2
     slots = (
         config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
     )
-    return min(16, 1 + max(1, math.ceil(2 * slots / (config.shard_rows * num_tasks))))
+    return min(16, 1 + max(1, math.ceil(2 * slots / (config.shard_rows * num_questions))))

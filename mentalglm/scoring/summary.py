@@ -1,5 +1,7 @@
 """What a person reads when a score run, or a dry run, is over."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -7,7 +9,7 @@ from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.scoring.pipeline import RunSummary
 from mentalglm.scoring.progress import duration
-from mentalglm.tasks import Task
+from mentalglm.scoring.questions import Question
 
 
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
@@ -52,12 +54,17 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     )
 
 
-def print_plan(config: ScoreConfig, plan: CorpusPlan, tasks: tuple[Task, ...], console: Console | None = None) -> None:
+def print_plan(
+    config: ScoreConfig, plan: CorpusPlan, questions: Sequence[Question], console: Console | None = None
+) -> None:
     """What a run would do."""
     console = console or Console()
+    tasks = list(dict.fromkeys(question.task.name for question in questions))
+    adapters = list(config.model.adapters)
+    of_adapters = f" x {len(adapters)} adapters ({', '.join(adapters)})" if adapters else ""
     console.print(
         f"{plan.num_rows} rows in {len(plan.files)} files, {plan.num_shards} shards x {len(tasks)} tasks "
-        f"({', '.join(task.name for task in tasks)}) = {plan.num_rows * len(tasks)} predictions, "
+        f"({', '.join(tasks)}){of_adapters} = {plan.num_rows * len(questions)} predictions, "
         f"engine {config.engine.kind}, into {config.output.uri}",
         soft_wrap=True,
     )

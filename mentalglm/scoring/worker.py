@@ -33,6 +33,7 @@ from mentalglm.scoring.duplicates import (
 from mentalglm.scoring.lease import check_fence
 from mentalglm.scoring.ledger import Keep, Ledger
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
+from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.tasks import Task
 
 _REPORT_INTERVAL_S = 1.0
@@ -41,7 +42,7 @@ _IDLE_S = 0.5
 _MAX_WAIT_S = 900.0
 
 Rows = Mapping[str, Sequence[int]]
-"""task -> rows of a shard, in order."""
+"""Key of a question -> rows of a shard, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class RunSpec:
     """shard -> the rows to ask for; a shard that is not named here: all of them."""
     num_gpus: int = 0
     shards_in_flight: int = 1
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What is asked about each post."""
+        return questions_of(self.config, self.tasks)
 
 
 class ShardScorer:
@@ -161,7 +167,7 @@ class ShardScorer:
             return await loop.run_in_executor(
                 self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
             )
-        picked: Rows = rows or {task.name: range(len(posts)) for task in self._spec.tasks}
+        picked: Rows = rows or {each.key: range(len(posts)) for each in self._spec.questions}
         duplicates = await self._find_duplicates(shard, posts) if rows is None else NO_DUPLICATES
         copies = {} if given_up else duplicates.copies
         own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
@@ -181,20 +187,25 @@ class ShardScorer:
     async def _outcomes(
         self, shard: int, posts: Posts, picked: Rows, given_up: str | None
     ) -> dict[str, dict[int, Outcome]]:
-        """task -> row -> its outcome, for the rows that are picked, in order."""
+        """Key of a question -> row -> its outcome, for the rows that are picked, in order."""
         assert self._engine is not None
-        tasks = self._spec.tasks
+        questions, num_tasks = self._spec.questions, len(self._spec.tasks)
         slots: list[tuple[int, str]] = []
         inquiries: list[Inquiry] = []
         outcomes = {
             task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
             for task, rows in picked.items()
         }
-        # A post's tasks together: templates that begin with the post share its prefix in the engine's cache.
-        for row, number in sorted((row, n) for n, task in enumerate(tasks) for row in picked.get(task.name, ())):
+        # A post's tasks together: templates that begin with the post share its prefix in the engine's cache. That is
+        # of one adapter, so adapters come one after the other.
+        for _, row, number in sorted(
+            (n // num_tasks, row, n) for n, each in enumerate(questions) for row in picked.get(each.key, ())
+        ):
             if posts.statuses[row] is None and given_up is None:
-                slots.append((row, tasks[number].name))
-                inquiries.append(Inquiry(self._spec.config, tasks[number], posts.texts[row], posts.text_hashes[row]))
+                slots.append((row, questions[number].key))
+                inquiries.append(
+                    Inquiry(self._spec.config, questions[number], posts.texts[row], posts.text_hashes[row])
+                )
         counts: Counter[str] = Counter(each.status for rows in outcomes.values() for each in rows.values())
         counts["engine_error"] -= len(inquiries)  # not failed: not asked yet
         reported = time.monotonic()
@@ -337,12 +348,13 @@ def _build_engine(spec: RunSpec) -> Engine:
 
     assert spec.model is not None
     model = spec.model
-    if not Path(model.path).is_dir():  # another node than the driver's, which found the model for itself
+    folders = [model.path, *(adapter.path for adapter in model.adapters.values() if adapter is not None)]
+    if not all(Path(folder).is_dir() for folder in folders):  # another node than the driver's, which found them there
         model = resolve_model(spec.config.model)
-        if model.digest != spec.model.digest:
+        if (model.digest, model.adapter_digests) != (spec.model.digest, spec.model.adapter_digests):
             raise ConfigError(
-                f"model.path = {model.name!r}: this node has other files under that name than the driver's node; "
-                "put the same model on every node, or pin model.revision"
+                f"model.path = {model.name!r}: this node has other files under that name, or those of its adapters, "
+                "than the driver's node; put the same on every node, or pin model.revision"
             )
     return SupervisedEngine(
         partial(VllmEngine, config, generation, model, num_gpus=spec.num_gpus),
