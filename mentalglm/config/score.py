@@ -85,6 +85,18 @@ class ModelConfig(ConfigModel):
     asked for each, by the same loaded model. The output has a column of their names, `adapter`, which is a folder:
     data/task=<task>/adapter=<name>/."""
 
+    merge: bool = False
+    """Add `adapter` to the weights before they are loaded: as fast as a model without one, where vLLM is slower with an
+    adapter beside the weights; and adapters that vLLM cannot load (DoRA, modules_to_save) work. Kept in
+    ~/.cache/mentalglm, or $MENTALGLM_CACHE, of each node. The sum is rounded to the model's dtype, so probabilities may
+    differ a little: `mentalglm gate` tells whether labels do."""
+
+    @model_validator(mode="after")
+    def _something_to_merge(self) -> "ModelConfig":
+        if self.merge and self.adapter is None:
+            raise ValueError("merge is for one adapter, model.adapter; name it there, or leave merge out")
+        return self
+
     @model_validator(mode="after")
     def _adapter_or_adapters(self) -> "ModelConfig":
         if self.adapters and self.adapter is not None:

@@ -24,6 +24,8 @@ class ResolvedModel:
     """sha256 over the names and contents of its files, and of those of `model.adapter`."""
     adapters: Mapping[str | None, Adapter | None] = field(default_factory=lambda: {None: None})
     """Name -> adapter of `model.adapters`; `model.adapter` has the name None. Without an adapter: the bare model."""
+    is_to_be_merged: bool = False
+    """`model.merge`: the adapter goes into the weights before they are loaded (merge.py)."""
 
     @property
     def adapter_digests(self) -> dict[str | None, str | None]:
@@ -47,8 +49,9 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         folder = _download(config.path, config.revision)
     _check_model(folder, config.path)
     if config.adapter is not None:
-        adapter = resolve_adapter("model.adapter", config.adapter, folder)
-        return ResolvedModel(config.path, str(folder), digest_of(folder, Path(adapter.path)), {None: adapter})
+        adapter = resolve_adapter("model.adapter", config.adapter, folder, for_vllm=not config.merge)
+        digest = digest_of(folder, Path(adapter.path))
+        return ResolvedModel(config.path, str(folder), digest, {None: adapter}, is_to_be_merged=config.merge)
     adapters: dict[str | None, Adapter | None] = {
         name: None if path is None else resolve_adapter(f"model.adapters.{name}", path, folder)
         for name, path in config.adapters.items()

@@ -181,7 +181,7 @@ class VllmEngine:
                     key = "model.adapter" if name is None else f"model.adapters.{name}"
                     raise ConfigError(
                         f"{key} = {lora.lora_path!r}: vLLM cannot load it: {' '.join(str(error).split())[:300]}; mend "
-                        "it, or merge it into the model"
+                        "it, or set model.merge: true"
                     ) from None
             self._are_loras_loaded = True
 

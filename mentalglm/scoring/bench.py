@@ -17,6 +17,7 @@ from typing import Any
 
 from mentalglm.config import BenchConfig, ScoreConfig, VllmEngineConfig, validate
 from mentalglm.corpus import ShardReader, plan_corpus
+from mentalglm.engine.merge import merged
 from mentalglm.engine.model import resolve_model
 from mentalglm.engine.vllm import engine_arguments, generate_all, set_environment
 from mentalglm.errors import ConfigError
@@ -136,7 +137,7 @@ def _engine_arguments(config: ScoreConfig) -> dict[str, Any]:
     assert isinstance(config.engine, VllmEngineConfig)
     num_gpus = config.engine.num_gpus or 0
     set_environment(num_gpus)
-    return engine_arguments(config.engine, config.generation, resolve_model(config.model), num_gpus=num_gpus)
+    return engine_arguments(config.engine, config.generation, merged(resolve_model(config.model)), num_gpus=num_gpus)
 
 
 def _prompts(config: ScoreConfig) -> list[list[int]]:

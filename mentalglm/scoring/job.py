@@ -111,7 +111,9 @@ class Job:
         elif isinstance(config.engine, OpenAIEngineConfig):
             engine |= {"base_url": config.engine.base_url, "model": config.engine.model}
         # Only where there are some: the fingerprints of other runs stay what they were.
-        adapters = {"adapters": self._adapter_digests()} if config.model.adapters else {}
+        adapters: dict[str, Any] = {"adapters": self._adapter_digests()} if config.model.adapters else {}
+        if config.model.merge:  # rounded otherwise: a probability near a threshold may fall on its other side
+            adapters["merged"] = True
         return {
             "schema": SCHEMA_VERSION,
             "parser": PARSER_VERSION,
@@ -145,7 +147,7 @@ class Job:
         config, model = self.config, self.model
         if model is not None:
             named: dict[str, Any] = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
-            named |= {"adapter": config.model.adapter}
+            named |= {"adapter": config.model.adapter} | ({"merged": True} if config.model.merge else {})
             if config.model.adapters:
                 digests = self._adapter_digests()
                 named["adapters"] = {

@@ -343,6 +343,7 @@ def _build_engine(spec: RunSpec) -> Engine:
         from mentalglm.engine.openai import OpenAIEngine
 
         return OpenAIEngine(config, generation)
+    from mentalglm.engine.merge import merged
     from mentalglm.engine.supervisor import SupervisedEngine
     from mentalglm.engine.vllm import VllmEngine
 
@@ -356,6 +357,7 @@ def _build_engine(spec: RunSpec) -> Engine:
                 f"model.path = {model.name!r}: this node has other files under that name, or those of its adapters, "
                 "than the driver's node; put the same on every node, or pin model.revision"
             )
+    model = merged(model)
     return SupervisedEngine(
         partial(VllmEngine, config, generation, model, num_gpus=spec.num_gpus),
         row_timeout_s=config.row_timeout_s,
