@@ -18,7 +18,7 @@ AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 _OUR_ENGINE_ARGUMENTS = frozenset(
     {"model", "tokenizer", "revision", "dtype", "max_model_len", "max_num_seqs", "tensor_parallel_size"}
     | {"trust_remote_code", "load_format", "enable_lora", "max_loras", "max_lora_rank", "disable_log_stats"}
-    | {"hf_token", "enable_log_requests"}
+    | {"hf_token", "enable_log_requests", "quantization"}
 )
 
 
@@ -36,6 +36,8 @@ class InputConfig(ConfigModel):
     duplicate_ids: Literal["error", "keep_first", "keep_all"] = "error"
     """What to do when an id occurs twice: refuse the input, score only the first (the others become
     `invalid_input`), or score all and flag them `duplicate_id`. Reads the ids of the whole input first."""
+    sample_rows: int | None = Field(default=None, ge=1)
+    """Score only about so many rows, to try something: whole shards (`shard_rows`), spread evenly over the input."""
 
     @model_validator(mode="after")
     def _distinct_columns(self) -> "InputConfig":
@@ -170,6 +172,9 @@ class VllmEngineConfig(ConfigModel):
     max_model_len: int | None = Field(default=None, ge=64)
     """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, if the model allows it."""
     dtype: str = "auto"
+    quantization: str | None = None
+    """Quantisation that vLLM does while it loads the weights, such as `fp8`; null: as the model comes. It may change
+    labels: `mentalglm gate` tells."""
     row_timeout_s: float = Field(default=600, gt=0)
     """A row without an answer after this long becomes `engine_error`. An engine in which no row at all finishes for
     this long hangs, and is replaced."""
@@ -177,7 +182,8 @@ class VllmEngineConfig(ConfigModel):
     """How often in a row an engine is replaced without finding the row that ends it, or without an answer from the new
     one, before the run stops (exit code 75)."""
     engine_args: dict[str, Any] = {}
-    """More arguments of vLLM's `AsyncEngineArgs`, passed as they are."""
+    """More arguments of vLLM's `AsyncEngineArgs`, passed as they are. `mentalglm gate` tells whether they change
+    labels."""
 
     @field_validator("engine_args")
     @classmethod

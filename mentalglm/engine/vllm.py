@@ -326,6 +326,7 @@ def engine_arguments(
         # A CPU has no CUDA graphs to gain from, and compiling costs a minute.
         "enforce_eager": num_gpus == 0,
         "enable_prefix_caching": True,
+        "quantization": config.quantization,
         "load_format": "safetensors",
         "trust_remote_code": False,
         "disable_log_stats": True,

@@ -79,7 +79,7 @@ class Job:
         now = self.fingerprint(plan)
         if is_retry:
             now["generation"]["retry_max_tokens"] = standing["generation"]["retry_max_tokens"]
-        difference = _difference(standing, now)
+        difference = differences(standing, now)
         if difference and is_retry:
             raise ConfigError(
                 f"--set: {'; '.join(difference)}: rows are retried as the run was made; leave it out, or score all "
@@ -108,6 +108,8 @@ class Job:
             engine |= {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len}
             numeric = {key: value for key, value in config.engine.engine_args.items() if key not in _RESOURCE_ARGUMENTS}
             engine |= {"engine_args": numeric}
+            if config.engine.quantization is not None:
+                engine |= {"quantization": config.engine.quantization}
         elif isinstance(config.engine, OpenAIEngineConfig):
             engine |= {"base_url": config.engine.base_url, "model": config.engine.model}
         # Only where there are some: the fingerprints of other runs stay what they were.
@@ -132,6 +134,7 @@ class Job:
                 "text_column": config.input.text_column,
                 "keep_columns": config.input.keep_columns,
                 "duplicate_ids": config.input.duplicate_ids,
+                **({} if config.input.sample_rows is None else {"sample_rows": config.input.sample_rows}),
             },
             "keep_text": config.output.keep_text,
             "partition_by": config.output.partition_by,
@@ -246,13 +249,13 @@ def _check_sample(config: ScoreConfig, tasks: Sequence[Task]) -> None:
             raise ConfigError(f"cascade.sample: {name!r} is no label of the tasks; use {', '.join(sorted(known))}")
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """`key: old value, now new value`, for every value that differs."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += _difference(before, after, f"{prefix}{key}.")
+            lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
             lines.append(f"{prefix}{key}: {_short(before)}, now {_short(after)}")
     return lines

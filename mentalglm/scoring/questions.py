@@ -25,12 +25,17 @@ class Question:
     @property
     def key(self) -> str:
         """What its predictions are counted and filed under."""
-        return self.task.name if self.adapter is None else f"{self.task.name}{_SEPARATOR}{self.adapter}"
+        return question_key(self.task.name, self.adapter)
 
 
 def questions_of(config: ScoreConfig, tasks: Sequence[Task]) -> tuple[Question, ...]:
     """Every question, one adapter after the other: an engine's prefix cache is of one adapter."""
     return tuple(Question(task, adapter) for adapter in config.model.adapters or [None] for task in tasks)
+
+
+def question_key(task: str, adapter: str | None) -> str:
+    """The key of the question about `task`, of `adapter`."""
+    return task if adapter is None else f"{task}{_SEPARATOR}{adapter}"
 
 
 def question_columns(key: str) -> dict[str, str]:

@@ -80,14 +80,14 @@ def test_many_engines_merge_once_and_one_that_dies_over_it_leaves_it_to_the_next
     started, number = context.Event(), context.Value("i", 0)
     processes = [context.Process(target=_merge_slowly, args=(model, started, number)) for _ in range(3)]
     processes[0].start()
-    assert started.wait(120)
+    assert started.wait(300)
     for process in processes[1:]:
         process.start()
     assert not any(path.is_dir() and not path.suffix for path in cache.iterdir())
     assert processes[0].pid is not None
     os.kill(processes[0].pid, signal.SIGKILL)
     for process in processes:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0]
     assert number.value == 2
     assert Path(merged(model).path).is_dir()

@@ -60,6 +60,7 @@ def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:
         ({"engine": {"engine_args": {"trust_remote_code": True}}}, ["engine_args", "trust_remote_code"]),
         ({"engine": {"kind": "openai", "base_url": "host/v1", "model": "m"}}, ["base_url", "https://"]),
         ({"model": {"adapter": "a", "adapters": {"S1": "b"}}}, ["model", "both"]),
+        ({"engine": {"engine_args": {"quantization": "fp8"}}}, ["engine_args", "quantization"]),
         ({"model": {"merge": True}}, ["model", "merge"]),
         ({"model": {"merge": True, "adapters": {"S1": "b"}}}, ["model", "merge"]),
         ({"model": {"adapters": {"S1": "a", "s1": "b"}}}, ["model", "case"]),

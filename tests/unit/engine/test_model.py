@@ -137,7 +137,7 @@ def test_prompt_and_answer_fit_into_the_model(folder: Path) -> None:
 
 
 def test_engine_arguments_are_passed_on_as_they_are(folder: Path) -> None:
-    config = VllmEngineConfig(engine_args={"quantization": "fp8", "enforce_eager": True})
+    config = VllmEngineConfig(quantization="fp8", engine_args={"enforce_eager": True})
     model = ResolvedModel("x", str(folder), "digest")
     arguments = engine_arguments(config, GenerationConfig(), model, num_gpus=2)
     assert (arguments["quantization"], arguments["enforce_eager"], arguments["tensor_parallel_size"]) == (
