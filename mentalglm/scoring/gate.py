@@ -67,12 +67,12 @@ class Agreement:
     @property
     def most_different(self) -> float:
         """Upper end of the one-sided 95 % confidence interval (Clopper and Pearson, 1934) of the share that differs."""
-        from scipy.stats import binomtest
+        from scipy.stats import beta
 
-        if not self.num_compared:
+        num_different = len(self.different)
+        if num_different == self.num_compared:
             return 1.0
-        test = binomtest(len(self.different), self.num_compared, alternative="less")
-        return float(test.proportion_ci(confidence_level=0.95, method="exact").high)
+        return float(beta.ppf(0.95, num_different + 1, self.num_compared - num_different))
 
     def describe(self) -> str:
         """One line for a person."""

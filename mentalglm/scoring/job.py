@@ -151,15 +151,15 @@ class Job:
         if model is not None:
             named: dict[str, Any] = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
             named |= {"adapter": config.model.adapter} | ({"merged": True} if config.model.merge else {})
-            if config.model.adapters:
-                digests = self._adapter_digests()
-                named["adapters"] = {
-                    name: {"path": path, "digest": digests[name]} for name, path in config.model.adapters.items()
-                }
         elif isinstance(config.engine, OpenAIEngineConfig):
             named = {"name": config.engine.model, "endpoint": config.engine.base_url}
         else:
             named = {"name": config.engine.kind}
+        if config.model.adapters:
+            digests = self._adapter_digests()
+            named["adapters"] = {
+                name: {"path": path, "digest": digests[name]} for name, path in config.model.adapters.items()
+            }
         return manifest.footer(
             run_id=run_id,
             model={"engine": config.engine.kind, **named},
