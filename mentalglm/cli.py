@@ -132,12 +132,17 @@ def gate(
 
 
 @app.command()
-def bench(config: ConfigArgument, set_: SetOption = None) -> None:
-    """Time the score job against bare vLLM and against ray.data.llm, in turns."""
+def bench(config: ConfigArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Time the score job against vLLM alone and against ray.data.llm, in turns."""
     settings = load_config(BenchConfig, config, set_)
     from mentalglm.scoring.bench import bench as run_bench
+    from mentalglm.scoring.bench import print_bench
 
-    print(json.dumps(run_bench(settings), indent=2))
+    report = run_bench(settings)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_bench(report)
 
 
 @app.command()

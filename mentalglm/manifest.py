@@ -56,14 +56,16 @@ def manifest(
     fingerprint: Mapping[str, Any],
     input: Mapping[str, Any],
     output: Mapping[str, Any],
+    throughput: Mapping[str, Any] | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """`manifest.json` of a finished run."""
+    """`manifest.json` of a finished run. `throughput`: of the attempt that finished it."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "input": dict(input),
         "output": dict(output),
+        "throughput": dict(throughput) if throughput else None,
         **footer,
         "fingerprint": dict(fingerprint),
     }

@@ -9,13 +9,14 @@ from mentalglm.config.score import ScoreConfig
 
 
 class BenchConfig(ConfigModel):
-    """Times the score job against bare vLLM and against Ray Data's own LLM stage, interleaved in one run."""
+    """Times the score job against vLLM alone and against Ray Data's own LLM stage, interleaved in one run."""
 
     score: ScoreConfig
-    """The job to time, with the vllm engine; its input is scored once in each repeat."""
+    """The job to time; its input is scored once in each repeat."""
     output: str = "runs/bench"
     """Folder for the runs and for `bench.json`."""
-    contestants: list[Literal["job", "bare", "ray_data_llm"]] = ["job", "bare", "ray_data_llm"]
-    """job: the score job · bare: AsyncLLM alone, every request queued at once, same token ids ·
-    ray_data_llm: the engine stage of `ray.data.llm`, same token ids, its other stages off."""
+    contestants: list[Literal["job", "bare", "bare_without_logprobs", "ray_data_llm"]] = ["job", "bare", "ray_data_llm"]
+    """job: the score job · bare: AsyncLLM alone, the job's requests all queued at once · bare_without_logprobs: the
+    same without what confidence costs · ray_data_llm: the engine stage of `ray.data.llm`, same token ids, its other
+    stages off. An engine other than vllm has the job alone."""
     num_repeats: int = Field(default=3, ge=1)

@@ -26,6 +26,11 @@ class EchoEngine:
         """See `Engine.num_restarts`."""
         return 0
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """See `Engine.seconds`: it has no slots."""
+        return {}
+
     async def complete(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> AsyncIterator[tuple[int, Completion]]:

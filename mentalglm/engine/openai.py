@@ -10,7 +10,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from aiolimiter import AsyncLimiter
 from openai.types.chat.chat_completion import ChatCompletion, Choice
 
 from mentalglm.config.score import GenerationConfig, OpenAIEngineConfig
+from mentalglm.engine.occupancy import Occupancy
 from mentalglm.engine.protocol import Completion, FinishReason, FollowUp, Request
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.tasks import find_marker, with_thought_opened
@@ -114,6 +116,8 @@ class OpenAIEngine:
             http_client=_HttpClient(config, transport),
         )
         self._slots = asyncio.Semaphore(config.max_concurrency)
+        self._occupancy = Occupancy(config.max_concurrency)
+        self._num_asked = 0
         self._refused_parameters: set[str] = set()
         self._max_tokens_parameter = "max_tokens"
         self._has_succeeded = False
@@ -135,6 +139,11 @@ class OpenAIEngine:
     def num_restarts(self) -> int:
         """See `Engine.num_restarts`."""
         return 0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """See `Engine.seconds`."""
+        return self._occupancy.seconds()
 
     async def complete(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
@@ -165,10 +174,21 @@ class OpenAIEngine:
             messages.insert(0, {"role": "system", "content": request.prompt.system})
         flags = ("special_token_in_text",) if text != request.prompt.text else ()
         async with self._slots:
-            completion = replace(await self._ask(request, messages), flags=flags)
-            while follow_up is not None and (following := follow_up(index, completion)) is not None:
-                completion = replace(await self._ask(following, messages), flags=flags)
+            with self._counted():
+                completion = replace(await self._ask(request, messages), flags=flags)
+                while follow_up is not None and (following := follow_up(index, completion)) is not None:
+                    completion = replace(await self._ask(following, messages), flags=flags)
         return index, completion
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._num_asked += 1
+        self._occupancy.note(self._num_asked)
+        try:
+            yield
+        finally:
+            self._num_asked -= 1
+            self._occupancy.note(self._num_asked)
 
     async def _ask(self, request: Request, messages: list[dict[str, str]]) -> Completion:
         completion: Completion | None = None

@@ -57,6 +57,8 @@ class Completion:
     """text_truncated, special_token_in_text."""
     error: str | None = None
     """With finish_reason error or refused: what failed, as a class or code; never the text."""
+    num_cached_tokens: int | None = None
+    """Of the prompt, and of the head that it went on from: taken from the engine's prefix cache."""
 
 
 FollowUp = Callable[[int, Completion], Request | None]
@@ -74,6 +76,12 @@ class Engine(Protocol):
     @property
     def num_restarts(self) -> int:
         """How often what answers has died or hung, and was replaced."""
+        ...
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What its time went into, from the moment on that it was first up; see `Occupancy`. Empty where slots are not
+        known."""
         ...
 
     def complete(

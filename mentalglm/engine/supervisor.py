@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from mentalglm.engine.chat import EncodedPrompt
+from mentalglm.engine.occupancy import Occupancy
 from mentalglm.engine.protocol import Completion, FollowUp, Request
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.tasks import Prompt
@@ -42,7 +43,12 @@ class BareEngine(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """Rows that it pays to give it at once."""
+        """Rows that it works on at once."""
+        ...
+
+    @property
+    def num_queued(self) -> int:
+        """Rows more that it pays to give it, so that none of its slots waits for us."""
         ...
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:
@@ -87,6 +93,7 @@ class SupervisedEngine:
         after a conviction without an answer before it the next engine must answer something."""
         self._engine = start()
         self._is_up = True
+        self._occupancy = Occupancy(self._engine.num_slots)
         self._recovery: asyncio.Task[None] | None = None
         self._failure: UserError | None = None
         # A row is in one of these three, or finished, or withdrawn.
@@ -108,6 +115,11 @@ class SupervisedEngine:
     def num_restarts(self) -> int:
         """Engines that were started after the first."""
         return self._num_restarts
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """See `Engine.seconds`."""
+        return self._occupancy.seconds()
 
     async def complete(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
@@ -155,6 +167,10 @@ class SupervisedEngine:
 
     def _dispatch(self) -> None:
         """Starts what may run now. To be called whenever that may have changed."""
+        self._start_rows()
+        self._occupancy.note(len(self._running), is_recovering=not self._is_up or self._trial is not None)
+
+    def _start_rows(self) -> None:
         if self._failure is not None:
             self._fail(self._failure)
         if not self._is_up:
@@ -171,7 +187,7 @@ class SupervisedEngine:
                 for row in group:
                     self._run(row)
                 return
-        while self._waiting and len(self._running) < self._engine.num_slots:
+        while self._waiting and len(self._running) < self._engine.num_slots + self._engine.num_queued:
             self._run(self._waiting.popleft())
 
     def _run(self, row: "_Row") -> None:
@@ -253,6 +269,7 @@ class SupervisedEngine:
             self._groups.extendleft(reversed(groups))
             self._running.clear()
         self._trial = None
+        self._occupancy.note(0, is_recovering=True)
         self._recovery = asyncio.create_task(self._recover(self._engine, end))
 
     async def _recover(self, ended: BareEngine | None = None, end: str = "engine_crash") -> None:

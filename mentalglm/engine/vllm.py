@@ -66,7 +66,7 @@ class VllmEngine:
             max_prompt_tokens=min(generation.max_prompt_tokens, arguments["max_model_len"] - generation.most_tokens),
             overlong=generation.overlong,
         )
-        self._num_slots = config.max_num_seqs + max(16, config.max_num_seqs // 4)
+        self._num_slots = config.max_num_seqs
         self._request_ids = itertools.count()
         self._choices: dict[tuple[str, str], list[_Choice]] = {}
         self._model = model
@@ -89,8 +89,14 @@ class VllmEngine:
 
     @property
     def num_slots(self) -> int:
-        """A little more than what runs at once: the scheduler never waits for us, and its queue stays short."""
+        """See `BareEngine.num_slots`."""
         return self._num_slots
+
+    @property
+    def num_queued(self) -> int:
+        """As many again: short answers that began together end together, and all their slots are to be filled from the
+        scheduler's own queue, before we have heard of it."""
+        return max(16, self._num_slots)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:
         """See `BareEngine.encode`."""
@@ -123,7 +129,8 @@ class VllmEngine:
         answer = output.outputs[0]
         if answer.finish_reason == "abort":  # not by us: the engine is on its way out (SIGTERM)
             raise EngineDiedError
-        return self._completion(request, encoded, answer.token_ids, answer.finish_reason, answer.logprobs)
+        completion = self._completion(request, encoded, answer.token_ids, answer.finish_reason, answer.logprobs)
+        return replace(completion, num_cached_tokens=output.num_cached_tokens)
 
     async def is_well(self) -> bool:
         """See `BareEngine.is_well`."""
@@ -185,13 +192,29 @@ class VllmEngine:
                     ) from None
             self._are_loras_loaded = True
 
-    async def _generate(self, request: Request, encoded: EncodedPrompt) -> Any:
+    async def time_alone(self, requests: Sequence[Request], *, logprobs: bool = True) -> list[float]:
+        """AsyncLLM alone, the limit that the job is measured against: every request queued at once, final outputs only
+        and unread. Requests whose prompts do not fit are left out.
+
+        Returns the time (s since 1970) at which each was answered. `logprobs`: whether confidence is asked for, too.
+        """
+
+        async def ask(request: Request, encoded: EncodedPrompt) -> float:
+            await self._generate(request, encoded, logprobs=logprobs)
+            return time.time()
+
+        prompts = self.encode([request.prompt for request in requests])
+        pairs = zip(requests, prompts, strict=True)
+        return await asyncio.gather(*(ask(request, encoded) for request, encoded in pairs if encoded is not None))
+
+    async def _generate(self, request: Request, encoded: EncodedPrompt, *, logprobs: bool = True) -> Any:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         generation = self._generation
         so_far = request.head.token_ids if request.head else ()
+        logprobs = logprobs and not so_far  # what the head knows, its continuation need not
         deciding = sorted({id_ for choice in self._choices_for(request) for id_ in choice.token_ids})
         stop = list(request.markers) if request.head_only else None
         parameters = SamplingParams(
@@ -202,11 +225,12 @@ class VllmEngine:
             stop=stop,
             # Without stop strings vLLM need not look at the text: we decode the whole answer once, at its end.
             detokenize=bool(stop),
-            logprobs=None if so_far else len(deciding),  # 0: of the sampled token alone
-            logprob_token_ids=None if so_far else deciding or None,
+            logprobs=len(deciding) if logprobs else None,  # 0: of the sampled token alone
+            logprob_token_ids=(deciding or None) if logprobs else None,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.pattern) if request.pattern else None,
+            skip_clone=True,  # it is of this request alone; a deep copy costs a fifth of what else is done for a row
         )
         final = None
         async for output in self._engine.generate(
@@ -232,7 +256,7 @@ class VllmEngine:
         if head is not None:
             head_logprob, positive_probability = head.head_logprob, head.positive_probability
         else:
-            num_head_tokens = self._num_head_tokens(token_ids, marker[0] if marker else None)
+            num_head_tokens = num_tokens_before(self._tokenizer, token_ids, marker[0] if marker else None)
             starts, values = logprobs.start_indices, logprobs.logprobs
             head_logprob = sum(values[start] for start in starts[:num_head_tokens]) if num_head_tokens else None
             positive_probability = self._positive_probability(request, token_ids, logprobs)
@@ -251,20 +275,6 @@ class VllmEngine:
             flags=encoded.flags,
             error=None if reason != "error" else str(finish_reason),
         )
-
-    def _num_head_tokens(self, token_ids: list[int], marker: int | None) -> int:
-        """How many of the answer's tokens end at or before character `marker`; all text tokens where it is None."""
-        if marker is None:
-            specials = set(self._tokenizer.all_special_ids)
-            return sum(1 for token_id in token_ids if token_id not in specials)
-        low, high = 0, len(token_ids)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if len(self._tokenizer.decode(token_ids[:middle], skip_special_tokens=True)) <= marker:
-                low = middle
-            else:
-                high = middle - 1
-        return low
 
     def _choices_for(self, request: Request) -> "list[_Choice]":
         """For a binary task: where its two answers part, for each way an answer may begin."""
@@ -288,6 +298,25 @@ class VllmEngine:
                 negative, positive = (found[token_id] for token_id in choice.token_ids)
                 return 1.0 / (1.0 + math.exp(min(negative - positive, 700.0)))
         return None
+
+
+def num_tokens_before(tokenizer: Any, token_ids: Sequence[int], end: int | None) -> int:
+    """How many of these tokens hold the first `end` characters of their text, none of what follows; None: of all text.
+
+    `tokenizer`: a fast one of transformers.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)
+    num_tokens = num_characters = 0
+    for number, token_id in enumerate(token_ids, start=1):
+        text = stream.step(tokenizer.backend_tokenizer, token_id)
+        if text:  # else it is special, or ends in the middle of a character
+            num_characters += len(text)
+            if end is not None and num_characters > end:
+                break
+            num_tokens = number
+    return num_tokens
 
 
 class _Choice:
@@ -339,35 +368,6 @@ def engine_arguments(
         num_empty = int(num_gpus == 0 and len(adapters) < len(model.adapters))
         arguments |= {"enable_lora": True, "max_loras": len(adapters) + num_empty, "max_lora_rank": rank}
     return arguments | config.engine_args
-
-
-def generate_all(
-    arguments: dict[str, Any], prompts: Sequence[list[int]], max_tokens: int, sampling: dict[str, Any]
-) -> list[float]:
-    """vLLM alone, the limit that the job is measured against: every prompt queued at once, final outputs only.
-
-    Returns the time (s since 1970) at which each prompt was answered.
-    """
-    from vllm import AsyncEngineArgs, SamplingParams
-    from vllm.inputs.engine import tokens_input
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    parameters = SamplingParams(**sampling, max_tokens=max_tokens, output_kind=RequestOutputKind.FINAL_ONLY)
-
-    async def ask(number: int, token_ids: list[int]) -> float:
-        async for _ in engine.generate(tokens_input(token_ids), parameters, str(number)):
-            pass
-        return time.time()
-
-    async def ask_all() -> list[float]:
-        return await asyncio.gather(*(ask(number, token_ids) for number, token_ids in enumerate(prompts)))
-
-    try:
-        return asyncio.run(ask_all())
-    finally:
-        engine.shutdown()
 
 
 def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:

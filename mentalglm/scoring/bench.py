@@ -1,112 +1,283 @@
-"""Rows per second of the score job, of bare vLLM, and of ray.data.llm, on the same token ids with the same settings.
+"""Rows per second of the score job, of vLLM alone, and of ray.data.llm, on the same prompts with the same settings.
 
 Contestants take turns, each in a process of its own, so that a noisy machine is noisy to all. The rate is that of the
-steady state: rows between 10 % and 90 % over the time between them, which leaves out loading and the tail. Start-up and
-whole wall time stand beside it.
+steady state: rows between 10 % and 90 % over the time between them, which leaves out loading and the tail. What the job
+loses against vLLM alone over its whole time is told second by second.
 """
 
+import asyncio
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+from rich.console import Console
+from rich.table import Table
+
+from mentalglm import storage
 from mentalglm.config import BenchConfig, ScoreConfig, VllmEngineConfig, validate
 from mentalglm.corpus import ShardReader, plan_corpus
 from mentalglm.engine.merge import merged
 from mentalglm.engine.model import resolve_model
-from mentalglm.engine.vllm import engine_arguments, generate_all, set_environment
+from mentalglm.engine.protocol import Request
 from mentalglm.errors import ConfigError
 from mentalglm.manifest import code_version
-from mentalglm.tasks import load_task, render_prompt
+from mentalglm.scoring.questions import questions_of
+from mentalglm.scoring.throughput import steady_rate
+from mentalglm.tasks import load_task
 
-# Greedy, log-probabilities of the sampled tokens, no text: what the job asks for, no more and no less.
-_SAMPLING = {"temperature": 0.0, "logprobs": 0, "detokenize": False}
+_MEMORY_INTERVAL_S = 1.0
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Runs every contestant `num_repeats` times, in turns. Returns (and writes to `bench.json`) for each the runs
-    {rows_per_s, num_rows, wall_s, start_s} and the median rate, and the job's rate over each other's, per repeat."""
-    if not isinstance(config.score.engine, VllmEngineConfig):
-        raise ConfigError(f"score.engine.kind = {config.score.engine.kind}: bench times the vllm engine; use vllm")
+    """Runs every contestant `num_repeats` times, in turns. Returns, and writes to `bench.json`:
+
+    - each contestant's runs {rows_per_s (steady), num_rows, wall_s, start_s (until the first row), peak_mb (memory of
+      all its processes), and of the job its manifest's `throughput`} and the medians
+    - `eta_steady`: the job's rate over each other's, by repeat and as median
+    - `eta_e2e`: rows over the rate of vLLM alone, over the whole wall time of the job
+    - `loss_s`: what the wall time holds beyond that, by what it went into; adds up (see `loss_budget`)
+
+    Raises: ConfigError where the job is none that can be compared, or a contestant fails.
+    """
+    _check(config)
     folder = Path(config.output)
-    # As many threads as Ray gives an engine, also where there is no Ray: vLLM's CPU build is faster with one of two
-    # cores than with both, and the comparison should not be won by that.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, int(config.score.engine.num_cpus)))}
-    runs: dict[str, list[dict[str, float]]] = {str(name): [] for name in config.contestants}
+    runs: dict[str, list[dict[str, Any]]] = {str(name): [] for name in config.contestants}
     for repeat in range(config.num_repeats):
-        for name in runs:
-            place = folder / f"{name}-{repeat}-{int(time.time())}"
-            place.mkdir(parents=True)
-            (place / "score.json").write_text(config.score.model_dump_json())
-            command = [sys.executable, "-m", "mentalglm.scoring.bench", name, str(place)]
-            with (place / "log").open("w") as log:
-                result = subprocess.run(command, stdout=log, stderr=log, check=False, env=environment)  # noqa: S603
-            if result.returncode != 0:
-                raise ConfigError(f"contestants: {name} failed; {place}/log has the cause")
-            runs[name].append(_rate(json.loads((place / "times.json").read_text())))
-    report: dict[str, Any] = {
-        name: {"rows_per_s": statistics.median(run["rows_per_s"] for run in each), "runs": each}
-        for name, each in runs.items()
+        for name, done in runs.items():
+            done.append(_run(config.score, name, folder / f"{name}-{repeat}-{int(time.time())}"))
+    report = {
+        "contestants": {
+            name: {
+                "rows_per_s": statistics.median(run["rows_per_s"] for run in each),
+                "wall_s": statistics.median(run["wall_s"] for run in each),
+                "runs": each,
+            }
+            for name, each in runs.items()
+        },
+        **_compare(runs),
+        "where": {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": platform.machine(),
+            "num_cpus": os.cpu_count(),
+            "versions": code_version(),
+        },
     }
-    if "job" in runs:
-        for name in sorted(runs.keys() - {"job"}):
-            pairs = zip(runs["job"], runs[name], strict=True)
-            ratios = [ours["rows_per_s"] / theirs["rows_per_s"] for ours, theirs in pairs]
-            report[f"job/{name}"] = {"median": statistics.median(ratios), "each": ratios}
-    report["where"] = {"date": time.strftime("%Y-%m-%d"), "machine": platform.machine(), "num_cpus": os.cpu_count()}
-    report["where"] |= {"versions": code_version()}
     (folder / "bench.json").write_text(json.dumps(report, indent=2))
     return report
 
 
-def _rate(times: dict[str, Any]) -> dict[str, float]:
-    """`times`: finish times in s, one entry (time, rows) for what came in at once, and the process' wall and CPU."""
-    done, entries = 0, []
-    for at, rows in sorted(times["finished"]):
-        done += rows
-        entries.append((at, done))
-    low = next(entry for entry in entries if entry[1] >= 0.1 * done)
-    high = next(entry for entry in entries if entry[1] >= 0.9 * done)
+def loss_budget(job: Mapping[str, Any], num_rows: int, bare_rate: float, wall_s: float) -> dict[str, float]:
+    """Seconds of the job's wall time by what they went into beyond `num_rows` / `bare_rate`, the time that vLLM alone
+    would take; they add up to the difference.
+
+    `job`: its manifest's `throughput`. `process`: before the job began. `cold_start`, `ramp`, `starved`, `recovery`,
+    `tail`, `finish`: see `Throughput.report`; means over the engines. `wasted`: tokens that are in no result.
+    `slower`: the rest; a full engine was slower beside the job's own processes than alone.
+    """
+    engine_s = {name: seconds / job["num_engines"] for name, seconds in job["engine_s"].items()}
+    busy = engine_s.pop("busy")
+    wasted = busy * job.get("wasted_tokens", 0.0)
     return {
-        "rows_per_s": (high[1] - low[1]) / (high[0] - low[0]),
-        "num_rows": done,
-        "wall_s": times["wall_s"],
-        "start_s": entries[0][0] - times["started"],
+        "process": wall_s - job["wall_s"],
+        **engine_s,
+        "wasted": wasted,
+        "slower": busy - wasted - num_rows / bare_rate,
     }
 
 
-def _run_job(config: ScoreConfig, folder: Path) -> list[tuple[float, int]]:
+def print_bench(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """For a person."""
+    console = console or Console()
+    table = Table("", "rows/s, steady", "whole process", "first row after", "peak memory")
+    for name, each in report["contestants"].items():
+        starts, peaks = ([run[key] for run in each["runs"]] for key in ("start_s", "peak_mb"))
+        rates = [run["rows_per_s"] for run in each["runs"]]
+        spread = f" ({min(rates):.1f} to {max(rates):.1f})" if len(rates) > 1 else ""
+        table.add_row(
+            name,
+            f"{each['rows_per_s']:.1f}{spread}",
+            f"{each['wall_s']:.1f} s",
+            f"{statistics.median(starts):.1f} s",
+            f"{max(peaks):.0f} MB",
+        )
+    console.print(table)
+    for name, ratio in report["eta_steady"].items():
+        each = ", ".join(f"{one:.2f}" for one in ratio["each"])
+        console.print(f"job / {name}: {ratio['median']:.2f} (each turn: {each})")
+    if "loss_s" in report:
+        console.print(f"vLLM alone would need {report['eta_e2e']:.0%} of the job's whole time; the rest, in seconds:")
+        console.print("  " + " · ".join(f"{name} {seconds:.1f}" for name, seconds in report["loss_s"].items()))
+    for run in report["contestants"].get("job", {"runs": []})["runs"][-1:]:
+        cpu = run["throughput"]["cpu_ms_per_row"]
+        console.print(f"CPU, ms per row, beside the engines: {sum(cpu.values()):.3f}")
+        console.print("  " + " · ".join(f"{step} {ms:.3f}" for step, ms in cpu.items()))
+
+
+def _check(config: BenchConfig) -> None:
+    score = config.score
+    if not isinstance(score.engine, VllmEngineConfig) and list(config.contestants) != ["job"]:
+        raise ConfigError(
+            f"score.engine.kind = {score.engine.kind}: only vllm can be compared with others; use it, or "
+            "contestants: [job]"
+        )
+    if len(config.contestants) > 1 and (score.explain not in ("all", "none") or score.dedup != "off"):
+        raise ConfigError(
+            f"score.explain = {score.explain}, score.dedup = {score.dedup}: others answer every request once; use "
+            "explain all or none, and dedup off, or contestants: [job]"
+        )
+
+
+def _run(config: ScoreConfig, name: str, place: Path) -> dict[str, Any]:
+    """One turn of one contestant. Its files lie in `place`."""
+    place.mkdir(parents=True)
+    (place / "score.json").write_text(config.model_dump_json())
+    # As many threads as Ray gives an engine, also where there is no Ray: vLLM's CPU build is faster with one of two
+    # cores than with both, and the comparison should not be won by that.
+    threads = int(config.engine.num_cpus) if isinstance(config.engine, VllmEngineConfig) else 1
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads))}
+    command = [sys.executable, "-m", "mentalglm.scoring.bench", name, str(place)]
+    with (place / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603
+        with _peak_memory(process.pid) as peak:
+            code = process.wait()
+    if code != 0:
+        raise ConfigError(f"contestants: {name} failed; {place}/log has the cause")
+    times = json.loads((place / "times.json").read_text())
+    finished = [(at, rows) for at, rows in times["finished"]]
+    rate = steady_rate(iter(finished))
+    if rate is None:
+        raise ConfigError(
+            f"score.shard_rows = {config.shard_rows}: the rows of {name} came in at one moment, so they have no rate; "
+            "use smaller shards or more posts"
+        )
+    return {
+        "rows_per_s": rate,
+        "num_rows": sum(rows for _, rows in finished),
+        "wall_s": times["wall_s"],
+        "start_s": min(finished)[0] - times["started"],
+        "peak_mb": peak[0] / 1e6,
+        **({"throughput": times["throughput"]} if times["throughput"] else {}),
+    }
+
+
+def _compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    ratios = {}
+    for name in sorted(runs.keys() - {"job"}) if "job" in runs else ():
+        each = [ours["rows_per_s"] / theirs["rows_per_s"] for ours, theirs in zip(runs["job"], runs[name], strict=True)]
+        ratios[name] = {"median": statistics.median(each), "each": each}
+    compared: dict[str, Any] = {"eta_steady": ratios}
+    if "bare" in ratios:
+        turns = list(zip(runs["job"], runs["bare"], strict=True))
+        budgets = [
+            loss_budget(ours["throughput"], ours["num_rows"], bare["rows_per_s"], ours["wall_s"])
+            for ours, bare in turns
+        ]
+        compared["eta_e2e"] = statistics.median(
+            ours["num_rows"] / bare["rows_per_s"] / ours["wall_s"] for ours, bare in turns
+        )
+        compared["loss_s"] = {name: statistics.mean(budget[name] for budget in budgets) for name in budgets[0]}
+    return compared
+
+
+@contextmanager
+def _peak_memory(pid: int) -> Iterator[list[int]]:
+    """[bytes]: the most that the process and its descendants held at once, memory that they share counted once."""
+    peak, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_MEMORY_INTERVAL_S):
+            total = 0
+            try:
+                processes = [process := psutil.Process(pid), *process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            for each in processes:
+                try:
+                    total += each.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+_Finished = list[tuple[float, int]]
+"""(time in s since 1970, rows that came in at that time)."""
+
+
+def _run_job(config: ScoreConfig, folder: Path) -> tuple[_Finished, dict[str, Any] | None]:
     """The score job; a shard's rows are in when its commit is."""
     from mentalglm.scoring import score
     from mentalglm.scoring.ledger import Ledger
 
     settings = config.model_copy(update={"output": config.output.model_copy(update={"uri": str(folder / "scored")})})
-    score(settings)
-    commits = folder / "scored" / "_run" / "commits"
-    return [
-        ((commits / f"{commit.shard:08d}.json").stat().st_mtime, commit.num_predictions)
-        for commit in Ledger(str(folder / "scored")).read_commits()
-    ]
+    summary = score(settings)
+    commits = Ledger(str(folder / "scored")).read_commits()
+    return [(commit.finished_at, commit.num_predictions) for commit in commits], summary.throughput
 
 
-def _run_bare(config: ScoreConfig, _: Path) -> list[tuple[float, int]]:
+def _run_bare(config: ScoreConfig, *, logprobs: bool = True) -> tuple[_Finished, None]:
     """AsyncLLM alone: every request queued beforehand, final outputs only."""
-    finished = generate_all(_engine_arguments(config), _prompts(config), config.generation.max_tokens, _SAMPLING)
-    return [(at, 1) for at in finished]
+    from mentalglm.engine.vllm import VllmEngine
+
+    assert isinstance(config.engine, VllmEngineConfig)
+    engine = VllmEngine(
+        config.engine, config.generation, merged(resolve_model(config.model)), num_gpus=config.engine.num_gpus or 0
+    )
+
+    async def ask() -> list[float]:
+        try:
+            return await engine.time_alone(_requests(config), logprobs=logprobs)
+        finally:
+            await engine.close()
+
+    return [(at, 1) for at in asyncio.run(ask())], None
 
 
-def _run_ray_data_llm(config: ScoreConfig, _: Path) -> list[tuple[float, int]]:
+def _run_ray_data_llm(config: ScoreConfig) -> tuple[_Finished, None]:
     """The engine stage of ray.data.llm alone: token ids in, its other stages off."""
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    from transformers import AutoTokenizer
 
-    prompts = _prompts(config)
-    arguments = _engine_arguments(config)
+    from mentalglm.engine.chat import ChatEncoder
+    from mentalglm.engine.vllm import engine_arguments, set_environment
+
+    assert isinstance(config.engine, VllmEngineConfig)
+    set_environment(config.engine.num_gpus or 0)
+    model = merged(resolve_model(config.model))
+    arguments = engine_arguments(config.engine, config.generation, model, num_gpus=config.engine.num_gpus or 0)
+    encoder = ChatEncoder(
+        AutoTokenizer.from_pretrained(model.path), max_prompt_tokens=config.generation.max_prompt_tokens
+    )
+    requests = _requests(config)
+    encoded = encoder.encode([request.prompt for request in requests])
+    # Greedy, log-probabilities of the sampled tokens, no text.
+    sampling = {"temperature": 0.0, "logprobs": 0, "detokenize": False, "max_tokens": config.generation.max_tokens}
+    rows = [
+        {
+            "ids": prompt.token_ids,
+            "sampling": sampling | ({"stop": list(request.markers), "detokenize": True} if request.head_only else {}),
+        }
+        for request, prompt in zip(requests, encoded, strict=True)
+        if prompt is not None
+    ]
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     processor = build_processor(
         vLLMEngineProcessorConfig(
@@ -120,50 +291,42 @@ def _run_ray_data_llm(config: ScoreConfig, _: Path) -> list[tuple[float, int]]:
             detokenize_stage=False,
             placement_group_config=None if ray.cluster_resources().get("GPU") else {"bundles": [{"CPU": 1}]},
         ),
-        preprocess=lambda row: {
-            "prompt": "",
-            "tokenized_prompt": row["ids"],
-            "sampling_params": {**_SAMPLING, "max_tokens": config.generation.max_tokens},
-        },
+        preprocess=lambda row: {"prompt": "", "tokenized_prompt": row["ids"], "sampling_params": row["sampling"]},
         postprocess=lambda row: {"at": time.time()},
     )
     # Rows are timed when their block is done: blocks of 64, or all would seem to come in at the end.
-    num_blocks = max(1, len(prompts) // 64)
-    rows = processor(ray.data.from_items([{"ids": ids} for ids in prompts], override_num_blocks=num_blocks)).take_all()
-    return [(row["at"], 1) for row in rows]
+    num_blocks = max(1, len(rows) // 64)
+    answered = processor(ray.data.from_items(rows, override_num_blocks=num_blocks)).take_all()
+    return [(row["at"], 1) for row in answered], None
 
 
-def _engine_arguments(config: ScoreConfig) -> dict[str, Any]:
-    assert isinstance(config.engine, VllmEngineConfig)
-    num_gpus = config.engine.num_gpus or 0
-    set_environment(num_gpus)
-    return engine_arguments(config.engine, config.generation, merged(resolve_model(config.model)), num_gpus=num_gpus)
+def _requests(config: ScoreConfig) -> list[Request]:
+    """What the job asks first, in its order."""
+    from mentalglm.scoring.cascade import Inquiry
 
-
-def _prompts(config: ScoreConfig) -> list[list[int]]:
-    """Token ids of every prompt that the job asks, in its order."""
-    from transformers import AutoTokenizer
-
-    from mentalglm.engine.chat import ChatEncoder
-
+    storage.configure(config.s3)
     plan = plan_corpus(config.input, config.shard_rows)
     reader = ShardReader(config.input, plan)
-    tasks = [load_task(name) for name in config.tasks]
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model).path)
-    encoder = ChatEncoder(tokenizer, max_prompt_tokens=config.generation.max_prompt_tokens)
+    questions = questions_of(config, [load_task(name) for name in config.tasks])
     texts = [text for shard in range(plan.num_shards) for text in reader.read(plan.shard(shard)).texts if text]
-    encoded = encoder.encode([render_prompt(task, text) for text in texts for task in tasks])
-    return [prompt.token_ids for prompt in encoded if prompt is not None]
-
-
-_CONTESTANTS = {"job": _run_job, "bare": _run_bare, "ray_data_llm": _run_ray_data_llm}
+    return [Inquiry(config, question, text, "").request for text in texts for question in questions]
 
 
 def _main(name: str, folder: Path) -> None:
     config = validate(ScoreConfig, json.loads((folder / "score.json").read_text()), "score.json")
-    started = time.time()
-    finished = _CONTESTANTS[name](config, folder)
-    record = {"finished": finished, "started": started, "wall_s": time.time() - started}
+    started = psutil.Process().create_time()
+    if name == "job":
+        finished, throughput = _run_job(config, folder)
+    elif name == "ray_data_llm":
+        finished, throughput = _run_ray_data_llm(config)
+    else:
+        finished, throughput = _run_bare(config, logprobs=name == "bare")
+    record = {
+        "finished": finished,
+        "throughput": throughput,
+        "started": started,
+        "wall_s": time.time() - started,
+    }
     (folder / "times.json").write_text(json.dumps(record))
 
 

@@ -19,6 +19,7 @@ class RunBoard:
     def __init__(self, pending: Sequence[int], silence_s: float = 300.0) -> None:
         self._left = deque(pending)
         self._silence_s = silence_s
+        self._begun: set[int] = set()
         self._held: dict[int, _Held] = {}
         self._deaths: Counter[int] = Counter()
         self._done: set[int] = set()
@@ -26,13 +27,16 @@ class RunBoard:
         self._error: tuple[str, str] | None = None
         self._stopped = False
 
-    def begin(self, lane: int) -> None:
-        """The lane starts, or starts again after its worker's death."""
+    def begin(self, lane: int) -> bool:
+        """The lane starts. True: again, after its worker's death."""
+        is_again = lane in self._begun
+        self._begun.add(lane)
         held = self._held.pop(lane, None)
         if held and held.is_started:
             self._deaths[held.shard] += 1
         if held and held.shard not in self._done and all(held.shard != each.shard for each in self._working()):
             self._left.appendleft(held.shard)
+        return is_again
 
     def next(self, lane: int) -> tuple[int | None, int] | None:
         """(shard, how often a worker died over it), (None, 0): wait, or None: nothing left to do."""

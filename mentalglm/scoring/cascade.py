@@ -42,6 +42,12 @@ class Inquiry:
         self.outcome: Outcome | None = None
         self._unexplained: Outcome | None = None
         """What the head said, while its explanation is asked for."""
+        self.num_prefill_tokens = 0
+        """Prompts given to the engine, with the heads that it went on from."""
+        self.num_cached_tokens = 0
+        """Of those, taken from its prefix cache."""
+        self.num_wasted_tokens = 0
+        """Output tokens that are in no result: of answers that were asked for anew."""
         self._num_output_tokens: int | None = None
         self._done: tuple[str, ...] = ()
         """Flags of what was done."""
@@ -50,6 +56,9 @@ class Inquiry:
         """Reads a completion of the last request. Returns the next one, or None when the outcome is there."""
         if completion.num_output_tokens is not None:
             self._num_output_tokens = (self._num_output_tokens or 0) + completion.num_output_tokens
+        head_ids = self.request.head.token_ids if self.request.head else ()
+        self.num_prefill_tokens += (completion.num_prompt_tokens or 0) + len(head_ids)
+        self.num_cached_tokens += completion.num_cached_tokens or 0
         outcome = interpret(self._task, completion)
         if outcome is not None and "constrained" in self._done:
             outcome = replace(outcome, confidence=None, probability=None)  # of a few answers, not of all there are
@@ -57,8 +66,11 @@ class Inquiry:
             return self._go_on(completion)
         if self._unexplained is not None:
             outcome = _explained(self._unexplained, outcome)
+            if outcome.explanation is None:
+                self.num_wasted_tokens += completion.num_output_tokens or 0
         elif self._is_to_ask_again(outcome):
             self._done += ("asked_again",)
+            self.num_wasted_tokens = self._num_output_tokens or 0
             self.request = replace(
                 self.request,
                 max_tokens=self._config.generation.retry_max_tokens,
@@ -68,6 +80,7 @@ class Inquiry:
             return self.request
         elif self._is_to_constrain(outcome):
             self._done += ("constrained",)
+            self.num_wasted_tokens = self._num_output_tokens or 0
             self.request = replace(self.request, pattern=head_pattern(self._task), head_only=True, head=None)
             return self.request
         elif self._is_to_explain(outcome):

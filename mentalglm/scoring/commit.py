@@ -18,6 +18,47 @@ class StagedFile(BaseModel):
     sha256: str
 
 
+class Effort(BaseModel):
+    """What the work for some rows took. Not of the numbers: two attempts at the same rows differ in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    engine_s: dict[str, float] = {}
+    """Seconds of an engine: `cold_start`, from the start of the run until it was up, and the keys of `Occupancy`."""
+    cpu_s: dict[str, float] = {}
+    """CPU seconds of the process that feeds the engine, by step."""
+    num_prefill_tokens: int = 0
+    """Of the prompts given to the engine, and of the heads that it went on from."""
+    num_cached_tokens: int = 0
+    """Of those, taken from its prefix cache."""
+    num_wasted_tokens: int = 0
+    """Output tokens that are in no result, since the answer was asked for anew."""
+
+    def __add__(self, other: "Effort") -> "Effort":
+        return self._with(other, 1)
+
+    def __sub__(self, other: "Effort") -> "Effort":
+        return self._with(other, -1)
+
+    def _with(self, other: "Effort", sign: int) -> "Effort":
+        seconds = {
+            name: {key: mine.get(key, 0.0) + sign * theirs.get(key, 0.0) for key in {**mine, **theirs}}
+            for name, mine, theirs in (
+                ("engine_s", self.engine_s, other.engine_s),
+                ("cpu_s", self.cpu_s, other.cpu_s),
+            )
+        }
+        return Effort(
+            **seconds,
+            num_prefill_tokens=self.num_prefill_tokens + sign * other.num_prefill_tokens,
+            num_cached_tokens=self.num_cached_tokens + sign * other.num_cached_tokens,
+            num_wasted_tokens=self.num_wasted_tokens + sign * other.num_wasted_tokens,
+        )
+
+
+NO_EFFORT = Effort()
+
+
 class ShardCommit(BaseModel):
     """What is known of a shard whose rows are all in the output."""
 
@@ -45,6 +86,10 @@ class ShardCommit(BaseModel):
     num_prompt_tokens: int
     num_output_tokens: int
     seconds: float
+    finished_at: float = 0.0
+    """s since 1970, by the clock of the machine that scored it."""
+    effort: Effort = Effort()
+    """Of the engine that answered, since its last commit."""
     num_engine_restarts: int = 0
     """Of the engine that answered, since its last commit."""
     quarantined: str | None = None
@@ -94,6 +139,7 @@ class ShardCommit(BaseModel):
                 "num_prompt_tokens": self.num_prompt_tokens + retried.num_prompt_tokens,
                 "num_output_tokens": self.num_output_tokens + retried.num_output_tokens,
                 "seconds": self.seconds + retried.seconds,
+                "effort": self.effort + retried.effort,
                 "num_engine_restarts": self.num_engine_restarts + retried.num_engine_restarts,
             }
         )
@@ -132,6 +178,8 @@ class Totals(BaseModel):
     """`hash_ids` of all rows."""
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    effort: Effort = Effort()
+    """As far as it is known: what a worker did that died before its next commit is not."""
 
     @classmethod
     def of(cls, commits: Iterable[ShardCommit]) -> "Totals":
@@ -160,6 +208,7 @@ class Totals(BaseModel):
                 id_hash=commit.id_hash,
                 num_prompt_tokens=commit.num_prompt_tokens,
                 num_output_tokens=commit.num_output_tokens,
+                effort=commit.effort,
             )
         )
 
@@ -170,6 +219,7 @@ class Totals(BaseModel):
             *("num_prompt_tokens", "num_output_tokens"),
         ):
             setattr(self, name, getattr(self, name) + getattr(others, name))
+        self.effort += others.effort
         for mine, theirs in ((self.statuses, others.statuses), (self.labels, others.labels)):
             for task, counts in theirs.items():
                 mine.setdefault(task, Counter()).update(counts)
@@ -192,6 +242,7 @@ class Totals(BaseModel):
         self.num_engine_restarts += after.num_engine_restarts - before.num_engine_restarts
         self.num_prompt_tokens += after.num_prompt_tokens - before.num_prompt_tokens
         self.num_output_tokens += after.num_output_tokens - before.num_output_tokens
+        self.effort += after.effort - before.effort
 
     @property
     def by_status(self) -> Counter[str]:

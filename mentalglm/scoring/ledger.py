@@ -19,6 +19,7 @@ import io
 import json
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mentalglm import manifest, storage
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, InputError, InternalError, StorageError, UserError
-from mentalglm.scoring.commit import ShardCommit, StagedFile
+from mentalglm.scoring.commit import NO_EFFORT, Effort, ShardCommit, StagedFile
 from mentalglm.scoring.predictions import (
     Outcome,
     count_labels,
@@ -190,6 +191,7 @@ class Ledger:
         *,
         engine: dict[str, str],
         seconds: float,
+        effort: Effort = NO_EFFORT,
         num_engine_restarts: int = 0,
         keep: Keep | None = None,
     ) -> ShardCommit:
@@ -249,6 +251,8 @@ class Ledger:
                 id_hash=id_hash,
                 engine=engine,
                 seconds=seconds,
+                finished_at=time.time(),
+                effort=effort,
                 num_engine_restarts=num_engine_restarts,
                 num_copied=num_copied,
                 num_prompt_tokens=num_tokens["num_prompt_tokens"],
@@ -270,6 +274,7 @@ class Ledger:
                 num_prompt_tokens=0,
                 num_output_tokens=0,
                 seconds=0.0,
+                finished_at=time.time(),
                 quarantined=reason,
                 num_quarantined=num_rows,
             )

@@ -19,6 +19,7 @@ from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import connect, score_shards
 from mentalglm.scoring.questions import Question
 from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
+from mentalglm.scoring.throughput import Throughput
 from mentalglm.scoring.worker import RunSpec
 
 
@@ -34,6 +35,8 @@ class RunSummary:
     num_new_files: int
     """Files of the input that came since the run began, and are not in it."""
     seconds: float
+    throughput: dict[str, Any] | None = None
+    """Of this attempt; see `Throughput.report`."""
     already_complete: bool = False
 
 
@@ -43,15 +46,16 @@ def score(config: ScoreConfig) -> RunSummary:
     Raises: ConfigError, InputError; ErrorBudgetExceededError when too many rows fail; InterruptedRunError when storage,
     cluster or engines fail, or another job works on the run. What is committed by then is kept.
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     job = Job.resolve(config)
     ledger = Ledger(job.config.output.uri)
     plan = job.open_run(ledger)
     num_new_files = job.check_input(plan)
+    throughput = None
     if not (complete := ledger.is_complete()):
         with Lease.acquire(ledger.uri) as lease:
             if not (complete := ledger.is_complete()):  # by the job whose lease was waited for
-                totals = _run(job, plan, Ledger(ledger.uri, lease.check), lease)
+                totals, throughput = _run(job, plan, Ledger(ledger.uri, lease.check), lease, began)
     if complete:
         totals = effective_totals(ledger)
     return RunSummary(
@@ -61,17 +65,23 @@ def score(config: ScoreConfig) -> RunSummary:
         num_unreadable_rows=_num_unreadable_rows(plan, totals),
         num_new_files=num_new_files,
         seconds=time.monotonic() - started,
+        throughput=throughput,
         already_complete=complete,
     )
 
 
-def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
-    """Scores what is not committed yet, writes the parts, checks that rows add up, publishes."""
-    started = time.monotonic()
+def _run(
+    job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease, began: float
+) -> tuple[Totals, dict[str, Any] | None]:
+    """Scores what is not committed yet, writes the parts, checks that rows add up, publishes.
+
+    `began`: s since 1970. Returns counts, and the `Throughput` report of this attempt.
+    """
     output = job.config.output
     parts = PartWriter(ledger, target_bytes=int(output.target_file_mb * 1e6), partition_by=output.partition_by)
     pending, totals = parts.missing(plan.num_shards), parts.totals
-    spec = RunSpec(job.config, job.tasks, job.model, job.footer(ledger.record.run_id), lease.epoch)
+    spec = RunSpec(job.config, job.tasks, job.model, job.footer(ledger.record.run_id), lease.epoch, started=began)
+    throughput = Throughput(began, min(job.config.engine.num_engines, len(pending)))
     budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows, len(job.questions))
     try:
         budget.check(totals)
@@ -80,6 +90,7 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
             find_duplicates(job.config, plan, ledger)
         for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
             parts.add(commit)
+            throughput.add(commit)
         budget.num_predictions -= totals.num_unusable
         budget.check(totals)
     except ErrorBudgetExceededError:
@@ -89,8 +100,10 @@ def _run(job: Job, plan: CorpusPlan, ledger: Ledger, lease: Lease) -> Totals:
     job.check_input(plan)
     _check_conservation(plan, totals, job.questions, parts)
     parts.check_files()
-    ledger.publish(_manifest(ledger, plan, totals, parts, spec.provenance, seconds=time.monotonic() - started))
-    return totals
+    report = throughput.report()
+    record = _manifest(ledger, plan, totals, parts, spec.provenance, report, seconds=time.time() - began)
+    ledger.publish(record)
+    return totals, report
 
 
 def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] = ()) -> RetrySummary:
@@ -194,7 +207,14 @@ def _check_conservation(plan: CorpusPlan, totals: Totals, questions: Sequence[Qu
 
 
 def _manifest(
-    ledger: Ledger, plan: CorpusPlan, totals: Totals, parts: PartWriter, footer: dict[str, Any], *, seconds: float
+    ledger: Ledger,
+    plan: CorpusPlan,
+    totals: Totals,
+    parts: PartWriter,
+    footer: dict[str, Any],
+    throughput: dict[str, Any] | None,
+    *,
+    seconds: float,
 ) -> dict[str, Any]:
     return manifest.manifest(
         footer=footer,
@@ -219,6 +239,7 @@ def _manifest(
             "num_output_tokens": totals.num_output_tokens,
             "files": [file.model_dump(include={"path", "num_rows", "num_bytes"}) for file in parts.files],
         },
+        throughput=throughput,
         seconds=seconds,
     )
 

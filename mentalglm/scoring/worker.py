@@ -19,10 +19,10 @@ from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
-from mentalglm.engine.protocol import Engine
+from mentalglm.engine.protocol import Completion, Engine, Request
 from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError, UserError
 from mentalglm.scoring.cascade import Inquiry
-from mentalglm.scoring.commit import ShardCommit
+from mentalglm.scoring.commit import Effort, ShardCommit
 from mentalglm.scoring.duplicates import (
     NO_DUPLICATES,
     CorpusDuplicates,
@@ -34,6 +34,7 @@ from mentalglm.scoring.lease import check_fence
 from mentalglm.scoring.ledger import Keep, Ledger
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
 from mentalglm.scoring.questions import Question, questions_of
+from mentalglm.scoring.throughput import EffortMeter
 from mentalglm.tasks import Task
 
 _REPORT_INTERVAL_S = 1.0
@@ -60,6 +61,8 @@ class RunSpec:
     """shard -> the rows to ask for; a shard that is not named here: all of them."""
     num_gpus: int = 0
     shards_in_flight: int = 1
+    started: float = field(default_factory=time.time)
+    """When this attempt at the run began, s since 1970."""
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -81,6 +84,7 @@ class ShardScorer:
         self._ledger = Ledger(uri, partial(check_fence, uri, spec.lease_epoch), spec.folder)
         self._engine: Engine | None = None
         self._error: UserError | None = None
+        self._meter = EffortMeter(spec.started)
         self._num_restarts = 0  # of the engine, as far as they are in a commit
         self._suspects = asyncio.Lock()
         self._suspect: int | None = None
@@ -94,6 +98,7 @@ class ShardScorer:
             self._reader = ShardReader(spec.config.input, self._plan)
             self._schema = prediction_schema(spec.config, self._plan.kept_schema)
             self._engine = _build_engine(spec)
+            self._meter.engine_started()
         except UserError as error:
             # Told to the board: an actor that fails to start is only started again.
             self._error = error
@@ -103,7 +108,8 @@ class ShardScorer:
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{"lane": [number]} -> the same, when nothing is left to do. Results and errors go to the board."""
         [lane] = map(int, batch["lane"])
-        await self._board.begin.remote(lane)
+        if await self._board.begin.remote(lane):
+            self._meter.is_a_replacement()
         while (assigned := await self._board.next.remote(lane)) is not None:
             shard, num_deaths = assigned
             if shard is None:
@@ -156,7 +162,7 @@ class ShardScorer:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            posts = await loop.run_in_executor(self._reading, self._reader.read, self._plan.shard(shard))
+            posts = await loop.run_in_executor(self._reading, self._read, shard)
         except CorruptShardError as error:
             if error.reason in ("input_missing", "input_changed"):  # may pass; a verdict would stand for ever
                 raise InputError(
@@ -180,9 +186,14 @@ class ShardScorer:
             keep = partial(self._corpus_duplicates.keep, self._plan.shard(shard), duplicates.originals, posts)
         assert self._engine is not None
         num_restarts, self._num_restarts = self._engine.num_restarts - self._num_restarts, self._engine.num_restarts
+        effort = self._meter.take(self._engine.seconds)
         return await loop.run_in_executor(
-            self._writing, self._commit, shard, posts, outcomes, started, num_restarts, keep
+            self._writing, self._commit, shard, posts, outcomes, started, num_restarts, effort, keep
         )
+
+    def _read(self, shard: int) -> Posts:
+        with self._meter.step("read"):
+            return self._reader.read(self._plan.shard(shard))
 
     async def _outcomes(
         self, shard: int, posts: Posts, picked: Rows, given_up: str | None
@@ -190,38 +201,48 @@ class ShardScorer:
         """Key of a question -> row -> its outcome, for the rows that are picked, in order."""
         assert self._engine is not None
         questions, num_tasks = self._spec.questions, len(self._spec.tasks)
-        slots: list[tuple[int, str]] = []
-        inquiries: list[Inquiry] = []
         outcomes = {
             task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
             for task, rows in picked.items()
         }
         # A post's tasks together: templates that begin with the post share its prefix in the engine's cache. That is
         # of one adapter, so adapters come one after the other.
-        for _, row, number in sorted(
-            (n // num_tasks, row, n) for n, each in enumerate(questions) for row in picked.get(each.key, ())
-        ):
-            if posts.statuses[row] is None and given_up is None:
-                slots.append((row, questions[number].key))
-                inquiries.append(
-                    Inquiry(self._spec.config, questions[number], posts.texts[row], posts.text_hashes[row])
-                )
+        slots = [
+            (row, questions[number])
+            for _, row, number in sorted(
+                (n // num_tasks, row, n) for n, each in enumerate(questions) for row in picked.get(each.key, ())
+            )
+            if posts.statuses[row] is None and given_up is None
+        ]
+        inquiries = await asyncio.to_thread(self._inquire, posts, slots)
         counts: Counter[str] = Counter(each.status for rows in outcomes.values() for each in rows.values())
         counts["engine_error"] -= len(inquiries)  # not failed: not asked yet
         reported = time.monotonic()
-        answers = self._engine.complete(
-            [inquiry.request for inquiry in inquiries], lambda index, completion: inquiries[index].take(completion)
-        )
-        async for index, _ in answers:
-            row, task = slots[index]
-            outcome = inquiries[index].outcome
+
+        def follow_up(index: int, completion: Completion) -> Request | None:
+            with self._meter.step("parse"):
+                return inquiries[index].take(completion)
+
+        async for index, _ in self._engine.complete([inquiry.request for inquiry in inquiries], follow_up):
+            row, question = slots[index]
+            inquiry = inquiries[index]
+            outcome = inquiry.outcome
             assert outcome is not None
-            outcomes[task][row] = outcome
+            outcomes[question.key][row] = outcome
+            self._meter.count(
+                num_prefill_tokens=inquiry.num_prefill_tokens,
+                num_cached_tokens=inquiry.num_cached_tokens,
+                num_wasted_tokens=inquiry.num_wasted_tokens,
+            )
             counts[outcome.status] += 1
             if time.monotonic() - reported >= _REPORT_INTERVAL_S:
                 reported = time.monotonic()
                 self._report(shard, counts)
         return outcomes
+
+    def _inquire(self, posts: Posts, slots: Sequence[tuple[int, Question]]) -> list[Inquiry]:
+        with self._meter.step("render"):
+            return [Inquiry(self._spec.config, each, posts.texts[row], posts.text_hashes[row]) for row, each in slots]
 
     async def _find_duplicates(self, shard: int, posts: Posts) -> ShardDuplicates:
         place = self._plan.shard(shard)
@@ -302,24 +323,27 @@ class ShardScorer:
         outcomes: dict[str, dict[int, Outcome]],
         started: float,
         num_restarts: int,
+        effort: Effort,
         keep: Keep | None,
     ) -> ShardCommit:
         assert self._engine is not None
-        tables: dict[str, pa.Table] = {}
-        for task, rows in outcomes.items():
-            others = Outcome("engine_error")  # rows that are not picked, and not written
-            table = prediction_table(self._schema, posts, [rows.get(row, others) for row in range(len(posts))])
-            tables[task] = table if len(rows) == len(posts) else table.take(list(rows))
-        return self._ledger.commit(
-            shard,
-            tables,
-            {task: list(rows.values()) for task, rows in outcomes.items()},
-            self._spec.provenance,
-            engine=self._engine.description,
-            seconds=time.monotonic() - started,
-            num_engine_restarts=num_restarts,
-            keep=keep,
-        )
+        with self._meter.step("write"):
+            tables: dict[str, pa.Table] = {}
+            for task, rows in outcomes.items():
+                others = Outcome("engine_error")  # rows that are not picked, and not written
+                table = prediction_table(self._schema, posts, [rows.get(row, others) for row in range(len(posts))])
+                tables[task] = table if len(rows) == len(posts) else table.take(list(rows))
+            return self._ledger.commit(
+                shard,
+                tables,
+                {task: list(rows.values()) for task, rows in outcomes.items()},
+                self._spec.provenance,
+                engine=self._engine.description,
+                seconds=time.monotonic() - started,
+                effort=effort,
+                num_engine_restarts=num_restarts,
+                keep=keep,
+            )
 
     def _report(self, shard: int, counts: Counter[str]) -> None:
         self._board.report.remote(shard, {status: n for status, n in counts.items() if n > 0})

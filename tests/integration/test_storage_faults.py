@@ -16,14 +16,17 @@ import pytest
 from mentalglm import storage
 from mentalglm.config import S3Config
 from mentalglm.errors import ConfigError, InterruptedRunError, StorageError, UnusableStorageError
-from tests.integration.conftest import ACCESS_KEY, READER_ACCESS_KEY, READER_SECRET_KEY, SECRET_KEY, run_s3_server
+from tests.integration.conftest import (
+    ACCESS_KEY,
+    NUM_UPLOADS_AT_ONCE,
+    READER_ACCESS_KEY,
+    READER_SECRET_KEY,
+    SECRET_KEY,
+    run_s3_server,
+)
 from tests.integration.fault_proxy import FaultKind, FaultProxy
 
 LARGE = os.urandom(17 << 20)  # two parts
-# SeaweedFS 4.48 looks at the condition of an upload's end before it takes a lock: of four ended at the same moment two
-# or more may succeed (seen in 50 of 100 tries), of four PutObject one did (100 of 100). So what decides in a run is
-# written by PutObject, and what two jobs upload under one key are the same rows.
-NUM_UPLOADS_AT_ONCE = 1
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ class ScriptedEngine:
         self.state: Literal["well", "hung", "dead", "gone"] = "well"
         self.running: dict[str, asyncio.Future[None]] = {}
         self.most_at_once = 0
-        self.num_slots = world.num_slots
+        self.num_slots, self.num_queued = world.num_slots, 0
         self.description = {"engine": "scripted", "number": str(len(world.engines))}
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:

@@ -99,6 +99,7 @@ class BrokenEngine:
         self.kind = kind
         self.description: dict[str, str] = {}
         self.num_restarts = 0
+        self.seconds: dict[str, float] = {}
         self.num_calls = 0
 
     async def complete(
@@ -253,6 +254,7 @@ class TerseEngine:
     def __init__(self) -> None:
         self.description: dict[str, str] = {}
         self.num_restarts = 0
+        self.seconds: dict[str, float] = {}
         self.max_tokens: list[int | None] = []
 
     async def complete(
