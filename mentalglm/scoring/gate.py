@@ -35,12 +35,17 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A row whose answers differ."""
+class Pair:
+    """The answers of both sides to a row."""
 
     post_id: str | None
     plain: Answer
     changed: Answer
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether status, labels and parents are the same."""
+        return all(self.plain[name] == self.changed[name] for name in ("status", "labels", "parents"))
 
     def describe(self) -> str:
         """One line for a person."""
@@ -55,18 +60,25 @@ class Agreement:
     num_rows: int
     num_compared: int
     """Rows with labels on either side: what neither could answer says nothing."""
-    different: list[Difference]
+    different: list[Pair]
+    """Those of them whose status, labels or parents are not equal."""
     max_confidence_difference: float | None
     """Of rows with equal labels."""
 
     @property
+    def num_equal(self) -> int:
+        """Compared rows with equal labels."""
+        return self.num_compared - len(self.different)
+
+    @property
     def share(self) -> float:
         """Of the compared rows, those with equal labels."""
-        return 1 - len(self.different) / self.num_compared if self.num_compared else 0.0
+        return self.num_equal / self.num_compared if self.num_compared else 0.0
 
     @property
     def most_different(self) -> float:
-        """Upper end of the one-sided 95 % confidence interval (Clopper and Pearson, 1934) of the share that differs."""
+        """Upper end of the one-sided 95 % confidence interval (Clopper and Pearson, 1934) of the share that differs, as
+        if rows were drawn one by one."""
         from scipy.stats import beta
 
         num_different = len(self.different)
@@ -76,8 +88,7 @@ class Agreement:
 
     def describe(self) -> str:
         """One line for a person."""
-        num_equal = self.num_compared - len(self.different)
-        text = f"{num_equal} of {self.num_compared} labelled rows have equal labels ({self.share:.2%})"
+        text = f"{self.num_equal} of {self.num_compared} labelled rows have equal labels ({self.share:.2%})"
         text += f"; at 95 % confidence, at most {self.most_different:.2%} of all rows differ"
         if self.max_confidence_difference is not None:
             text += f"; confidence by {self.max_confidence_difference:.4f} at most"
@@ -100,7 +111,7 @@ class GateReport:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         tasks = {
-            key: {"share": each.share, "most_different": each.most_different, **asdict(each)}
+            key: {"num_equal": each.num_equal, "most_different": each.most_different, **asdict(each)}
             for key, each in self.agreements.items()
         }
         return {"changes": self.changes, "tasks": tasks, "versions": code_version()}
@@ -200,25 +211,17 @@ def _compare(
     agreements = {}
     for key, rows in sorted(plain.items()):
         pairs = [
-            (post_id, *pair)
+            Pair(post_id, *pair)
             for (post_id, text_hash), answers in rows.items()
             for pair in zip(answers, changed[key][post_id, text_hash], strict=True)
         ]
-        compared = [each for each in pairs if each[1]["status"] == "ok" or each[2]["status"] == "ok"]
-        names = ("status", "labels", "parents")
-        different = [each for each in compared if any(each[1][name] != each[2][name] for name in names)]
-        equal = [each for each in compared if each not in different]
+        compared = [each for each in pairs if "ok" in (each.plain["status"], each.changed["status"])]
+        both = [(each.plain["confidence"], each.changed["confidence"]) for each in compared if each.is_equal]
+        changes = [abs(one - other) for one, other in both if one is not None and other is not None]
         agreements[key] = Agreement(
             num_rows=len(pairs),
             num_compared=len(compared),
-            different=[Difference(*each) for each in different],
-            max_confidence_difference=max(
-                (
-                    abs(one["confidence"] - other["confidence"])
-                    for _, one, other in equal
-                    if one["confidence"] is not None and other["confidence"] is not None
-                ),
-                default=None,
-            ),
+            different=[each for each in compared if not each.is_equal],
+            max_confidence_difference=max(changes, default=None),
         )
     return agreements

@@ -14,7 +14,7 @@ from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, LabelsDifferError
 from mentalglm.scoring import gate as gate_room
 from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.gate import Agreement, Difference, gate, plain
+from mentalglm.scoring.gate import Agreement, Pair, gate, plain
 from mentalglm.scoring.pipeline import RunSummary
 from mentalglm.scoring.predictions import _COLUMNS
 
@@ -94,7 +94,7 @@ def test_a_post_that_is_there_twice_is_compared_twice(
 @settings(max_examples=30, deadline=None)
 def test_the_bound_holds_what_was_seen_and_shrinks_with_more_rows(num_compared: int, data: st.DataObject) -> None:
     num_different = data.draw(st.integers(0, num_compared))
-    different = [Difference("1", {}, {})] * num_different
+    different = [Pair("1", {}, {})] * num_different
     each = Agreement(num_compared, num_compared, different, None)
     more = Agreement(2 * num_compared, 2 * num_compared, different * 2, None)
     assert num_different / num_compared <= each.most_different <= 1
