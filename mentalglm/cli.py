@@ -49,8 +49,8 @@ def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption 
         from mentalglm.scoring.summary import print_plan, print_summary
 
         if dry_run:
-            plan, tasks = plan_run(settings)
-            print_plan(settings, plan, tasks)
+            plan, questions = plan_run(settings)
+            print_plan(settings, plan, questions)
         else:
             print_summary(score_posts(settings))
 
@@ -133,6 +133,34 @@ def gc(
         verb = "would be deleted" if dry_run else "deleted"
         num_bytes = sum(each.num_bytes for each in found)
         print(f"{len(found)} objects, {num_bytes} bytes {verb}; what is younger than an hour stays", file=sys.stderr)
+
+
+@app.command()
+def gate(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows of the input to try, at least.")] = 200,
+    min_agreement: Annotated[
+        float, typer.Option("--min-agreement", min=0, max=1, help="Exit code 4 where fewer labels are equal.")
+    ] = 1.0,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="OTHER.yaml", help="The other side, if not plain vLLM.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score some rows with the config's engine settings and with plain vLLM, and compare the labels row by row.
+
+    For quantisation, engine_args, dtype, model.merge. Nothing of this goes into the job's own output.
+    """
+    options = [f"--rows={rows}", f"--min-agreement={min_agreement}", *([f"--against={against}"] if against else [])]
+    with _resumable("gate", str(config), *options, set=set_):
+        settings = load_config(ScoreConfig, config, set_)
+        other = None if against is None else load_config(ScoreConfig, against)
+        from mentalglm.scoring.gate import gate as compare
+
+        report = compare(settings, rows, other)
+        print(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if json_ else "\n".join(report.describe()))
+        report.check(min_agreement)
 
 
 @app.command()

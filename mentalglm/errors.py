@@ -32,6 +32,12 @@ class ErrorBudgetExceededError(UserError):
     exit_code = 4
 
 
+class LabelsDifferError(UserError):
+    """More labels than allowed differ from those of the plain engine."""
+
+    exit_code = 4
+
+
 class InterruptedRunError(UserError):
     """The run was stopped before its end; the same command goes on where it stopped."""
 

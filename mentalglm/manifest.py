@@ -74,16 +74,20 @@ def manifest(
 def readme(manifest: Mapping[str, Any]) -> str:
     """`README.md` of a run's folder, for whoever only opens the Parquet."""
     output, model = manifest["output"], manifest["model"]
+    each, folder, columns = "post and task", "task=<task>", "task"
+    if model.get("adapters"):
+        each, folder, columns = "post, task and adapter", "task=<task>/adapter=<adapter>", "task, adapter"
     lines = [
         "# Scored posts",
         "",
         f"Run `{manifest['run_id']}`, finished {manifest['finished_at']}. Model: {model.get('name')} "
         f"(digest `{str(model.get('digest'))[:16]}`). {INTENDED_USE}",
         "",
-        "One row for each post and task, in `data/task=<task>/`:",
+        f"One row for each {each}, in `data/{folder}/`:",
         "",
         "```sql",
-        "SELECT task, status, count(*) FROM read_parquet('data/**/*.parquet', hive_partitioning = true) GROUP BY ALL;",
+        f"SELECT {columns}, status, count(*) FROM "  # noqa: S608 - shown, not run
+        "read_parquet('data/**/*.parquet', hive_partitioning = true) GROUP BY ALL;",
         "```",
         "",
         "| task | status | rows |",

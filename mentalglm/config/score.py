@@ -11,12 +11,14 @@ from mentalglm.config.base import ConfigModel
 from mentalglm.config.storage import S3Config, StorageAddress
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# A folder of the output, and a value of its column `adapter`, which readers must not take for a number or a date.
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 
 # Arguments of vLLM's engine that the config has under its own names, or that are not the user's to set.
 _OUR_ENGINE_ARGUMENTS = frozenset(
     {"model", "tokenizer", "revision", "dtype", "max_model_len", "max_num_seqs", "tensor_parallel_size"}
     | {"trust_remote_code", "load_format", "enable_lora", "max_loras", "max_lora_rank", "disable_log_stats"}
-    | {"hf_token", "enable_log_requests"}
+    | {"hf_token", "enable_log_requests", "quantization"}
 )
 
 
@@ -34,6 +36,8 @@ class InputConfig(ConfigModel):
     duplicate_ids: Literal["error", "keep_first", "keep_all"] = "error"
     """What to do when an id occurs twice: refuse the input, score only the first (the others become
     `invalid_input`), or score all and flag them `duplicate_id`. Reads the ids of the whole input first."""
+    sample_rows: int | None = Field(default=None, ge=1)
+    """Score only about so many rows, to try something: whole shards (`shard_rows`), spread evenly over the input."""
 
     @model_validator(mode="after")
     def _distinct_columns(self) -> "InputConfig":
@@ -78,6 +82,34 @@ class ModelConfig(ConfigModel):
     """Commit of a hub model. Pin it (40 hex digits) for numbers that go into a paper."""
     adapter: str | None = None
     """Folder of a LoRA adapter (PEFT format) that is applied to the model."""
+    adapters: dict[AdapterName, str | None] = {}
+    """Several adapters in one run, to compare them: name -> folder, or null for the model without one. Every post is
+    asked for each, by the same loaded model. The output has a column of their names, `adapter`, which is a folder:
+    data/task=<task>/adapter=<name>/."""
+
+    merge: bool = False
+    """Add `adapter` to the weights before they are loaded: as fast as a model without one, where vLLM is slower with an
+    adapter beside the weights; and adapters that vLLM cannot load (DoRA, modules_to_save) work. Kept in
+    ~/.cache/mentalglm, or $MENTALGLM_CACHE, of each node. The sum is rounded to the model's dtype, so probabilities may
+    differ a little: `mentalglm gate` tells whether labels do."""
+
+    @model_validator(mode="after")
+    def _something_to_merge(self) -> "ModelConfig":
+        if self.merge and self.adapter is None:
+            raise ValueError("merge is for one adapter, model.adapter; name it there, or leave merge out")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_or_adapters(self) -> "ModelConfig":
+        if self.adapters and self.adapter is not None:
+            raise ValueError("adapter and adapters are both given; put the one among the others, under a name")
+        folded = [name.casefold() for name in self.adapters]
+        for name in self.adapters:
+            if folded.count(name.casefold()) > 1:
+                raise ValueError(
+                    f"adapters: two names differ from {name!r} in case alone; some disks take them for one"
+                )
+        return self
 
 
 class GenerationConfig(ConfigModel):
@@ -140,6 +172,9 @@ class VllmEngineConfig(ConfigModel):
     max_model_len: int | None = Field(default=None, ge=64)
     """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, if the model allows it."""
     dtype: str = "auto"
+    quantization: str | None = None
+    """Quantisation that vLLM does while it loads the weights, such as `fp8`; null: as the model comes. It may change
+    labels: `mentalglm gate` tells."""
     row_timeout_s: float = Field(default=600, gt=0)
     """A row without an answer after this long becomes `engine_error`. An engine in which no row at all finishes for
     this long hangs, and is replaced."""
@@ -147,7 +182,8 @@ class VllmEngineConfig(ConfigModel):
     """How often in a row an engine is replaced without finding the row that ends it, or without an answer from the new
     one, before the run stops (exit code 75)."""
     engine_args: dict[str, Any] = {}
-    """More arguments of vLLM's `AsyncEngineArgs`, passed as they are."""
+    """More arguments of vLLM's `AsyncEngineArgs`, passed as they are. `mentalglm gate` tells whether they change
+    labels."""
 
     @field_validator("engine_args")
     @classmethod
@@ -260,6 +296,15 @@ class ScoreConfig(ConfigModel):
             raise ValueError(
                 f"generation.retry_unparsed = true: the {self.engine.kind} engine cannot hold answers to a form; leave "
                 "it out, or use vllm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_load_adapters(self) -> "ScoreConfig":
+        if self.model.adapters and isinstance(self.engine, OpenAIEngineConfig):
+            raise ValueError(
+                "model.adapters: an endpoint is asked for one model, engine.model; leave them out, and make a run for "
+                "each, or use vllm"
             )
         return self
 

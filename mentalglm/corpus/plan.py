@@ -242,7 +242,38 @@ def plan_corpus(config: InputConfig, shard_rows: int) -> CorpusPlan:
         repeated_rows=np.empty(0, np.int64),
         later_rows=np.empty(0, np.int64),
     )
-    return _with_repeated(plan, config, fs, root)
+    plan = _with_repeated(plan, config, fs, root)
+    return plan if config.sample_rows is None else _sample(plan, config.sample_rows)
+
+
+def _sample(plan: CorpusPlan, num_rows: int) -> CorpusPlan:
+    """Whole shards of the plan, spread evenly, with at least so many rows; all where there are no more."""
+    if num_rows >= plan.num_rows:
+        return plan
+    num_shards = 0
+    chosen = np.empty(0, np.int64)
+    while plan.shard_num_rows[chosen].sum() < num_rows:
+        num_left = num_rows - int(plan.shard_num_rows[chosen].sum())
+        num_shards = min(plan.num_shards, num_shards + max(1, num_left * plan.num_shards // plan.num_rows))
+        chosen = ((np.arange(num_shards) + 0.5) * plan.num_shards / num_shards).astype(np.int64)
+    first_rows = np.concatenate([[0], np.cumsum(plan.shard_num_rows[chosen])[:-1]])
+
+    def renumbered(rows: Int64Array) -> Int64Array:
+        shards = plan.shards_of(rows)
+        is_chosen = np.isin(shards, chosen)
+        rows, shards = rows[is_chosen], shards[is_chosen]
+        new: Int64Array = rows - plan._first_rows[shards] + first_rows[np.searchsorted(chosen, shards)]
+        return new
+
+    return replace(
+        plan,
+        shard_file=plan.shard_file[chosen],
+        shard_start=plan.shard_start[chosen],
+        shard_stop=plan.shard_stop[chosen],
+        shard_num_rows=plan.shard_num_rows[chosen],
+        repeated_rows=renumbered(plan.repeated_rows),
+        later_rows=renumbered(plan.later_rows),
+    )
 
 
 def check_unchanged(plan: CorpusPlan, config: InputConfig) -> int:

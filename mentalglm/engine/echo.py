@@ -11,7 +11,7 @@ from mentalglm.tasks import Task, find_marker, render_answer
 
 
 class EchoEngine:
-    """Answers in the task's own template; which labels, a hash of the post decides. The same post, the same answer."""
+    """Answers in the task's own template; which labels, a hash of the post and the adapter's name decides."""
 
     def __init__(self, config: EchoEngineConfig, tasks: Sequence[Task], encoder: ChatEncoder | None = None) -> None:
         """`encoder`: prompts are encoded with it, for the time that it takes."""
@@ -57,7 +57,8 @@ class EchoEngine:
 
     def _answer(self, request: Request, num_prompt_tokens: int) -> Completion:
         text = request.prompt.text
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        asked = text if request.adapter is None else f"{request.adapter} {text}"
+        digest = hashlib.blake2b(asked.encode(), digest_size=8).digest()
         task = self._tasks[request.task]
         answerable = task.answerable
         label = answerable[digest[0] % len(answerable)]

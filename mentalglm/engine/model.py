@@ -1,13 +1,12 @@
 """Which model a name stands for: the demo model in the package, a folder, or a hub id."""
 
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mentalglm.config import ModelConfig
+from mentalglm.engine.adapter import Adapter, resolve_adapter
+from mentalglm.engine.files import digest_of, read_json
 from mentalglm.errors import ConfigError
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -22,17 +21,23 @@ class ResolvedModel:
     path: str
     """Folder of the weights, on this machine."""
     digest: str
-    """sha256 over the names and contents of its files, and of the adapter's."""
-    adapter: str | None = None
-    """Folder of the LoRA adapter."""
-    adapter_rank: int | None = None
+    """sha256 over the names and contents of its files, and of those of `model.adapter`."""
+    adapters: Mapping[str | None, Adapter | None] = field(default_factory=lambda: {None: None})
+    """Name -> adapter of `model.adapters`; `model.adapter` has the name None. Without an adapter: the bare model."""
+    is_to_be_merged: bool = False
+    """`model.merge`: the adapter goes into the weights before they are loaded (merge.py)."""
+
+    @property
+    def adapter_digests(self) -> dict[str | None, str | None]:
+        """Name -> digest of each adapter."""
+        return {name: None if adapter is None else adapter.digest for name, adapter in self.adapters.items()}
 
 
 def resolve_model(config: ModelConfig) -> ResolvedModel:
     """Finds the model (downloading a hub id where the hub can be reached) and takes its digest.
 
     Raises: ConfigError for a folder that is not there or is no model, weights that are not safetensors (others can
-    run code when they are loaded), a hub id that cannot be had, an adapter that vLLM cannot load.
+    run code when they are loaded), a hub id that cannot be had, an adapter that does not fit or vLLM cannot load.
     """
     if config.path == "demo":
         folder = DEMO_MODEL
@@ -43,21 +48,15 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     else:
         folder = _download(config.path, config.revision)
     _check_model(folder, config.path)
-    adapter = rank = None
     if config.adapter is not None:
-        adapter, rank = _check_adapter(config.adapter)
-    return ResolvedModel(config.path, str(folder), _digest(folder, adapter), str(adapter) if adapter else None, rank)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A model's JSON file. Raises: ConfigError when it is not one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ConfigError(f"{path.parent}: {path.name} is missing or not JSON; is this the folder you mean?") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path.parent}: {path.name} is not a JSON object; is this the folder you mean?")
-    return data
+        adapter = resolve_adapter("model.adapter", config.adapter, folder, for_vllm=not config.merge)
+        digest = digest_of(folder, Path(adapter.path))
+        return ResolvedModel(config.path, str(folder), digest, {None: adapter}, is_to_be_merged=config.merge)
+    adapters: dict[str | None, Adapter | None] = {
+        name: None if path is None else resolve_adapter(f"model.adapters.{name}", path, folder)
+        for name, path in config.adapters.items()
+    }
+    return ResolvedModel(config.path, str(folder), digest_of(folder), adapters or {None: None})
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -79,36 +78,3 @@ def _check_model(folder: Path, name: str) -> None:
             f"model.path = {name!r}: no *.safetensors in the folder; "
             "convert the weights (.bin and .pt files can run code when loaded and are not read)"
         )
-
-
-def _check_adapter(adapter: str) -> tuple[Path, int]:
-    folder = Path(adapter).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"model.adapter = {adapter!r}: no such folder; give the folder of a PEFT adapter")
-    settings = read_json(folder / "adapter_config.json")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ConfigError(f"model.adapter = {adapter!r}: no adapter_model.safetensors; save it as safetensors")
-    if settings.get("peft_type") != "LORA" or settings.get("use_dora") or settings.get("modules_to_save"):
-        raise ConfigError(
-            f"model.adapter = {adapter!r}: vLLM loads plain LoRA only (no DoRA, no modules_to_save); merge it instead"
-        )
-    return folder.resolve(), int(settings["r"])
-
-
-def _digest(folder: Path, adapter: Path | None) -> str:
-    total = hashlib.sha256()
-    for root in [folder, *([adapter] if adapter else [])]:
-        for path in _files(root):
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
-        total.update(b"\n")
-    return total.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """The files that decide what a model answers; a README may change."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}:
-            yield path

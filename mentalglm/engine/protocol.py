@@ -16,6 +16,8 @@ class Request:
     task: str
     """Name of the task."""
     prompt: Prompt
+    adapter: str | None = None
+    """Which of `model.adapters` is to answer; None where there is no choice."""
     markers: tuple[str, ...] = ()
     """Strings that end the head of the answer (理由, Reasoning, ...)."""
     head_only: bool = False

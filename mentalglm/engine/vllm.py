@@ -20,7 +20,8 @@ import psutil  # type: ignore[import-untyped]
 
 from mentalglm.config import GenerationConfig, VllmEngineConfig
 from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
-from mentalglm.engine.model import ResolvedModel, read_json
+from mentalglm.engine.files import read_json
+from mentalglm.engine.model import ResolvedModel
 from mentalglm.engine.orphans import reaped
 from mentalglm.engine.overheard import overhear
 from mentalglm.engine.protocol import Completion, FinishReason, Request
@@ -56,7 +57,9 @@ class VllmEngine:
                 raise
         cores = [each.pid for each in multiprocessing.active_children() if each not in others]
         self._processes = _with_descendants({psutil.Process(pid) for pid in cores if psutil.pid_exists(pid)})
-        self._lora = _lora_request(model)
+        self._loras = _lora_requests(model)
+        self._are_loras_loaded = False
+        self._loading = asyncio.Lock()
         self._tokenizer = self._engine.get_tokenizer()
         self._encoder = ChatEncoder(
             self._tokenizer,
@@ -110,6 +113,7 @@ class VllmEngine:
         if request.head is not None and len(request.head.token_ids) >= self._max_tokens(request):
             return self._completion(request, encoded, (), "length")
         try:
+            await self._load_adapters()
             output = await self._generate(request, encoded)
         except EngineDeadError:
             raise EngineDiedError from None
@@ -161,6 +165,33 @@ class VllmEngine:
         self._engine.shutdown(timeout=0)
         self._reaper.end()
 
+    async def _load_adapters(self) -> None:
+        """Before the first row: vLLM would load an adapter for the row that asks for it, and die where it cannot.
+
+        Here and not at the start, since it needs the event loop that the rows are asked in. Raises: ConfigError.
+        """
+        if self._are_loras_loaded:
+            return
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        async with self._loading:
+            for name, lora in self._loras.items():
+                if lora is None or self._are_loras_loaded:
+                    continue
+                try:
+                    await self._engine.add_lora(lora)
+                except EngineDeadError:
+                    raise
+                except Exception as error:  # vLLM hands over the message alone
+                    if self._engine.errored:
+                        raise EngineDiedError from None
+                    key = "model.adapter" if name is None else f"model.adapters.{name}"
+                    raise ConfigError(
+                        f"{key} = {lora.lora_path!r}: vLLM cannot load it: {' '.join(str(error).split())[:300]}; mend "
+                        "it, or set model.merge: true"
+                    ) from None
+            self._are_loras_loaded = True
+
     async def time_alone(self, requests: Sequence[Request], *, logprobs: bool = True) -> list[float]:
         """AsyncLLM alone, the limit that the job is measured against: every request queued at once, final outputs only
         and unread. Requests whose prompts do not fit are left out.
@@ -206,7 +237,7 @@ class VllmEngine:
             tokens_input([*encoded.token_ids, *so_far]),
             parameters,
             str(next(self._request_ids)),
-            lora_request=self._lora,
+            lora_request=self._loras[request.adapter],
         ):
             final = output
         assert final is not None
@@ -324,12 +355,18 @@ def engine_arguments(
         # A CPU has no CUDA graphs to gain from, and compiling costs a minute.
         "enforce_eager": num_gpus == 0,
         "enable_prefix_caching": True,
+        "quantization": config.quantization,
         "load_format": "safetensors",
         "trust_remote_code": False,
         "disable_log_stats": True,
     }
-    if model.adapter is not None:
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(model.adapter_rank or 16)}
+    adapters = [adapter for adapter in model.adapters.values() if adapter is not None]
+    if adapters:
+        rank = _lora_rank(max(adapter.rank for adapter in adapters))
+        # On a CPU, vLLM 0.32 gives a row without an adapter that in the last place, when others of its batch have one
+        # (vllm-project/vllm pull request 48421): so that place stays empty.
+        num_empty = int(num_gpus == 0 and len(adapters) < len(model.adapters))
+        arguments |= {"enable_lora": True, "max_loras": len(adapters) + num_empty, "max_lora_rank": rank}
     return arguments | config.engine_args
 
 
@@ -381,12 +418,14 @@ def _dtype(dtype: str, num_gpus: int) -> str:
     return "auto" if native else "float32"
 
 
-def _lora_request(model: ResolvedModel) -> Any:
-    if model.adapter is None:
-        return None
+def _lora_requests(model: ResolvedModel) -> dict[str | None, Any]:
+    """Name -> what vLLM knows the adapter by; None for the bare model. Without `model.adapter`, None names that too."""
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest("adapter", 1, model.adapter)
+    requests: dict[str | None, Any] = {None: None}
+    for number, (name, adapter) in enumerate(model.adapters.items(), start=1):
+        requests[name] = None if adapter is None else LoRARequest(name or "adapter", number, adapter.path)
+    return requests
 
 
 def _lora_rank(rank: int) -> int:

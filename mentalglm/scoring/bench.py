@@ -27,10 +27,12 @@ from rich.table import Table
 from mentalglm import storage
 from mentalglm.config import BenchConfig, ScoreConfig, VllmEngineConfig, validate
 from mentalglm.corpus import ShardReader, plan_corpus
+from mentalglm.engine.merge import merged
 from mentalglm.engine.model import resolve_model
 from mentalglm.engine.protocol import Request
 from mentalglm.errors import ConfigError
 from mentalglm.manifest import code_version
+from mentalglm.scoring.questions import questions_of
 from mentalglm.scoring.throughput import steady_rate
 from mentalglm.tasks import load_task
 
@@ -240,7 +242,7 @@ def _run_bare(config: ScoreConfig, *, logprobs: bool = True) -> tuple[_Finished,
 
     assert isinstance(config.engine, VllmEngineConfig)
     engine = VllmEngine(
-        config.engine, config.generation, resolve_model(config.model), num_gpus=config.engine.num_gpus or 0
+        config.engine, config.generation, merged(resolve_model(config.model)), num_gpus=config.engine.num_gpus or 0
     )
 
     async def ask() -> list[float]:
@@ -263,7 +265,7 @@ def _run_ray_data_llm(config: ScoreConfig) -> tuple[_Finished, None]:
 
     assert isinstance(config.engine, VllmEngineConfig)
     set_environment(config.engine.num_gpus or 0)
-    model = resolve_model(config.model)
+    model = merged(resolve_model(config.model))
     arguments = engine_arguments(config.engine, config.generation, model, num_gpus=config.engine.num_gpus or 0)
     encoder = ChatEncoder(
         AutoTokenizer.from_pretrained(model.path), max_prompt_tokens=config.generation.max_prompt_tokens
@@ -309,9 +311,9 @@ def _requests(config: ScoreConfig) -> list[Request]:
     storage.configure(config.s3)
     plan = plan_corpus(config.input, config.shard_rows)
     reader = ShardReader(config.input, plan)
-    tasks = [load_task(name) for name in config.tasks]
+    questions = questions_of(config, [load_task(name) for name in config.tasks])
     texts = [text for shard in range(plan.num_shards) for text in reader.read(plan.shard(shard)).texts if text]
-    return [Inquiry(config, task, text, "").request for text in texts for task in tasks]
+    return [Inquiry(config, question, text, "").request for text in texts for question in questions]
 
 
 def _main(name: str, folder: Path) -> None:

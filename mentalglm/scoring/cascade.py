@@ -1,4 +1,4 @@
-"""Label first: what is asked about one (post, task), one step after the other, until its outcome is known.
+"""Label first: what is asked about one (post, question), one step after the other, until its outcome is known.
 
 Unless every answer is to be explained, the head alone is asked for. It is gone on from where `explain` wants the
 explanation, and where the head does not say enough by itself (`tasks.parse_head`): so labels, status, confidence and
@@ -13,26 +13,28 @@ from dataclasses import replace
 from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.scoring.predictions import Outcome, interpret
-from mentalglm.tasks import Task, answer_heads, head_pattern, render_prompt
+from mentalglm.scoring.questions import Question
+from mentalglm.tasks import answer_heads, head_pattern, render_prompt
 
 NO_LABEL = "none"
 """In `cascade.sample`: the rows to which no label applies."""
 
 
 class Inquiry:
-    """One (post, task) on its way to an outcome.
+    """One (post, question) on its way to an outcome.
 
     `request` is what to ask first; every completion goes to `take`, which says what to ask next. Once it says nothing,
     `outcome` is there.
     """
 
-    def __init__(self, config: ScoreConfig, task: Task, text: str, text_hash: str) -> None:
+    def __init__(self, config: ScoreConfig, question: Question, text: str, text_hash: str) -> None:
         self._config = config
-        self._task = task
+        self._task = task = question.task
         self._text_hash = text_hash
         self.request = Request(
             task=task.name,
             prompt=render_prompt(task, text),
+            adapter=question.adapter,
             markers=tuple(task.markers),
             head_only=config.explain != "all",
             alternatives=answer_heads(task) if task.kind == "binary" else None,
@@ -117,8 +119,8 @@ class Inquiry:
         return is_chosen
 
     def _is_sampled(self, outcome: Outcome) -> bool:
-        """Whether the row falls into the sample of its labels. Equal texts do together, and again on resuming; a
-        larger rate takes the rows of a smaller one and more."""
+        """Whether the row falls into the sample of its labels. Equal texts do together, for every adapter, and again
+        on resuming; a larger rate takes the rows of a smaller one and more."""
         rates = self._config.cascade.sample
         if isinstance(rates, dict):
             names = {*(outcome.labels or ()), *(outcome.parents or ())} or {NO_LABEL}

@@ -74,8 +74,8 @@ class Estimate(BaseModel):
     num_gpus: int
     """Of one engine."""
     num_rows: int
-    """Rows of the input that are to be scored, on each of `num_tasks`."""
-    num_tasks: int
+    """Rows of the input that are to be scored, `num_questions` times: each task, of each adapter."""
+    num_questions: int
     num_sampled_rows: int
     num_sampled_shards: int
     is_saturated: bool
@@ -234,7 +234,7 @@ def _draw(job: Job, plan: CorpusPlan, num_rows: int | None) -> tuple[Sample, int
         num_rows,
         num_slots=num_slots(job.config.engine),
         num_engines=min(job.config.engine.num_engines, plan.num_shards),
-        num_tasks=len(job.tasks),
+        num_questions=len(job.questions),
     )
     reader = ShardReader(job.config.input, plan)
 
@@ -282,11 +282,11 @@ def _measure(job: Job, plan: CorpusPlan, sample: Sample, rows_per_draw: int, uri
     config = job.config.model_copy(update=changes)
     ledger = Ledger(uri)
     ledger.create(job.fingerprint(plan), plan, {})
-    rows = {shard: {task.name: each for task in job.tasks} for shard, each in sample.by_shard().items()}
+    rows = {shard: {question.key: each for question in job.questions} for shard, each in sample.by_shard().items()}
     attempt, totals = Attempt(sample.num_rows), Totals()
     with Lease.acquire(uri) as lease:
         spec = RunSpec(config, job.tasks, job.model, job.footer(ledger.record.run_id), lease.epoch, rows=rows)
-        num_predictions = sample.num_rows * len(job.tasks)
+        num_predictions = sample.num_rows * len(job.questions)
         scored = score_shards(
             spec, list(rows), num_predictions, totals, lease, lambda: None, scorer=SampleScorer, on_start=attempt.start
         )
@@ -303,7 +303,7 @@ def _predict(
     job: Job, plan: CorpusPlan, sample: Sample, measured: _Measured, price: float | None, num_committed: int
 ) -> Estimate:
     """From the sample to the whole."""
-    tasks = [task.name for task in job.tasks]
+    tasks = [question.key for question in job.questions]
     averages = _averages(sample, measured, tasks)
     num_engines = min(job.config.engine.num_engines, plan.num_shards)
     shards = [shard for shard in measured.shards.values() if shard is not None]
@@ -335,7 +335,7 @@ def _predict(
         num_engines=num_engines,
         num_gpus=num_gpus,
         num_rows=plan.num_rows,
-        num_tasks=len(tasks),
+        num_questions=len(tasks),
         num_sampled_rows=sample.num_rows,
         num_sampled_shards=len(measured.shards),
         is_saturated=rate.is_saturated,

@@ -17,7 +17,9 @@ from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import shards_in_parts
 from mentalglm.scoring.retry import finished_rounds
 
-_SHARD = re.compile(r"(?:retries/(?P<round>\d+)/)?shards/(?:task=[^/]+|errors)/(?P<shard>\d{8,})\.parquet")
+_SHARD = re.compile(
+    r"(?:retries/(?P<round>\d+)/)?shards/(?:task=[^/]+(?:/adapter=[^/]+)?|errors)/(?P<shard>\d{8,})\.parquet"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from mentalglm.scoring.cascade import NO_LABEL
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.order import cut_for_engines
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
+from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.scoring.worker import unreadable_now
 from mentalglm.tasks import PARSER_VERSION, Task, builtin_tasks, load_task
 
@@ -37,6 +38,11 @@ class Job:
     tasks: tuple[Task, ...]
     model: ResolvedModel | None
     """None where the engine loads none here."""
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What is asked about each post."""
+        return questions_of(self.config, self.tasks)
 
     @classmethod
     def resolve(cls, config: ScoreConfig) -> "Job":
@@ -78,7 +84,7 @@ class Job:
         now = self.fingerprint(plan)
         if is_retry:
             now["generation"]["retry_max_tokens"] = standing["generation"]["retry_max_tokens"]
-        difference = _difference(standing, now)
+        difference = differences(standing, now)
         if difference and is_retry:
             raise ConfigError(
                 f"--set: {'; '.join(difference)}: rows are retried as the run was made; leave it out, or score all "
@@ -107,14 +113,21 @@ class Job:
             engine |= {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len}
             numeric = {key: value for key, value in config.engine.engine_args.items() if key not in _RESOURCE_ARGUMENTS}
             engine |= {"engine_args": numeric}
+            if config.engine.quantization is not None:
+                engine |= {"quantization": config.engine.quantization}
         elif isinstance(config.engine, OpenAIEngineConfig):
             engine |= {"base_url": config.engine.base_url, "model": config.engine.model}
+        # Only where there are some: the fingerprints of other runs stay what they were.
+        adapters: dict[str, Any] = {"adapters": self._adapter_digests()} if config.model.adapters else {}
+        if config.model.merge:  # rounded otherwise: a probability near a threshold may fall on its other side
+            adapters["merged"] = True
         return {
             "schema": SCHEMA_VERSION,
             "parser": PARSER_VERSION,
             "normal_form": NORMAL_FORM_VERSION,
             "tasks": {task.name: task.digest for task in self.tasks},
             "model": self.model.digest if self.model else None,
+            **adapters,
             "engine": engine,
             "generation": config.generation.model_dump(),
             "explain": config.explain,
@@ -126,21 +139,32 @@ class Job:
                 "text_column": config.input.text_column,
                 "keep_columns": config.input.keep_columns,
                 "duplicate_ids": config.input.duplicate_ids,
+                **({} if config.input.sample_rows is None else {"sample_rows": config.input.sample_rows}),
             },
             "keep_text": config.output.keep_text,
             "partition_by": config.output.partition_by,
         }
 
+    def _adapter_digests(self) -> dict[str, str | None]:
+        """Of each of `model.adapters`; None for the bare model, and where no model is loaded."""
+        found = self.model.adapter_digests if self.model else {}
+        return {name: found.get(name) for name in self.config.model.adapters}
+
     def footer(self, run_id: str) -> dict[str, Any]:
         """What made the numbers, for the footer of every file and the manifest."""
         config, model = self.config, self.model
         if model is not None:
-            named = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
-            named |= {"adapter": config.model.adapter}
+            named: dict[str, Any] = {"name": model.name, "digest": model.digest, "revision": config.model.revision}
+            named |= {"adapter": config.model.adapter} | ({"merged": True} if config.model.merge else {})
         elif isinstance(config.engine, OpenAIEngineConfig):
             named = {"name": config.engine.model, "endpoint": config.engine.base_url}
         else:
             named = {"name": config.engine.kind}
+        if config.model.adapters:
+            digests = self._adapter_digests()
+            named["adapters"] = {
+                name: {"path": path, "digest": digests[name]} for name, path in config.model.adapters.items()
+            }
         return manifest.footer(
             run_id=run_id,
             model={"engine": config.engine.kind, **named},
@@ -194,6 +218,9 @@ def _lasting(config: ScoreConfig) -> dict[str, Any]:
         data["model"]["path"] = _absolute(config.model.path)
     if config.model.adapter is not None:
         data["model"]["adapter"] = _absolute(config.model.adapter)
+    data["model"]["adapters"] = {
+        name: None if path is None else _absolute(path) for name, path in config.model.adapters.items()
+    }
     data["tasks"] = [name if name in builtin_tasks() else str(Path(name).absolute()) for name in config.tasks]
     return data
 
@@ -228,13 +255,13 @@ def _check_sample(config: ScoreConfig, tasks: Sequence[Task]) -> None:
             raise ConfigError(f"cascade.sample: {name!r} is no label of the tasks; use {', '.join(sorted(known))}")
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """`key: old value, now new value`, for every value that differs."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += _difference(before, after, f"{prefix}{key}.")
+            lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
             lines.append(f"{prefix}{key}: {_short(before)}, now {_short(after)}")
     return lines

@@ -10,6 +10,8 @@ matters.
     _run/parts/<number>.json    data/task=<task>/part-<number>.parquet    errors/part-<number>.parquet
     manifest.json    README.md    _SUCCESS         (in this order, when all is in parts)
     _run/retries/<round>.json   _run/retries/<round>/{shards,commits}/...   _run/retries/<round>.done.json   (retry.py)
+
+Where adapters are compared, <task> is <task>/adapter=<adapter> everywhere (questions.py).
 """
 
 import hashlib
@@ -35,21 +37,22 @@ from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, InputError, InternalError, StorageError, UserError
 from mentalglm.scoring.commit import NO_EFFORT, Effort, ShardCommit, StagedFile
 from mentalglm.scoring.predictions import (
-    ERROR_SCHEMA,
     Outcome,
     count_labels,
     count_statuses,
     error_rows,
+    error_table,
     failed_rows,
     hash_ids,
     to_parquet,
 )
+from mentalglm.scoring.questions import question_columns
 
 _VERSION = 2  # of what is in _run/
 _COMMIT = re.compile(r"(\d{8,})\.json")
 
 Keep = Callable[[Mapping[str, pa.Table], Mapping[str, Sequence[str | None]]], None]
-"""Takes task -> predictions of a shard, and task -> reasons of those that failed."""
+"""Takes task -> predictions of a shard, and task -> reasons of those that failed; task: a question's key."""
 
 
 class RunRecord(BaseModel):
@@ -195,6 +198,7 @@ class Ledger:
         """Writes the predictions of a shard, its failed rows and its record, and returns the record that stands.
 
         `tables`: task -> predictions, those of all tasks for the same rows; in a retry each task has rows of its own.
+        Where adapters are compared, a task here is one of one adapter: a question's key.
         `keep`: called before the record is written, with the predictions that stand and the reasons of failed rows.
         """
         files: dict[str, StagedFile] = {}
@@ -208,7 +212,9 @@ class Ledger:
         standing_tables: dict[str, pa.Table] = {}
         standing_reasons: dict[str, list[str | None]] = {}
         for task, table in tables.items():
-            files[f"task={task}"], standing = self._stage(f"task={task}", shard, table, {**provenance, "task": task})
+            files[f"task={task}"], standing = self._stage(
+                f"task={task}", shard, table, {**provenance, **question_columns(task)}
+            )
             id_hash = hash_ids(table.column("post_id"))
             if standing is not table and hash_ids(standing.column("post_id")) != id_hash:
                 raise InternalError(
@@ -230,7 +236,7 @@ class Ledger:
             for name in num_tokens:
                 num_tokens[name] += pc.sum(standing.column(name)).as_py() or 0
         if errors:
-            files["errors"], _ = self._stage("errors", shard, pa.Table.from_pylist(errors, ERROR_SCHEMA), provenance)
+            files["errors"], _ = self._stage("errors", shard, error_table(errors), provenance)
         if keep is not None:
             keep(standing_tables, standing_reasons)
         return self._put_commit(

@@ -22,7 +22,7 @@ import numpy as np
 
 from mentalglm.config import EchoEngineConfig, EngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan
-from mentalglm.tasks import Task
+from mentalglm.scoring.questions import Question
 
 Int64Array = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -35,13 +35,20 @@ _HELD_BACK = 3
 """Shards for each lane that come last."""
 
 
-def asking_order(picked: Mapping[str, Sequence[int]], tasks: Sequence[Task]) -> list[tuple[int, int]]:
-    """(row, number of the task), in the order in which an engine is asked for a shard. `picked`: task -> rows."""
-    return sorted((row, number) for number, task in enumerate(tasks) for row in picked.get(task.name, ()))
+def asking_order(picked: Mapping[str, Sequence[int]], questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """(row, number of the question), in the order in which an engine is asked for a shard: one adapter after the other,
+    since nothing is shared between them, and a post's tasks together. `picked`: key of a question -> rows."""
+    adapters = list(dict.fromkeys(question.adapter for question in questions))
+    keys = sorted(
+        (adapters.index(question.adapter), row, number)
+        for number, question in enumerate(questions)
+        for row in picked.get(question.key, ())
+    )
+    return [(row, number) for _, row, number in keys]
 
 
 def handing_order(
-    config: ScoreConfig, pending: Sequence[int], num_rows: Mapping[int, int] | Int64Array, num_tasks: int
+    config: ScoreConfig, pending: Sequence[int], num_rows: Mapping[int, int] | Int64Array, num_questions: int
 ) -> list[int]:
     """The shards in the order in which lanes get them. `pending` ascends; `num_rows`: of a shard, by its number.
 
@@ -50,7 +57,7 @@ def handing_order(
     """
     if config.order == "input" or config.dedup == "corpus":  # copies wait for earlier shards, so those come first
         return list(pending)
-    num_last = _HELD_BACK * config.engine.num_engines * shards_in_flight(config, num_tasks)
+    num_last = _HELD_BACK * config.engine.num_engines * shards_in_flight(config, num_questions)
     last = heapq.nsmallest(num_last, pending, key=lambda shard: (num_rows[shard], -shard))
     held_back = set(last)
     return [shard for shard in pending if shard not in held_back] + last[::-1]
@@ -85,17 +92,18 @@ def cut_for_engines(plan: CorpusPlan, config: ScoreConfig) -> CorpusPlan:
     )
 
 
-def shards_in_flight(config: ScoreConfig, num_tasks: int) -> int:
+def shards_in_flight(config: ScoreConfig, num_questions: int) -> int:
     """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
-    return min(16, 1 + max(1, math.ceil(2 * num_slots(config.engine) / (config.shard_rows * num_tasks))))
+    return min(16, 1 + max(1, math.ceil(2 * num_slots(config.engine) / (config.shard_rows * num_questions))))
 
 
 def _smallest_shard(config: ScoreConfig) -> int:
     """Rows of the last shards. While one drains, the others of its engine still fill it."""
-    num_tasks = len(config.tasks)
-    num_others = shards_in_flight(config, num_tasks) - 1
+    num_questions = len(config.tasks) * len(config.model.adapters or [None])
+    num_others = shards_in_flight(config, num_questions) - 1
     return max(
-        math.ceil(config.shard_rows / _SMALLEST_PART), math.ceil(num_slots(config.engine) / (num_tasks * num_others))
+        math.ceil(config.shard_rows / _SMALLEST_PART),
+        math.ceil(num_slots(config.engine) / (num_questions * num_others)),
     )
 
 

@@ -19,10 +19,10 @@ from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.order import handing_order
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import connect, score_shards
+from mentalglm.scoring.questions import Question
 from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
 from mentalglm.scoring.throughput import Throughput
 from mentalglm.scoring.worker import RunSpec
-from mentalglm.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,13 @@ def _run(
     pending, totals = parts.missing(plan.num_shards), parts.totals
     spec = RunSpec(job.config, job.tasks, job.model, job.footer(ledger.record.run_id), lease.epoch, started=began)
     throughput = Throughput(began, min(job.config.engine.num_engines, len(pending)))
-    budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows, len(job.tasks))
+    budget = _ErrorBudget(job.config.max_error_rate, plan.num_rows, len(job.questions))
     try:
         budget.check(totals)
         if job.config.dedup == "corpus" and pending:
             connect()
             find_duplicates(job.config, plan, ledger)
-        pending = handing_order(job.config, pending, plan.shard_num_rows, len(job.tasks))
+        pending = handing_order(job.config, pending, plan.shard_num_rows, len(job.questions))
         attempt = Attempt(plan.num_rows - totals.num_rows - totals.num_quarantined)
         for commit in score_shards(
             spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals), on_start=attempt.start
@@ -108,7 +108,7 @@ def _run(
         raise
     parts.flush()
     job.check_input(plan)
-    _check_conservation(plan, totals, job.tasks, parts)
+    _check_conservation(plan, totals, job.questions, parts)
     parts.check_files()
     report = throughput.report()
     record = _manifest(ledger, plan, totals, parts, spec.provenance, report, seconds=time.time() - began)
@@ -141,26 +141,26 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
         spec = RunSpec(job.config, job.tasks, job.model, footer, lease.epoch, current.ledger.folder, rows)
         totals = Totals.of(current.committed())
         num_rows = {shard: sum(map(len, tasks.values())) for shard, tasks in rows.items()}
-        pending = handing_order(job.config, list(rows), num_rows, len(job.tasks))
+        pending = handing_order(job.config, list(rows), num_rows, len(job.questions))
         for commit in score_shards(spec, pending, current.num_predictions, totals, lease, lambda: None):
             totals.add(commit)
         return current.finish(job.config.output.partition_by)
 
 
-def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Task, ...]]:
+def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Question, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
     job = Job.resolve(config)
     ledger = Ledger(job.config.output.uri)
-    return job.plan_for(ledger), job.tasks
+    return job.plan_for(ledger), job.questions
 
 
 class _ErrorBudget:
     """Ends a run as soon as more predictions have failed than the whole run may have."""
 
-    def __init__(self, max_error_rate: float, num_rows: int, num_tasks: int) -> None:
+    def __init__(self, max_error_rate: float, num_rows: int, num_questions: int) -> None:
         self._rate = max_error_rate
-        self._num_tasks = num_tasks
-        self.num_predictions = num_rows * num_tasks
+        self._num_questions = num_questions
+        self.num_predictions = num_rows * num_questions
         """The most there can be; at the end those that a model was asked for."""
 
     def check(self, totals: Totals) -> None:
@@ -170,7 +170,7 @@ class _ErrorBudget:
 
     def error(self, totals: Totals) -> ErrorBudgetExceededError | None:
         """What to end the run with, once the budget is spent."""
-        num_unreadable = totals.num_quarantined * self._num_tasks
+        num_unreadable = totals.num_quarantined * self._num_questions
         num_failed = totals.num_failed + num_unreadable
         if num_failed <= self._rate * self.num_predictions:
             return None
@@ -185,8 +185,8 @@ class _ErrorBudget:
         )
 
 
-def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...], parts: PartWriter) -> None:
-    """Every row of the input has one prediction for each task in `data/`, or is counted as unreadable.
+def _check_conservation(plan: CorpusPlan, totals: Totals, questions: Sequence[Question], parts: PartWriter) -> None:
+    """Every row of the input has one prediction for each question in `data/`, or is counted as unreadable.
 
     Rows are compared by number, ids as multisets by their hashes; memory grows with the shards, not with the rows.
     """
@@ -195,17 +195,17 @@ def _check_conservation(plan: CorpusPlan, totals: Totals, tasks: tuple[Task, ...
             f"{totals.num_shards} of {plan.num_shards} shards are committed; the run is not published, please report it"
         )
     written = parts.id_hashes()
-    for task in tasks:
-        num_predictions = sum(totals.statuses.get(task.name, Counter()).values())
+    for task in [question.key for question in questions]:
+        num_predictions = sum(totals.statuses.get(task, Counter()).values())
         if num_predictions + totals.num_quarantined != plan.num_rows:
             raise InternalError(
-                f"rows do not add up: task {task.name} has {num_predictions} predictions + {totals.num_quarantined} "
+                f"rows do not add up: task {task} has {num_predictions} predictions + {totals.num_quarantined} "
                 f"unreadable rows for {plan.num_rows} rows of input; the run is not published, please report it"
             )
-        num_written = sum(file.num_rows for file in parts.files if file.kind == f"task={task.name}")
-        if num_written != num_predictions or (num_written and written[f"task={task.name}"] != totals.id_hash):
+        num_written = sum(file.num_rows for file in parts.files if file.kind == f"task={task}")
+        if num_written != num_predictions or (num_written and written[f"task={task}"] != totals.id_hash):
             raise InternalError(
-                f"rows do not add up: data/task={task.name} has {num_written} rows where {num_predictions} are "
+                f"rows do not add up: data/task={task} has {num_written} rows where {num_predictions} are "
                 "committed, or other ids; the run is not published, please report it"
             )
     num_listed = sum(file.num_rows for file in parts.files if file.kind == "errors")

@@ -50,7 +50,7 @@ def score_shards(
     connect()
     num_engines = min(spec.config.engine.num_engines, len(pending))
     num_gpus, num_cpus = _resources(spec.config, num_engines)
-    lanes_each = shards_in_flight(spec.config, len(spec.tasks))
+    lanes_each = shards_in_flight(spec.config, len(spec.questions))
     spec = replace(spec, num_gpus=num_gpus, shards_in_flight=lanes_each)
     # Beside the driver: it must not die with a node that the run could do without.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -1,4 +1,4 @@
-"""The table that a score run writes: one row for each (post, task)."""
+"""The table that a score run writes: one row for each (post, question)."""
 
 import hashlib
 import io
@@ -16,6 +16,7 @@ from mentalglm.config import ScoreConfig
 from mentalglm.corpus import Posts
 from mentalglm.engine.protocol import Completion
 from mentalglm.errors import ConfigError
+from mentalglm.scoring.questions import question_columns
 from mentalglm.tasks import Task, parse_answer, parse_head
 
 SCHEMA_VERSION = "1"
@@ -58,19 +59,18 @@ _COLUMNS = [
     pa.field("flags", pa.list_(pa.string()), nullable=False),
 ]
 
-ERROR_SCHEMA = pa.schema(
-    [
-        pa.field("post_id", pa.string()),
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),
-    ]
-)
+_ERROR_COLUMNS = [
+    pa.field("post_id", pa.string()),
+    pa.field("task", pa.string(), nullable=False),
+    pa.field("adapter", pa.string(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("reason", pa.string()),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one (post, task)."""
+    """What became of one (post, question)."""
 
     status: str
     reason: str | None = None
@@ -131,6 +131,7 @@ def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
     Raises: ConfigError when a kept column has the name of one of ours, or one to partition by has no name for a folder.
     """
     ours = {field.name for field in _COLUMNS} | {"task"} | ({"text"} if config.output.keep_text else set())
+    ours |= {"adapter"} if config.model.adapters else set()
     for name in kept.names:
         if name.casefold() in ours:  # most SQL engines do not tell Labels from labels
             raise ConfigError(f"input.keep_columns names {name!r}, which is a column of the output; rename it")
@@ -177,15 +178,22 @@ def prediction_table(schema: pa.Schema, posts: Posts, outcomes: Sequence[Outcome
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def error_rows(task: str, table: pa.Table, reasons: Sequence[str | None]) -> list[dict[str, Any]]:
-    """The rows of a prediction table that have no result, as rows of `errors/`."""
+def error_rows(key: str, table: pa.Table, reasons: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The rows of a question's prediction table that have no result, as rows of `errors/`."""
     statuses = table.column("status").to_pylist()
     ids = table.column("post_id").to_pylist()
+    columns = question_columns(key)
     return [
-        {"post_id": post_id, "task": task, "status": status, "reason": reason}
+        {"post_id": post_id, **columns, "status": status, "reason": reason}
         for post_id, status, reason in zip(ids, statuses, reasons, strict=True)
         if status != "ok"
     ]
+
+
+def error_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows of `errors/`, at least one, as a table; with the column `adapter` where they have it."""
+    schema = pa.schema([field for field in _ERROR_COLUMNS if field.name in rows[0]])
+    return pa.Table.from_pylist(rows, schema)
 
 
 def failed_rows(table: pa.Table) -> dict[str, list[int]]:

@@ -42,6 +42,7 @@ from mentalglm.scoring.parts import (
     split,
 )
 from mentalglm.scoring.predictions import INPUT_STATUSES, PARQUET_OPTIONS, STATUSES, Outcome, hash_ids
+from mentalglm.scoring.questions import question_columns
 
 # The input decides the other columns; those may differ between rows that are interchangeable here.
 _REPLACED = frozenset(field.name for field in fields(Outcome)) - {"reason"}
@@ -244,7 +245,11 @@ class RetryRound:
             tables: list[pa.Table] = []
             for commit, table in zip(having, read_staged(self.ledger, kind, having), strict=True):
                 statuses = list(self._rows[commit.shard][task].values())
-                gone.update(zip(table["post_id"].to_pylist(), [task] * len(statuses), statuses, strict=True))
+                columns = question_columns(task).values()
+                gone.update(
+                    (post_id, *columns, status)
+                    for post_id, status in zip(table["post_id"].to_pylist(), statuses, strict=True)
+                )
                 tables.append(table.append_column(_OLD_STATUS, pa.array(statuses, pa.string())))
             for place, rows in split(pa.concat_tables(tables), partition_by):
                 file = standing[part_path(kind, place, number)]
@@ -361,12 +366,13 @@ def _with_rows(source: pq.ParquetFile, rows: pa.Table, statuses: frozenset[str])
 def _with_errors(
     source: pq.ParquetFile, gone: Mapping[tuple[Any, ...], int], errors: Sequence[pa.Table]
 ) -> Iterator[pa.Table]:
-    """The file without as many rows of each (post id, task, status) as `gone` says, and with `errors`."""
+    """The file without as many rows of each (post id, task, status, and adapter) as `gone` says, and with `errors`."""
     left = Counter(gone)
     for group in range(source.num_row_groups):
         table = source.read_row_group(group)
         stays = []
-        for key in zip(*(table[name].to_pylist() for name in ("post_id", "task", "status")), strict=True):
+        names = [name for name in table.column_names if name != "reason"]
+        for key in zip(*(table[name].to_pylist() for name in names), strict=True):
             stays.append(not left[key])
             left[key] -= 0 if stays[-1] else 1
         yield table.filter(pa.array(stays, pa.bool_()))

@@ -59,16 +59,16 @@ class Sample:
         return {shard: sorted(rows[shard]) for shard in sorted(rows)}
 
 
-def sample_size(wanted: int | None, *, num_slots: int, num_engines: int, num_tasks: int) -> tuple[int, int]:
+def sample_size(wanted: int | None, *, num_slots: int, num_engines: int, num_questions: int) -> tuple[int, int]:
     """(draws, rows of each). Default: 500 rows, or as many as fill every slot of every engine six times over.
 
     Draws are as large as it takes to fill an engine from the shards that it works on at once, but there are at least 20
     of them.
     """
     if wanted is None:
-        wanted = max(_MIN_ROWS, math.ceil(_NUM_WAVES * num_slots * num_engines / num_tasks))
+        wanted = max(_MIN_ROWS, math.ceil(_NUM_WAVES * num_slots * num_engines / num_questions))
     wanted = max(wanted, _MIN_DRAWS)
-    num_rows = max(_MIN_ROWS_PER_DRAW, math.ceil(2 * num_slots / (_MAX_LANES * num_tasks)))
+    num_rows = max(_MIN_ROWS_PER_DRAW, math.ceil(2 * num_slots / (_MAX_LANES * num_questions)))
     num_rows = min(num_rows, max(1, wanted // _MIN_DRAWS))
     return math.ceil(wanted / num_rows), num_rows
 

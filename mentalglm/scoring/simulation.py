@@ -26,6 +26,7 @@ from mentalglm.corpus.synthetic import COMMON_CHARACTERS
 from mentalglm.engine.simulated import BLOCK_TOKENS, EngineModel, SimulatedEngine, SimulatedRequest
 from mentalglm.scoring.board import RunBoard
 from mentalglm.scoring.order import asking_order, cut_for_engines, handing_order, shards_in_flight
+from mentalglm.scoring.questions import Question
 from mentalglm.tasks import Task, load_task, render_prompt
 
 TASKS = ("suicide_risk", "cognitive_distortion", "cognitive_pathway")
@@ -160,7 +161,8 @@ def simulate(
                 continue
             shard = plan.shard(assigned[0])
             rows = range(shard.first_row, shard.first_row + shard.num_rows)
-            keys = asking_order({task.name: range(len(rows)) for task in corpus.tasks}, corpus.tasks)
+            questions = [Question(task) for task in corpus.tasks]
+            keys = asking_order({each.key: range(len(rows)) for each in questions}, questions)
             keys = sorter(keys, corpus.lengths[rows.start : rows.stop])
             requests = [replace(corpus.requests[rows[row]][task], owner=(lane, shard.index)) for row, task in keys]
             num_left[lane, shard.index] = len(requests)

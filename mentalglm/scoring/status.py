@@ -34,7 +34,7 @@ class RunStatus:
     eta_s: float | None
     """Seconds left at that rate."""
     statuses: dict[str, dict[str, int]]
-    """task -> status -> predictions."""
+    """task -> status -> predictions; where adapters are compared, `<task>/adapter=<adapter>` ->."""
     num_unreadable_rows: int
     num_shards: int
     num_committed_shards: int
@@ -62,7 +62,9 @@ def read_status(uri: str) -> RunStatus:
     plan = ledger.read_plan()
     lease = read_lease(uri)
     totals = effective_totals(ledger)
-    num_expected = plan.num_rows * len(record.fingerprint["tasks"])
+    num_expected = (
+        plan.num_rows * len(record.fingerprint["tasks"]) * max(1, len(record.fingerprint.get("adapters", ())))
+    )
     is_retry = ledger.is_complete() and has_unfinished_round(ledger)
     state = _state(ledger.is_complete() and not is_retry, lease)
     progress = lease.progress if lease is not None and state == "running" else {}

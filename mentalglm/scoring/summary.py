@@ -1,5 +1,7 @@
 """What a person reads when a score run, a dry run or an estimate is over."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -9,7 +11,7 @@ from mentalglm.manifest import number, prediction_rows, shown_name
 from mentalglm.scoring.estimate import Estimate
 from mentalglm.scoring.pipeline import RunSummary
 from mentalglm.scoring.progress import duration
-from mentalglm.tasks import Task
+from mentalglm.scoring.questions import Question
 
 
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
@@ -66,7 +68,7 @@ def print_estimate(estimate: Estimate, console: Console | None = None) -> None:
     console = console or Console()
     gpus = f" x {estimate.num_gpus} GPUs" if estimate.num_gpus else ""
     console.print(
-        f"{estimate.num_rows} rows x {estimate.num_tasks} tasks on {estimate.num_engines} engines{gpus}, from a "
+        f"{estimate.num_rows} rows x {estimate.num_questions} predictions on {estimate.num_engines} engines{gpus}, from a "
         f"sample of {estimate.num_sampled_rows} rows in {estimate.num_sampled_shards} shards",
         soft_wrap=True,
     )
@@ -91,12 +93,17 @@ def print_estimate(estimate: Estimate, console: Console | None = None) -> None:
     console.print(f"time includes {duration(estimate.start_s)} until the first engine was there", soft_wrap=True)
 
 
-def print_plan(config: ScoreConfig, plan: CorpusPlan, tasks: tuple[Task, ...], console: Console | None = None) -> None:
+def print_plan(
+    config: ScoreConfig, plan: CorpusPlan, questions: Sequence[Question], console: Console | None = None
+) -> None:
     """What a run would do."""
     console = console or Console()
+    tasks = list(dict.fromkeys(question.task.name for question in questions))
+    adapters = list(config.model.adapters)
+    of_adapters = f" x {len(adapters)} adapters ({', '.join(adapters)})" if adapters else ""
     console.print(
         f"{plan.num_rows} rows in {len(plan.files)} files, {plan.num_shards} shards x {len(tasks)} tasks "
-        f"({', '.join(task.name for task in tasks)}) = {plan.num_rows * len(tasks)} predictions, "
+        f"({', '.join(tasks)}){of_adapters} = {plan.num_rows * len(questions)} predictions, "
         f"engine {config.engine.kind}, into {config.output.uri}",
         soft_wrap=True,
     )

@@ -35,6 +35,7 @@ from mentalglm.scoring.lease import check_fence
 from mentalglm.scoring.ledger import Keep, Ledger
 from mentalglm.scoring.order import asking_order
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
+from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.scoring.throughput import EffortMeter
 from mentalglm.tasks import Task
 
@@ -44,7 +45,7 @@ _IDLE_S = 0.5
 _MAX_WAIT_S = 900.0
 
 Rows = Mapping[str, Sequence[int]]
-"""task -> rows of a shard, in order."""
+"""Key of a question -> rows of a shard, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class RunSpec:
     shards_in_flight: int = 1
     started: float = field(default_factory=time.time)
     """When this attempt at the run began, s since 1970."""
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What is asked about each post."""
+        return questions_of(self.config, self.tasks)
 
 
 class ShardScorer:
@@ -169,7 +175,7 @@ class ShardScorer:
             return await loop.run_in_executor(
                 self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
             )
-        picked: Rows = rows or {task.name: range(len(posts)) for task in self._spec.tasks}
+        picked: Rows = rows or {each.key: range(len(posts)) for each in self._spec.questions}
         duplicates = await self._find_duplicates(shard, posts) if rows is None else NO_DUPLICATES
         copies = {} if given_up else duplicates.copies
         own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
@@ -194,16 +200,16 @@ class ShardScorer:
     async def _outcomes(
         self, shard: int, posts: Posts, picked: Rows, given_up: str | None
     ) -> dict[str, dict[int, Outcome]]:
-        """task -> row -> its outcome, for the rows that are picked, in order."""
+        """Key of a question -> row -> its outcome, for the rows that are picked, in order."""
         assert self._engine is not None
-        tasks = self._spec.tasks
+        questions = self._spec.questions
         outcomes = {
             task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
             for task, rows in picked.items()
         }
         slots = [
-            (row, tasks[number])
-            for row, number in asking_order(picked, tasks)
+            (row, questions[number])
+            for row, number in asking_order(picked, questions)
             if posts.statuses[row] is None and given_up is None
         ]
         inquiries = await asyncio.to_thread(self._inquire, posts, slots)
@@ -216,11 +222,11 @@ class ShardScorer:
                 return inquiries[index].take(completion)
 
         async for index, _ in self._engine.complete([inquiry.request for inquiry in inquiries], follow_up):
-            row, task = slots[index]
+            row, question = slots[index]
             inquiry = inquiries[index]
             outcome = inquiry.outcome
             assert outcome is not None
-            outcomes[task.name][row] = outcome
+            outcomes[question.key][row] = outcome
             self._meter.count(
                 num_prefill_tokens=inquiry.num_prefill_tokens,
                 num_cached_tokens=inquiry.num_cached_tokens,
@@ -232,9 +238,9 @@ class ShardScorer:
                 self._report(shard, counts)
         return outcomes
 
-    def _inquire(self, posts: Posts, slots: Sequence[tuple[int, Task]]) -> list[Inquiry]:
+    def _inquire(self, posts: Posts, slots: Sequence[tuple[int, Question]]) -> list[Inquiry]:
         with self._meter.step("render"):
-            return [Inquiry(self._spec.config, task, posts.texts[row], posts.text_hashes[row]) for row, task in slots]
+            return [Inquiry(self._spec.config, each, posts.texts[row], posts.text_hashes[row]) for row, each in slots]
 
     async def _find_duplicates(self, shard: int, posts: Posts) -> ShardDuplicates:
         place = self._plan.shard(shard)
@@ -366,18 +372,21 @@ def _build_engine(spec: RunSpec) -> Engine:
         from mentalglm.engine.openai import OpenAIEngine
 
         return OpenAIEngine(config, generation)
+    from mentalglm.engine.merge import merged
     from mentalglm.engine.supervisor import SupervisedEngine
     from mentalglm.engine.vllm import VllmEngine
 
     assert spec.model is not None
     model = spec.model
-    if not Path(model.path).is_dir():  # another node than the driver's, which found the model for itself
+    folders = [model.path, *(adapter.path for adapter in model.adapters.values() if adapter is not None)]
+    if not all(Path(folder).is_dir() for folder in folders):  # another node than the driver's, which found them there
         model = resolve_model(spec.config.model)
-        if model.digest != spec.model.digest:
+        if (model.digest, model.adapter_digests) != (spec.model.digest, spec.model.adapter_digests):
             raise ConfigError(
-                f"model.path = {model.name!r}: this node has other files under that name than the driver's node; "
-                "put the same model on every node, or pin model.revision"
+                f"model.path = {model.name!r}: this node has other files under that name, or those of its adapters, "
+                "than the driver's node; put the same on every node, or pin model.revision"
             )
+    model = merged(model)
     return SupervisedEngine(
         partial(VllmEngine, config, generation, model, num_gpus=spec.num_gpus),
         row_timeout_s=config.row_timeout_s,

@@ -60,6 +60,20 @@ def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:
         ({"output": {"uri": "s3://"}}, ["output.uri", "names no folder"]),
         ({"engine": {"engine_args": {"trust_remote_code": True}}}, ["engine_args", "trust_remote_code"]),
         ({"engine": {"kind": "openai", "base_url": "host/v1", "model": "m"}}, ["base_url", "https://"]),
+        ({"model": {"adapter": "a", "adapters": {"S1": "b"}}}, ["model", "both"]),
+        ({"engine": {"engine_args": {"quantization": "fp8"}}}, ["engine_args", "quantization"]),
+        ({"model": {"merge": True}}, ["model", "merge"]),
+        ({"model": {"merge": True, "adapters": {"S1": "b"}}}, ["model", "merge"]),
+        ({"model": {"adapters": {"S1": "a", "s1": "b"}}}, ["model", "case"]),
+        ({"model": {"adapters": {"../S1": "a"}}}, ["model.adapters", "../S1"]),
+        ({"model": {"adapters": {"2": "a"}}}, ["model.adapters", "2"]),
+        (
+            {
+                "model": {"adapters": {"S1": "a"}},
+                "engine": {"kind": "openai", "base_url": "https://host/v1", "model": "m"},
+            },
+            ["model.adapters", "endpoint"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_key_and_value(tmp_path: Path, change: dict[str, object], words: list[str]) -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -539,3 +540,35 @@ def test_a_changed_input_is_refused_and_a_touched_one_is_not(tmp_path: Path, suf
     (tmp_path / f"a.{suffix}").unlink()
     with pytest.raises(InputError, match=f"a.{suffix} is gone"):
         check_unchanged(plan, config)
+
+
+# A sample
+
+
+@given(
+    num_rows=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    shard_rows=st.integers(1, 9),
+    sample_rows=st.integers(1, 260),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_sample_is_enough_whole_shards_and_knows_which_ids_repeat(
+    num_rows: list[int], shard_rows: int, sample_rows: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, rows in enumerate(num_rows):
+            # The ids of later files repeat those of the first.
+            posts(folder, f"{number}.parquet", rows, post_id=[str(row) for row in range(rows)])
+        keep_all = {"duplicate_ids": "keep_all"}
+        whole = plan_of(folder, shard_rows, **keep_all)
+        plan = plan_of(folder, shard_rows, sample_rows=sample_rows, **keep_all)
+        wanted = min(sample_rows, whole.num_rows)
+        assert wanted <= plan.num_rows < wanted + max(whole.shard_num_rows) * 2
+        places = [(shard.file, shard.start, shard.stop) for shard in plan.shards()]
+        assert places == sorted(set(places) & {(shard.file, shard.start, shard.stop) for shard in whole.shards()})
+        assert plan.digest == whole.digest
+        reader, sampled = (ShardReader(InputConfig(uri=name, **keep_all), each) for each in (whole, plan))
+        by_place = {(shard.file, shard.start): reader.read(shard) for shard in whole.shards()}
+        for shard in plan.shards():
+            found, same = sampled.read(shard), by_place[shard.file, shard.start]
+            assert (found.ids, found.flags) == (same.ids, same.flags)

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mentalglm.config import GenerationConfig, ModelConfig, VllmEngineConfig
 from mentalglm.engine.model import ResolvedModel, resolve_model
@@ -14,17 +16,28 @@ from mentalglm.errors import ConfigError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    return tmp_path
+    return model(tmp_path / "model")
 
 
-def adapter(folder: Path, **settings: Any) -> str:
-    path = folder / "adapter"
-    path.mkdir()
-    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, **settings}))
-    (path / "adapter_model.safetensors").write_bytes(b"lora")
-    return str(path)
+def model(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+    weights = {"model.layers.0.self_attn.q_proj.weight": (12, 6), "model.embed_tokens.weight": (9, 6)}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def adapter(
+    folder: Path, *, module: str = "layers.0.self_attn.q_proj", num_outputs: int = 12, extra: str = "", **settings: Any
+) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, **settings}))
+    name = f"base_model.model.model.{module}"
+    weights = {f"{name}.lora_A.weight": (8, 6), f"{name}.lora_B.weight": (num_outputs, 8)}
+    weights |= {f"{name}.{extra}": (1, 1)} if extra else {}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in weights.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return str(folder)
 
 
 def test_the_digest_follows_what_decides_the_answers(folder: Path) -> None:
@@ -58,19 +71,61 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         resolve_model(ModelConfig(path=str(tmp_path)))
 
 
-def test_an_adapter_is_part_of_the_digest_and_brings_its_rank(folder: Path) -> None:
+def test_an_adapter_is_part_of_the_digest_and_brings_its_rank(folder: Path, tmp_path: Path) -> None:
     plain = resolve_model(ModelConfig(path=str(folder)))
-    model = resolve_model(ModelConfig(path=str(folder), adapter=adapter(folder)))
-    assert model.digest != plain.digest
-    assert model.adapter_rank == 8
-    arguments = engine_arguments(VllmEngineConfig(), GenerationConfig(max_tokens=64), model, num_gpus=0)
-    assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, 8)
+    found = resolve_model(ModelConfig(path=str(folder), adapter=adapter(tmp_path / "a", rank_pattern={"k_proj": 12})))
+    assert found.digest != plain.digest
+    arguments = engine_arguments(VllmEngineConfig(), GenerationConfig(max_tokens=64), found, num_gpus=0)
+    assert (arguments["enable_lora"], arguments["max_lora_rank"], arguments["max_loras"]) == (True, 16, 1)
 
 
-@pytest.mark.parametrize("settings", [{"peft_type": "IA3"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
-def test_an_adapter_that_vllm_cannot_load_is_refused(folder: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="plain LoRA"):
-        resolve_model(ModelConfig(path=str(folder), adapter=adapter(folder, **settings)))
+def test_several_adapters_have_a_digest_each_and_share_the_model(folder: Path, tmp_path: Path) -> None:
+    plain = resolve_model(ModelConfig(path=str(folder)))
+    adapters = {"base": None, "S1": adapter(tmp_path / "a"), "S2": adapter(tmp_path / "b", lora_alpha=3)}
+    found = resolve_model(ModelConfig(path=str(folder), adapters=adapters))
+    assert found.digest == plain.digest
+    assert list(found.adapters) == ["base", "S1", "S2"]
+    assert len({found.digest, *found.adapter_digests.values()}) == 4
+    for num_gpus, num_slots in ((0, 3), (1, 2)):
+        arguments = engine_arguments(VllmEngineConfig(), GenerationConfig(max_tokens=64), found, num_gpus=num_gpus)
+        assert (arguments["max_loras"], arguments["max_lora_rank"]) == (num_slots, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is IA3"),
+        ({"use_dora": True}, "use_dora; set model.merge"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save; set model.merge"),
+        ({"bias": "all"}, "bias = all"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = pissa"),
+        ({"extra": "lora_magnitude_vector"}, "the tensor .*lora_magnitude_vector"),
+        ({"r": 1024}, r"ranks \[1024\]"),
+        ({"r": "8"}, "ranks"),
+        ({"module": "layers.0.self_attn.query_key_value"}, "the model has no module .*query_key_value"),
+        ({"module": "layers.1.self_attn.q_proj"}, r"the model has no module .*layers\.1"),
+        ({"num_outputs": 24, "base_model_name_or_path": "x/y"}, r"\[24, 6\], the model's \[12, 6\] .*x/y"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.adapters\.S1 = .*{words}") as caught:
+        resolve_model(ModelConfig(path=str(folder), adapters={"S1": adapter(tmp_path / "a", **settings)}))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_another_wrapping_of_the_model_fits(folder: Path, tmp_path: Path) -> None:
+    path = adapter(tmp_path / "a", module="language_model.layers.0.self_attn.q_proj")
+    assert resolve_model(ModelConfig(path=str(folder), adapter=path)).adapters[None] is not None
+
+
+def test_weights_that_are_cut_off_are_refused(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    adapter(path)
+    (path / "adapter_model.safetensors").write_bytes(b"lora")
+    with pytest.raises(ConfigError, match="not a safetensors file"):
+        resolve_model(ModelConfig(path=str(folder), adapter=str(path)))
 
 
 def test_prompt_and_answer_fit_into_the_model(folder: Path) -> None:
@@ -82,7 +137,7 @@ def test_prompt_and_answer_fit_into_the_model(folder: Path) -> None:
 
 
 def test_engine_arguments_are_passed_on_as_they_are(folder: Path) -> None:
-    config = VllmEngineConfig(engine_args={"quantization": "fp8", "enforce_eager": True})
+    config = VllmEngineConfig(quantization="fp8", engine_args={"enforce_eager": True})
     model = ResolvedModel("x", str(folder), "digest")
     arguments = engine_arguments(config, GenerationConfig(), model, num_gpus=2)
     assert (arguments["quantization"], arguments["enforce_eager"], arguments["tensor_parallel_size"]) == (

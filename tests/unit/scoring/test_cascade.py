@@ -13,6 +13,7 @@ from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.scoring.cascade import Inquiry
 from mentalglm.scoring.predictions import Outcome
+from mentalglm.scoring.questions import Question
 from mentalglm.tasks import (
     builtin_tasks,
     find_marker,
@@ -49,7 +50,7 @@ def ask(
     settings: ScoreConfig, answer: str, task: str = "suicide_risk", finish_reason: str = "stop", **more: Any
 ) -> tuple[Outcome, list[Request]]:
     """The outcome, and every request that it took."""
-    inquiry = Inquiry(settings, load_task(task), "一条帖子", more.pop("text_hash", "00"))
+    inquiry = Inquiry(settings, Question(load_task(task)), "一条帖子", more.pop("text_hash", "00"))
     requests = [inquiry.request]
     while (following := inquiry.take(complete(requests[-1], answer, finish_reason, **more))) is not None:
         requests.append(following)
@@ -142,13 +143,13 @@ def test_a_sample_is_a_share_of_the_others_the_same_each_time_and_grows_with_its
 
 
 def test_an_engine_that_answers_anew_changes_no_label() -> None:
-    inquiry = Inquiry(config("positive"), RISK, "一条帖子", "00")
+    inquiry = Inquiry(config("positive"), Question(RISK), "一条帖子", "00")
     head = Completion(HIGH[: HIGH.index("理由") + 2], "stop", 9, 5, head_logprob=-0.1, is_head=True)
     for second, flag in (
         (Completion(LOW, "stop", 9, 20), "explanation_disagrees"),
         (Completion("", "error", error="timeout"), "explanation_failed"),
     ):
-        inquiry = Inquiry(config("positive"), RISK, "一条帖子", "00")
+        inquiry = Inquiry(config("positive"), Question(RISK), "一条帖子", "00")
         assert inquiry.take(head) is not None
         assert inquiry.take(second) is None
         outcome = inquiry.outcome
@@ -160,7 +161,7 @@ def test_an_engine_that_answers_anew_changes_no_label() -> None:
 def test_an_answer_that_was_cut_off_is_asked_for_once_more_also_where_only_heads_are() -> None:
     generation = {"max_tokens": 4, "retry_max_tokens": 64}
     for explain in ("all", "none", "positive"):
-        inquiry = Inquiry(config(explain, generation=generation), RISK, "一条帖子", "00")
+        inquiry = Inquiry(config(explain, generation=generation), Question(RISK), "一条帖子", "00")
         again = inquiry.take(Completion("这篇帖子", "length", 9, 4))
         assert again is not None
         assert again.max_tokens == 64
@@ -198,7 +199,7 @@ def test_the_form_that_answers_can_be_held_to_holds_all_of_them_and_nothing_that
 def test_an_answer_without_a_label_is_asked_for_once_more_held_to_the_form() -> None:
     for explain in ("all", "none", "positive"):
         settings = config(explain, generation={"retry_unparsed": True})
-        inquiry = Inquiry(settings, RISK, "一条帖子", "00")
+        inquiry = Inquiry(settings, Question(RISK), "一条帖子", "00")
         again = inquiry.take(Completion("今天天气不错。", "stop", 9, 6, head_logprob=-0.1))
         assert again is not None
         assert (again.pattern, again.head_only) == (head_pattern(RISK), True)
@@ -215,7 +216,7 @@ def test_an_answer_without_a_label_is_asked_for_once_more_held_to_the_form() -> 
 
 
 def test_an_answer_that_cannot_be_read_twice_has_failed() -> None:
-    inquiry = Inquiry(config("all", generation={"retry_unparsed": True}), RISK, "一条帖子", "00")
+    inquiry = Inquiry(config("all", generation={"retry_unparsed": True}), Question(RISK), "一条帖子", "00")
     assert inquiry.take(Completion("天气", "stop", 9, 2)) is not None
     assert inquiry.take(Completion("天气", "stop", 9, 2)) is None
     assert inquiry.outcome is not None

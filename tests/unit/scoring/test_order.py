@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan, ShardReader, plan_corpus
 from mentalglm.scoring.order import asking_order, cut_for_engines, handing_order, shards_in_flight
+from mentalglm.scoring.questions import Question
 from mentalglm.tasks import load_task
 
 TASKS = ("suicide_risk", "cognitive_distortion")
@@ -25,7 +26,7 @@ def config(uri: object = "posts", **changes: Any) -> ScoreConfig:
 @given(st.sets(st.integers(0, 500)), st.sets(st.integers(0, 500)))
 def test_a_posts_tasks_are_asked_together_and_everything_is_asked_once(risk: set[int], distortion: set[int]) -> None:
     picked = {"suicide_risk": sorted(risk), "cognitive_distortion": sorted(distortion)}
-    asked = asking_order(picked, [load_task(name) for name in TASKS])
+    asked = asking_order(picked, [Question(load_task(name)) for name in TASKS])
     assert set(asked) == {(row, 0) for row in risk} | {(row, 1) for row in distortion}
     assert len(asked) == len(risk) + len(distortion)
     assert [row for row, _ in asked] == sorted(row for row, _ in asked)

@@ -41,19 +41,22 @@ MANIFEST: dict[str, Any] = {
 }
 
 Key = tuple[str, int, int]
-"""Task, shard, row."""
+"""Question (a task, or one of an adapter), shard, row."""
 
 
 class Corpus:
     """Posts, and what an engine makes of them at each attempt."""
 
-    def __init__(self, num_shards: int, num_ids: int, seed: int = 0) -> None:
+    def __init__(self, num_shards: int, num_ids: int, seed: int = 0, adapters: Sequence[str] = ()) -> None:
+        self.tasks = [f"{task}/adapter={adapter}" for adapter in adapters for task in TASKS] or TASKS
         self.num_shards = num_shards
         self.num_ids = num_ids
         self._seed = seed
 
     def predictions(self) -> list[Key]:
-        return [(task, shard, row) for task in TASKS for shard in range(self.num_shards) for row in range(NUM_ROWS)]
+        return [
+            (task, shard, row) for task in self.tasks for shard in range(self.num_shards) for row in range(NUM_ROWS)
+        ]
 
     def post_id(self, shard: int, row: int) -> str:
         return str((shard * NUM_ROWS + row) % self.num_ids)
@@ -99,7 +102,7 @@ class Run:
         self.corpus = corpus
         self.ledger = Ledger(str(folder))
         self.partition_by = KEPT.names if partitioned else []
-        every = {task: range(NUM_ROWS) for task in TASKS}
+        every = {task: range(NUM_ROWS) for task in corpus.tasks}
         parts = PartWriter(self.ledger, target_bytes=target_bytes, partition_by=self.partition_by)
         for shard in range(corpus.num_shards):
             parts.add(corpus.commit(self.ledger, 0, shard, every))
@@ -134,7 +137,8 @@ class Run:
         # File by file: between listing and reading nothing may be missing.
         rows = []
         for path in sorted((self.folder / "data").rglob("*.parquet")):
-            task = path.relative_to(self.folder / "data").parts[0].removeprefix("task=")
+            folders = path.relative_to(self.folder / "data").parts
+            task = "/".join(each for each in folders if each.startswith(("task=", "adapter="))).removeprefix("task=")
             place = path.parent.as_posix()
             rows += [{**row, "task": task, "place": place} for row in pq.ParquetFile(path).read().to_pylist()]
         return rows
@@ -156,10 +160,12 @@ class Run:
         assert all((row["labels"] is None) == (row["status"] != "ok") for row in table)
         assert all(row["flags"] == ["duplicate_id"] for row in table)
         errors = pads.dataset(self.folder / "errors").to_table().to_pylist()
+        for row in errors:
+            row["task"] += f"/adapter={row['adapter']}" if "adapter" in row else ""
         assert Counter((row["task"], row["post_id"], row["status"], row["reason"]) for row in errors) == Counter(
             (*of(key), each.status, each.reason) for key, each in self.results.items() if each.status != "ok"
         )
-        statuses: dict[str, Counter[str]] = {task: Counter() for task in TASKS}
+        statuses: dict[str, Counter[str]] = {task: Counter() for task in self.corpus.tasks}
         for (task, _, _), each in self.results.items():
             statuses[task][each.status] += 1
         totals = effective_totals(self.ledger)
@@ -211,6 +217,7 @@ def dying_at(step: int, after: bool) -> Iterator[None]:
     seed=st.integers(0, 10**6),
     target_bytes=st.sampled_from([1, 12_000, 10**9]),
     partitioned=st.booleans(),
+    adapters=st.sampled_from([(), ("S1", "S2")]),
     rounds=st.lists(
         st.tuples(
             st.sets(st.sampled_from(["parse_failed", "truncated", "engine_error"])),
@@ -227,10 +234,12 @@ def test_rows_are_there_once_with_their_last_result_after_deaths_at_any_write(
     seed: int,
     target_bytes: int,
     partitioned: bool,
+    adapters: Sequence[str],
     rounds: Iterable[tuple[set[str], list[tuple[int, bool]]]],
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
-        run = Run(name, Corpus(num_shards, num_ids, seed), target_bytes=target_bytes, partitioned=partitioned)
+        corpus = Corpus(num_shards, num_ids, seed, adapters)
+        run = Run(name, corpus, target_bytes=target_bytes, partitioned=partitioned)
         for chosen, deaths in rounds:
             statuses = check_statuses(sorted(chosen))
             is_due = any(each.status in statuses for each in run.results.values())

@@ -1,0 +1,40 @@
+"""The files that a model or an adapter is made of."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mentalglm.errors import ConfigError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A model's JSON file. Raises: ConfigError when it is not one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(f"{path.parent}: {path.name} is missing or not JSON; is this the folder you mean?") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.parent}: {path.name} is not a JSON object; is this the folder you mean?")
+    return data
+
+
+def digest_of(*folders: Path) -> str:
+    """sha256 over the names and contents of the files in the folders that decide what a model answers."""
+    total = hashlib.sha256()
+    for root in folders:
+        for path in _files(root):
+            with path.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            total.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+        total.update(b"\n")
+    return total.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Those files; a README may change."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}:
+            yield path

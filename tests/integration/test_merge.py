@@ -1,0 +1,106 @@
+"""An adapter in the weights: PEFT's own answers, made once, also when many ask at once or one dies over it."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mentalglm.config import ModelConfig
+from mentalglm.corpus.synthetic import generate_posts
+from mentalglm.engine import merge
+from mentalglm.engine.merge import merged
+from mentalglm.engine.model import DEMO_MODEL, ResolvedModel, resolve_model
+from mentalglm.errors import ConfigError
+from mentalglm.tasks import load_task, parse_answer
+from mentalglm.training.demo import generate, load
+from tests.adapters import save_adapter
+
+TASK = load_task("cognitive_distortion")
+TEXTS = [post.text for post in generate_posts(16, seed=5)]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MENTALGLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "merged"
+
+
+# What vLLM loads beside the weights, and what only PEFT can.
+@pytest.mark.parametrize("settings", [{"use_rslora": True, "alpha_pattern": {"v_proj": 3}}, {"use_dora": True}])
+def test_a_merged_model_answers_as_peft_does(tmp_path: Path, cache: Path, settings: dict[str, Any]) -> None:
+    peft = save_adapter(tmp_path / "a", seed=6, std=0.15, **settings)
+    model = merged(resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True)))
+    assert model.adapters == {None: None}
+    tokenizer, whole = load(Path(model.path))
+    _, base = load(DEMO_MODEL)
+    answers = [
+        [parse_answer(TASK, answer) for answer in generate(tokenizer, each.float(), TASK, TEXTS, max_tokens=60)]
+        for each in (whole, peft, base)
+    ]
+    labels = [[(answer.status, answer.labels) for answer in each] for each in answers]
+    assert labels[0] == labels[1] != labels[2]
+    # In float32, and rounded once.
+    weights = load_file(next(Path(model.path).glob("*.safetensors")))
+    exact = peft.merge_and_unload().state_dict()
+    for name, weight in weights.items():
+        assert weight.dtype == torch.bfloat16
+        torch.testing.assert_close(weight, exact[name].bfloat16(), rtol=0, atol=0)
+    assert {path.name for path in DEMO_MODEL.iterdir()} - {path.name for path in Path(model.path).iterdir()} == set()
+    # The second time it is there.
+    before = Path(model.path).stat().st_mtime_ns
+    assert merged(resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True))) == model
+    assert Path(model.path).stat().st_mtime_ns == before
+    assert {path.suffix for path in cache.iterdir()} == {"", ".lock"}
+
+
+def _merge_slowly(model: ResolvedModel, started: Any, number: Any) -> None:
+    make = merge._merge
+
+    def slowly(*arguments: Any) -> None:
+        with number.get_lock():
+            number.value += 1
+        make(*arguments)
+        started.set()
+        time.sleep(1.0 if number.value > 1 else 600)  # whoever is first never gets to the rename
+
+    merge._merge = slowly
+    merged(model)
+
+
+def test_many_engines_merge_once_and_one_that_dies_over_it_leaves_it_to_the_next(tmp_path: Path, cache: Path) -> None:
+    save_adapter(tmp_path / "a", seed=6)
+    model = resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True))
+    context = multiprocessing.get_context("spawn")
+    started, number = context.Event(), context.Value("i", 0)
+    processes = [context.Process(target=_merge_slowly, args=(model, started, number)) for _ in range(3)]
+    processes[0].start()
+    assert started.wait(300)
+    for process in processes[1:]:
+        process.start()
+    assert not any(path.is_dir() and not path.suffix for path in cache.iterdir())
+    assert processes[0].pid is not None
+    os.kill(processes[0].pid, signal.SIGKILL)
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0]
+    assert number.value == 2
+    assert Path(merged(model).path).is_dir()
+
+
+def test_what_cannot_be_merged_is_one_line(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_adapter(tmp_path / "a", seed=6)
+    model = resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True))
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"model\.merge: demo and its adapter cannot be merged") as caught:
+        merged(model)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MENTALGLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"cannot hold the merged model .*MENTALGLM_CACHE"):
+        merged(model)
