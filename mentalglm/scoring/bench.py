@@ -159,7 +159,7 @@ def _run(config: ScoreConfig, name: str, place: Path) -> dict[str, Any]:
     rate = steady_rate(iter(finished))
     if rate is None:
         raise ConfigError(
-            f"score.shard_rows = {config.shard_rows}: the rows of {name} came in at one moment, so they have no rate; "
+            f"score.shard_rows = {config.shard_rows}: the rows of {name} came in at too few moments to tell a rate; "
             "use smaller shards or more posts"
         )
     return {

@@ -68,8 +68,8 @@ def print_estimate(estimate: Estimate, console: Console | None = None) -> None:
     console = console or Console()
     gpus = f" x {estimate.num_gpus} GPUs" if estimate.num_gpus else ""
     console.print(
-        f"{estimate.num_rows} rows x {estimate.num_questions} predictions on {estimate.num_engines} engines{gpus}, from a "
-        f"sample of {estimate.num_sampled_rows} rows in {estimate.num_sampled_shards} shards",
+        f"{estimate.num_rows} rows x {estimate.num_questions} predictions on {estimate.num_engines} engines{gpus}, "
+        f"from a sample of {estimate.num_sampled_rows} rows in {estimate.num_sampled_shards} shards",
         soft_wrap=True,
     )
     figures = {

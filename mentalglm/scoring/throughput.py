@@ -125,9 +125,11 @@ class Throughput:
 def steady_rate(finished: Iterator[tuple[float, int]]) -> float | None:
     """Rows per second between the first 10 % and the last 10 % of the rows: without start and tail.
 
-    `finished`: (time in s, rows that came in at that time). None where too few came in apart to tell.
+    `finished`: (time in s, rows that came in at that time). None with fewer than ten entries, too few to tell.
     """
     entries = sorted(finished)
+    if len(entries) < 10:
+        return None
     num_rows = sum(rows for _, rows in entries)
     done, low, high = 0, None, None
     for at, rows in entries:

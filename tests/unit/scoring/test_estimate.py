@@ -28,7 +28,7 @@ def made(**changes: Any) -> Estimate:
         "num_engines": 2,
         "num_gpus": 1,
         "num_rows": 1000,
-        "num_tasks": 1,
+        "num_questions": 1,
         "num_sampled_rows": 500,
         "num_sampled_shards": 40,
         "is_saturated": True,

@@ -154,8 +154,10 @@ def test_a_share_that_was_not_seen_may_still_be_there() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 9), st.none() | st.integers(20, 5000))
-def test_a_sample_is_large_enough(num_slots: int, num_engines: int, num_tasks: int, wanted: int | None) -> None:
-    num_draws, rows_per_draw = sample_size(wanted, num_slots=num_slots, num_engines=num_engines, num_tasks=num_tasks)
+def test_a_sample_is_large_enough(num_slots: int, num_engines: int, num_questions: int, wanted: int | None) -> None:
+    num_draws, rows_per_draw = sample_size(
+        wanted, num_slots=num_slots, num_engines=num_engines, num_questions=num_questions
+    )
     assert num_draws >= 20
     assert num_draws * rows_per_draw >= (wanted or 500)
     assert num_draws * rows_per_draw < (wanted or 500) + max(rows_per_draw, 6 * num_slots * num_engines)

@@ -35,8 +35,8 @@ def test_loading_and_tail_do_not_count_for_the_steady_rate() -> None:
     assert steady_rate(iter(finished)) == pytest.approx(50.0)
 
 
-@pytest.mark.parametrize("finished", [[], [(1.0, 7)], [(1.0, 7), (1.0, 7)]])
-def test_rows_that_came_at_one_moment_have_no_rate(finished: list[tuple[float, int]]) -> None:
+@pytest.mark.parametrize("finished", [[], [(1.0, 7)], [(float(n), 7) for n in range(9)], [(1.0, 7)] * 10])
+def test_rows_that_came_at_few_moments_have_no_rate(finished: list[tuple[float, int]]) -> None:
     def entries() -> Iterator[tuple[float, int]]:
         yield from finished
 
