@@ -21,6 +21,7 @@ import psutil  # type: ignore[import-untyped]
 from mentalglm.config import GenerationConfig, VllmEngineConfig
 from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
 from mentalglm.engine.files import read_json
+from mentalglm.engine.flops import num_parameters
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.engine.orphans import reaped
 from mentalglm.engine.overheard import overhear
@@ -67,6 +68,7 @@ class VllmEngine:
             overlong=generation.overlong,
         )
         self._num_slots = config.max_num_seqs
+        self._num_parameters = num_parameters(Path(model.path))
         self._request_ids = itertools.count()
         self._choices: dict[tuple[str, str], list[_Choice]] = {}
         self._model = model
@@ -85,6 +87,7 @@ class VllmEngine:
             "model": self._model.name,
             "device": f"{self._num_gpus} x {device}" if self._num_gpus > 1 else device,
             "dtype": str(self._engine.model_config.dtype).removeprefix("torch."),
+            **({} if self._num_parameters is None else {"num_parameters": str(self._num_parameters)}),
         }
 
     @property

@@ -1,6 +1,7 @@
 """What a person reads when a score run, a dry run or an estimate is over."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -56,11 +57,32 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
         console.print(table)
         for note in summary.estimate.notes:
             console.print(note, soft_wrap=True)
+    if summary.throughput is not None:
+        console.print(describe_throughput(summary.throughput), soft_wrap=True)
     took = "complete already" if summary.already_complete else f"in {duration(summary.seconds)}"
     tokens = f"{totals.num_prompt_tokens} prompt and {totals.num_output_tokens} output tokens"
     console.print(
         f"{totals.num_predictions} predictions {took}, {tokens}: {summary.uri}/data/**/*.parquet", soft_wrap=True
     )
+
+
+def describe_throughput(report: Mapping[str, Any]) -> str:
+    """One line: how fast, and how much of the engines' time was not spent on rows."""
+    steady = report["rows_per_s_steady"]
+    parts = [f"{steady:.1f} rows/s in the steady state" if steady else f"{report['rows_per_s']:.1f} rows/s"]
+    if "slots_busy" in report:
+        total = sum(report["engine_s"].values())
+        lost = {name: s / total for name, s in report["engine_s"].items() if name != "busy" and s >= 0.005 * total}
+        worst = sorted(lost.items(), key=lambda item: -item[1])
+        told = f" ({', '.join(f'{name} {share:.0%}' for name, share in worst)})" if worst else ""
+        parts.append(f"engines busy {report['slots_busy']:.0%} of the time{told}")
+    if report.get("prefix_cache_hits"):
+        parts.append(f"{report['prefix_cache_hits']:.0%} of the prompts from the prefix cache")
+    if report.get("wasted_tokens"):
+        parts.append(f"{report['wasted_tokens']:.1%} of the output tokens in no result")
+    if "mfu" in report:
+        parts.append(f"MFU {report['mfu']:.0%}")
+    return " · ".join(parts)
 
 
 def print_estimate(estimate: Estimate, console: Console | None = None) -> None:

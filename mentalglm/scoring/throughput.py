@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mentalglm.engine.flops import mfu, peak_flops
 from mentalglm.scoring.commit import NO_EFFORT, Effort, ShardCommit
 
 
@@ -76,6 +77,7 @@ class Throughput:
         self._times, self._counts = array("d"), array("q")
         self._effort = NO_EFFORT
         self._num_output_tokens = 0
+        self._engine: dict[str, str] = {}
 
     def add(self, commit: ShardCommit) -> None:
         """Counts one more shard."""
@@ -83,6 +85,7 @@ class Throughput:
         self._counts.append(commit.num_predictions)
         self._effort += commit.effort
         self._num_output_tokens += commit.num_output_tokens
+        self._engine = self._engine or commit.engine
 
     def report(self) -> dict[str, Any] | None:
         """For the manifest; None where nothing was scored.
@@ -92,7 +95,8 @@ class Throughput:
         it went into; adds up to it: `cold_start` (Ray's start, loading), the keys of `Occupancy`, and `finish` (after
         the last commit). What is known of no engine is `tail`: it was waiting for the others. `slots_busy`: share of
         `busy`. `wasted_tokens`: share of the output tokens that are in no result. `prefix_cache_hits`: share of the
-        prompt tokens. `cpu_ms_per_row`: of the processes that feed the engines, by step, and of `driver`, this process.
+        prompt tokens. `mfu`: model FLOPs utilisation in the steady state, on a known GPU. `cpu_ms_per_row`: of the
+        processes that feed the engines, by step, and of `driver`, this process.
         """
         num_rows = sum(self._counts)
         if not num_rows:
@@ -117,9 +121,21 @@ class Throughput:
             report["slots_busy"] = round(engine_s["busy"] / (self._num_engines * wall_s), 4)
         if effort.num_prefill_tokens:
             report["prefix_cache_hits"] = round(effort.num_cached_tokens / effort.num_prefill_tokens, 4)
+            utilisation = self._mfu(effort, num_rows, report["rows_per_s_steady"])
+            report |= {"mfu": round(utilisation, 4)} if utilisation is not None else {}
         if self._num_output_tokens:
             report["wasted_tokens"] = round(effort.num_wasted_tokens / self._num_output_tokens, 4)
         return report
+
+    def _mfu(self, effort: Effort, num_rows: int, rows_per_s: float | None) -> float | None:
+        """Of the first engine's model and device; None where they, or the rate, are not known."""
+        peak = peak_flops(self._engine.get("device", ""))
+        num_parameters = self._engine.get("num_parameters")
+        if peak is None or num_parameters is None or rows_per_s is None:
+            return None
+        num_tokens = effort.num_prefill_tokens - effort.num_cached_tokens + self._num_output_tokens
+        tokens_per_s = num_tokens / num_rows * rows_per_s
+        return mfu(num_parameters=int(num_parameters), tokens_per_s=tokens_per_s, peak=peak * self._num_engines)
 
 
 def steady_rate(finished: Iterator[tuple[float, int]]) -> float | None:

@@ -157,6 +157,11 @@ def test_the_demo_model_answers_unseen_posts_and_survives_hostile_ones(demo_run:
     assert manifest["model"]["digest"]
     assert manifest["versions"]["ray"]
     assert manifest["output"]["num_output_tokens"] > 0
+    throughput = manifest["throughput"]
+    assert sum(throughput["engine_s"].values()) == pytest.approx(throughput["wall_s"], abs=0.1)
+    assert throughput["engine_s"]["cold_start"] > 1
+    assert throughput["engine_s"]["busy"] > 0
+    assert int(manifest["output"]["engines"][0]["num_parameters"]) > 1_000_000
 
 
 @pytest.mark.parametrize("explain", ["none", "positive"])

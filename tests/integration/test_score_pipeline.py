@@ -127,6 +127,9 @@ def test_folder_holds_what_the_contract_says_and_no_text(finished: Path) -> None
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["output"]["statuses"]["suicide_risk"] == {"ok": 80}
     assert manifest["input"]["num_rows"] == 80
+    throughput = manifest["throughput"]
+    assert (throughput["num_predictions"], throughput["num_engines"]) == (240, 1)
+    assert throughput["cpu_ms_per_row"].keys() >= {"read", "render", "parse", "write", "client", "driver"}
     for path in out.rglob("*"):
         if path.is_file():
             assert "今天天气".encode() not in path.read_bytes()

@@ -7,6 +7,7 @@ import pytest
 
 from mentalglm.scoring.commit import Effort, ShardCommit, Totals
 from mentalglm.scoring.predictions import hash_ids
+from mentalglm.scoring.summary import describe_throughput
 from mentalglm.scoring.throughput import EffortMeter, Throughput, steady_rate
 
 ENGINE_S = {"cold_start": 10.0, "busy": 20.0, "ramp": 1.0, "starved": 2.0, "recovery": 3.0, "tail": 4.0}
@@ -63,6 +64,16 @@ def test_engine_seconds_add_up_to_engines_times_wall_time() -> None:
     assert report["cpu_ms_per_row"] == {"driver": pytest.approx(0, abs=100), "read": 2.0}
 
 
+def test_mfu_counts_the_tokens_that_were_computed() -> None:
+    throughput = Throughput(time.time() - 100, num_engines=2)
+    for shard in range(20):  # 50 rows and 1,000 output tokens each second
+        done = commit(shard, time.time() - 50 + shard, Effort(num_prefill_tokens=5000, num_cached_tokens=1000))
+        throughput.add(done.model_copy(update={"engine": {"device": "NVIDIA A100", "num_parameters": str(10**9)}}))
+    report = throughput.report()
+    assert report is not None
+    assert report["mfu"] == pytest.approx(2e9 * 5000 / (2 * 312e12), abs=1e-4)
+
+
 def test_a_run_that_scored_nothing_has_no_throughput() -> None:
     assert Throughput(time.time(), 1).report() is None
 
@@ -113,3 +124,20 @@ def test_totals_hold_the_effort_of_all_shards_and_of_retries() -> None:
     assert totals.effort.engine_s["busy"] == 40
     totals.replace(commit(0, 1.0, effort), commit(0, 1.0, effort + effort))
     assert totals.effort.num_wasted_tokens == 21
+
+
+def test_a_person_reads_the_losses_worst_first() -> None:
+    report = {
+        "rows_per_s": 5.0,
+        "rows_per_s_steady": 12.34,
+        "engine_s": {"cold_start": 30.0, "busy": 50.0, "ramp": 0.1, "starved": 0.0, "tail": 19.9},
+        "slots_busy": 0.5,
+        "prefix_cache_hits": 0.336,
+        "wasted_tokens": 0.012,
+        "mfu": 0.21,
+    }
+    assert describe_throughput(report) == (
+        "12.3 rows/s in the steady state · engines busy 50% of the time (cold_start 30%, tail 20%) · "
+        "34% of the prompts from the prefix cache · 1.2% of the output tokens in no result · MFU 21%"
+    )
+    assert describe_throughput({"rows_per_s": 5.0, "rows_per_s_steady": None}) == "5.0 rows/s"
