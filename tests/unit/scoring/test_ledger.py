@@ -13,7 +13,7 @@ from mentalglm.config import InputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.job import _difference
+from mentalglm.scoring.job import differences
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.pipeline import _ErrorBudget
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
@@ -151,8 +151,8 @@ def test_a_storage_that_overwrites_is_refused(
 
 def test_a_difference_names_key_old_and_new_value() -> None:
     old = {"a": {"b": 1, "c": 2}, "d": "x"}
-    assert _difference(old, {"a": {"b": 1, "c": 3}, "e": None}) == ["a.c: 2, now 3", "d: x, now None"]
-    assert _difference(old, old) == []
+    assert differences(old, {"a": {"b": 1, "c": 3}, "e": None}) == ["a.c: 2, now 3", "d: x, now None"]
+    assert differences(old, old) == []
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "README.md", "_SUCCESS"])
