@@ -34,7 +34,9 @@ S3Option = Annotated[
     list[str] | None, typer.Option("--set", metavar="s3.KEY=VALUE", help="How to reach the run's storage.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and show the plan; score nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show the plan; score nothing (a sample: `estimate`).")
+]
 
 
 @app.command()
@@ -51,6 +53,36 @@ def score(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption 
             print_plan(settings, plan, questions)
         else:
             print_summary(score_posts(settings))
+
+
+@app.command()
+def estimate(
+    config: ConfigArgument,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=20, help="Size of the sample. Default: 500, or what fills the engines.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price-per-gpu-hour", min=0, help="For the cost, in any currency.")
+    ] = None,
+    json_: JsonOption = False,
+    set_: SetOption = None,
+) -> None:
+    """Dry run on a sample: score a few hundred rows, predict rows/s, hours, tokens, cost and failures of the whole run.
+
+    Writes no results. The finished run says how wrong the prediction was.
+    """
+    numbers = {"rows": rows, "price-per-gpu-hour": price}
+    options = {name: [f"{value:g}"] for name, value in numbers.items() if value is not None}
+    with _resumable("estimate", str(config), kept="the run is as it was", **options, set=set_):
+        settings = load_config(ScoreConfig, config, set_)
+        from mentalglm.scoring.estimate import estimate as estimate_run
+        from mentalglm.scoring.summary import print_estimate
+
+        found = estimate_run(settings, num_rows=rows, price_per_gpu_hour=price)
+        if json_:
+            print(found.model_dump_json(indent=2))
+        else:
+            print_estimate(found)
 
 
 @app.command()
@@ -203,14 +235,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @contextmanager
-def _resumable(*command: str, **options: list[str] | None) -> Iterator[None]:
+def _resumable(*command: str, kept: str = "what is done is kept", **options: list[str] | None) -> Iterator[None]:
     """Turns SIGTERM and Ctrl-C into the exit code for them, with the command to go on."""
     try:
         yield
     except KeyboardInterrupt:
         words = [word for name, values in options.items() for value in values or [] for word in (f"--{name}", value)]
         again = shlex.join(["mentalglm", *command, *words])
-        raise InterruptedRunError(f"interrupted; what is done is kept. To go on: {again}") from None
+        raise InterruptedRunError(f"interrupted; {kept}. To go on: {again}") from None
 
 
 def _configure_storage(overrides: list[str] | None) -> None:

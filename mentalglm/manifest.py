@@ -104,6 +104,17 @@ def readme(manifest: Mapping[str, Any]) -> str:
         f"asked for (explain: {manifest['explain']}) or given. `manifest.json` says what made the numbers.",
         "",
     ]
+    if estimate := manifest.get("estimate"):
+        lines += [
+            f"Predicted from {estimate['num_sampled_rows']} rows ({estimate['made_at']}), and what it was:",
+            "",
+            "| | predicted | 95 % interval | actual | error |",
+            "|---|---|---|---|---|",
+            *(f"| {' | '.join(cells)} |" for cells in prediction_rows(estimate["figures"])),
+            "",
+            *(f"{note}." for note in estimate["notes"]),
+            "",
+        ]
     if output["num_unreadable_rows"] or manifest["input"]["quarantined"]:
         lines += [
             f"{output['num_unreadable_rows']} rows of the input could not be read and have no row here; "
@@ -111,6 +122,27 @@ def readme(manifest: Mapping[str, Any]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def prediction_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(name, predicted, interval, actual, error) for people, of the checks of an estimate."""
+    rows = []
+    for name, check in figures.items():
+        predicted = check["predicted"]
+        interval = f"{number(predicted['low'])} to {number(predicted['high'])}"
+        error = f"{check['error']:+.1%}{'' if check['is_inside'] else ', outside'}"
+        rows.append((shown_name(name), number(predicted["value"]), interval, number(check["actual"]), error))
+    return rows
+
+
+def shown_name(field: str) -> str:
+    """`num_output_tokens` as people read it."""
+    return field.removeprefix("num_").replace("_per_s", "/s").replace("_", " ")
+
+
+def number(value: float) -> str:
+    """Three digits, or all that are before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _git_commit() -> str | None:

@@ -236,6 +236,9 @@ class EchoEngineConfig(ConfigModel):
     num_engines: int = Field(default=1, ge=1)
     delay_s: float = Field(default=0.0, ge=0)
     """Seconds that each answer takes."""
+    tokenize: bool = False
+    """Encode every prompt with the tokenizer of `model.path`, as the vllm engine does: its cost is then in what is
+    timed."""
 
 
 EngineConfig = Annotated[VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig, Field(discriminator="kind")]
@@ -268,6 +271,10 @@ class ScoreConfig(ConfigModel):
     shard, or those of the whole corpus, for which every text is read once before scoring begins."""
     shard_rows: int = Field(default=2048, ge=1)
     """Rows of a shard: the unit of work and of commit."""
+    order: Literal["input", "smallest_last"] = "smallest_last"
+    """smallest_last: shards are cut ever smaller towards the end of the input (Parquet, without `dedup`), and the
+    smallest are scored last, so that all engines end at the same time · input: shards of `shard_rows`, as they stand
+    in the input, which `dedup: corpus` always does. Changes no result, so a run may go on with the other."""
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     """The run ends with exit code 4 when a larger share of the predictions has failed."""
     s3: S3Config = S3Config()

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 
 from mentalglm.config import EchoEngineConfig
+from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.protocol import Completion, FollowUp, Request
 from mentalglm.tasks import Task, find_marker, render_answer
 
@@ -12,8 +13,10 @@ from mentalglm.tasks import Task, find_marker, render_answer
 class EchoEngine:
     """Answers in the task's own template; which labels, a hash of the post and the adapter's name decides."""
 
-    def __init__(self, config: EchoEngineConfig, tasks: Sequence[Task]) -> None:
+    def __init__(self, config: EchoEngineConfig, tasks: Sequence[Task], encoder: ChatEncoder | None = None) -> None:
+        """`encoder`: prompts are encoded with it, for the time that it takes."""
         self._delay_s = config.delay_s
+        self._encoder = encoder
         self._tasks = {task.name: task for task in tasks}
 
     @property
@@ -35,12 +38,16 @@ class EchoEngine:
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> AsyncIterator[tuple[int, Completion]]:
         """See `Engine.complete`. With a delay, all requests of a call take it at once."""
+        num_tokens = [len(request.prompt.user) for request in requests]
+        if self._encoder is not None:
+            encoded = await asyncio.to_thread(self._encoder.encode, [request.prompt for request in requests])
+            num_tokens = [len(prompt.token_ids) if prompt else 0 for prompt in encoded]
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
         for index, request in enumerate(requests):
-            completion = self._answer(request)
+            completion = self._answer(request, num_tokens[index])
             while follow_up and (following := follow_up(index, completion)):
-                completion = self._answer(following)
+                completion = self._answer(following, num_tokens[index])
             yield index, completion
             if index % 256 == 255:
                 await asyncio.sleep(0)  # other shards get their turn
@@ -48,7 +55,7 @@ class EchoEngine:
     async def close(self) -> None:
         """Nothing to free."""
 
-    def _answer(self, request: Request) -> Completion:
+    def _answer(self, request: Request, num_prompt_tokens: int) -> Completion:
         text = request.prompt.text
         asked = text if request.adapter is None else f"{request.adapter} {text}"
         digest = hashlib.blake2b(asked.encode(), digest_size=8).digest()
@@ -61,7 +68,7 @@ class EchoEngine:
         return Completion(
             text=answer,
             finish_reason="stop",
-            num_prompt_tokens=len(request.prompt.user),
+            num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=len(answer) - (len(request.head.text) if request.head else 0),
             is_head=marker is not None,
         )

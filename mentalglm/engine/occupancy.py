@@ -47,11 +47,11 @@ class Occupancy:
     def _pass(self) -> None:
         now = self._clock()
         passed, self._at = now - self._at, now
-        busy = passed * self._num_taken / self._num_slots
-        self._seconds["busy"] += busy
+        idle = passed * (self._num_slots - self._num_taken) / self._num_slots
+        self._seconds["busy"] += passed * self._num_taken / self._num_slots
         if self._is_recovering:
-            self._seconds["recovery"] += passed - busy
+            self._seconds["recovery"] += idle
         elif not self._was_full:
-            self._seconds["ramp"] += passed - busy
+            self._seconds["ramp"] += idle
         else:
-            self._idle_since_full += passed - busy
+            self._idle_since_full += idle

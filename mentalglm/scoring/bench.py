@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from mentalglm.scoring.questions import questions_of
 from mentalglm.scoring.throughput import steady_rate
 from mentalglm.tasks import load_task
 
-_MEMORY_INTERVAL_S = 1.0
+_MEMORY_INTERVAL_S = 5.0  # it costs some time of a core
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def _run(config: ScoreConfig, name: str, place: Path) -> dict[str, Any]:
     # cores than with both, and the comparison should not be won by that.
     threads = int(config.engine.num_cpus) if isinstance(config.engine, VllmEngineConfig) else 1
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads))}
+    environment["RAY_worker_niceness"] = "0"  # 15 by default: Ray's engines would give way to whatever else runs
     command = [sys.executable, "-m", "mentalglm.scoring.bench", name, str(place)]
     with (place / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603
@@ -157,7 +159,7 @@ def _run(config: ScoreConfig, name: str, place: Path) -> dict[str, Any]:
     rate = steady_rate(iter(finished))
     if rate is None:
         raise ConfigError(
-            f"score.shard_rows = {config.shard_rows}: the rows of {name} came in at one moment, so they have no rate; "
+            f"score.shard_rows = {config.shard_rows}: the rows of {name} came in at too few moments to tell a rate; "
             "use smaller shards or more posts"
         )
     return {
@@ -203,9 +205,11 @@ def _peak_memory(pid: int) -> Iterator[list[int]]:
                 return
             for each in processes:
                 try:
-                    total += each.memory_full_info().pss
-                except psutil.Error:
+                    summary = Path(f"/proc/{each.pid}/smaps_rollup").read_text()
+                except OSError:  # gone, or no Linux
                     continue
+                if match := re.search(r"^Pss: *(\d+) kB", summary, re.MULTILINE):
+                    total += 1024 * int(match[1])
             peak[0] = max(peak[0], total)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -16,6 +16,7 @@ from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.cascade import NO_LABEL
 from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.order import cut_for_engines
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.scoring.worker import unreadable_now
@@ -55,8 +56,8 @@ class Job:
 
     def plan(self) -> CorpusPlan:
         """The shards of the input. Raises: ConfigError, InputError; InterruptedRunError: it cannot be read for now."""
-        with _reading(self.config):
-            plan = plan_corpus(self.config.input, self.config.shard_rows)
+        with reading(self.config):
+            plan = cut_for_engines(plan_corpus(self.config.input, self.config.shard_rows), self.config)
         prediction_schema(self.config, plan.kept_schema)
         return plan
 
@@ -67,6 +68,10 @@ class Job:
             if ledger.create(self.fingerprint(plan), plan, _lasting(self.config)):
                 return plan
         return self.check_standing_run(ledger)
+
+    def plan_for(self, ledger: Ledger) -> CorpusPlan:
+        """The plan of the run in the folder, or of the one that would be begun there. Writes nothing."""
+        return self.plan() if ledger.find() is None else self.check_standing_run(ledger)
 
     def check_standing_run(self, ledger: Ledger, *, is_retry: bool = False) -> CorpusPlan:
         """The plan of the run in the folder. Raises: ConfigError or InputError when this job is another one.
@@ -97,7 +102,7 @@ class Job:
 
         Raises: InputError where it is not what was planned; InterruptedRunError: it cannot be read for now.
         """
-        with _reading(self.config):
+        with reading(self.config):
             return check_unchanged(plan, self.config.input)
 
     def fingerprint(self, plan: CorpusPlan) -> dict[str, Any]:
@@ -225,7 +230,8 @@ def _absolute(uri: str) -> str:
 
 
 @contextmanager
-def _reading(config: ScoreConfig) -> Iterator[None]:
+def reading(config: ScoreConfig) -> Iterator[None]:
+    """Raises: InterruptedRunError where the input cannot be read for now."""
     try:
         yield
     except OSError as error:

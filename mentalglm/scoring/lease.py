@@ -126,6 +126,11 @@ class LeaseState(_Record):
         return self.age_s > _LATE_BEATS * self.beat_interval_s
 
     @property
+    def is_held(self) -> bool:
+        """Whether its holder may still be at work."""
+        return not (self.released or self.is_stale or self.owner.is_gone())
+
+    @property
     def is_stale(self) -> bool:
         """Whether the holder may be taken for dead."""
         return self.age_s > self.stale_after_s
@@ -185,7 +190,7 @@ class Lease:
         while True:
             epoch = _last_epoch(run_uri, epoch)
             state = _read(run_uri, epoch, unknown)
-            if state and not (state.released or state.is_stale or state.owner.is_gone()):
+            if state and state.is_held:
                 if not state.is_late:
                     raise LeasedRunError(
                         f"{run_uri}: another job works on this run ({state.describe()}); "

@@ -146,7 +146,7 @@ class Ledger:
         sink = io.BytesIO()
         pq.write_table(plan.to_table(), sink, compression="zstd")
         name = f"plan-{hashlib.sha256(sink.getvalue()).hexdigest()[:16]}.parquet"
-        record = RunRecord(run_id=_run_id(fingerprint), plan=name, fingerprint=dict(fingerprint), config=dict(config))
+        record = RunRecord(run_id=run_id(fingerprint), plan=name, fingerprint=dict(fingerprint), config=dict(config))
         try:
             self._probe()
             storage.put(self.path("_run", name), sink.getvalue())
@@ -379,7 +379,8 @@ class Ledger:
         return storage.join(self.uri, *parts)
 
 
-def _run_id(fingerprint: Mapping[str, Any]) -> str:
+def run_id(fingerprint: Mapping[str, Any]) -> str:
+    """The name of the run with this fingerprint."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

@@ -12,9 +12,11 @@ from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.duplicates import find_duplicates
+from mentalglm.scoring.estimate import Accuracy, Attempt, check_estimate, read_accuracy
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.order import handing_order
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import connect, score_shards
 from mentalglm.scoring.questions import Question
@@ -38,6 +40,8 @@ class RunSummary:
     throughput: dict[str, Any] | None = None
     """Of this attempt; see `Throughput.report`."""
     already_complete: bool = False
+    estimate: Accuracy | None = None
+    """How wrong the estimate was, where one was made before."""
 
 
 def score(config: ScoreConfig) -> RunSummary:
@@ -67,6 +71,7 @@ def score(config: ScoreConfig) -> RunSummary:
         seconds=time.monotonic() - started,
         throughput=throughput,
         already_complete=complete,
+        estimate=read_accuracy(ledger),
     )
 
 
@@ -88,9 +93,14 @@ def _run(
         if job.config.dedup == "corpus" and pending:
             connect()
             find_duplicates(job.config, plan, ledger)
-        for commit in score_shards(spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals)):
+        pending = handing_order(job.config, pending, plan.shard_num_rows, len(job.questions))
+        attempt = Attempt(plan.num_rows - totals.num_rows - totals.num_quarantined)
+        for commit in score_shards(
+            spec, pending, budget.num_predictions, totals, lease, lambda: budget.error(totals), on_start=attempt.start
+        ):
             parts.add(commit)
             throughput.add(commit)
+        attempt.end()
         budget.num_predictions -= totals.num_unusable
         budget.check(totals)
     except ErrorBudgetExceededError:
@@ -102,7 +112,8 @@ def _run(
     parts.check_files()
     report = throughput.report()
     record = _manifest(ledger, plan, totals, parts, spec.provenance, report, seconds=time.time() - began)
-    ledger.publish(record)
+    accuracy = check_estimate(ledger, job.config.engine.model_dump(mode="json"), totals, attempt)
+    ledger.publish(record | ({"estimate": accuracy.model_dump()} if accuracy else {}))
     return totals, report
 
 
@@ -129,7 +140,9 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
         footer = job.footer(ledger.record.run_id)
         spec = RunSpec(job.config, job.tasks, job.model, footer, lease.epoch, current.ledger.folder, rows)
         totals = Totals.of(current.committed())
-        for commit in score_shards(spec, list(rows), current.num_predictions, totals, lease, lambda: None):
+        num_rows = {shard: sum(map(len, tasks.values())) for shard, tasks in rows.items()}
+        pending = handing_order(job.config, list(rows), num_rows, len(job.questions))
+        for commit in score_shards(spec, pending, current.num_predictions, totals, lease, lambda: None):
             totals.add(commit)
         return current.finish(job.config.output.partition_by)
 
@@ -138,8 +151,7 @@ def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Question, ...]]:
     """The dry run: everything that can be checked without a model or a cluster; writes nothing."""
     job = Job.resolve(config)
     ledger = Ledger(job.config.output.uri)
-    standing = ledger.find() is not None
-    return (job.check_standing_run(ledger) if standing else job.plan()), job.questions
+    return job.plan_for(ledger), job.questions
 
 
 class _ErrorBudget:

@@ -1,6 +1,5 @@
 """The engines of a run as actors of Ray Data, and the shards that they pull."""
 
-import math
 import os
 import signal
 import threading
@@ -11,15 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from mentalglm import errors
-from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig, VllmEngineConfig
+from mentalglm.config import ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
 from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.lease import Lease
+from mentalglm.scoring.order import shards_in_flight
 from mentalglm.scoring.progress import RunProgress, duration
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 
-_POLL_INTERVAL_S = 0.25
+_POLL_INTERVAL_S = 1.0
+_SHORT_POLL_INTERVAL_S = 0.1  # at the beginning and at the end
 _BOARD_TIMEOUT_S = 120
 _SILENCE_S = 3600.0  # loading a large model from a slow disk takes many minutes
 
@@ -31,11 +32,15 @@ def score_shards(
     totals: Totals,
     lease: Lease,
     find_error: Callable[[], UserError | None],
+    *,
+    scorer: type[ShardScorer] = ShardScorer,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Iterator[ShardCommit]:
-    """Scores the pending shards on a pool of engines and yields each commit as it comes in.
+    """Scores the pending shards, in this order, on a pool of engines and yields each commit as it comes in.
 
     `num_predictions`: those to be made, and those in `totals`, which are made. `find_error`: asked again and again for
-    what ends the run; what the engines have begun by then is committed first.
+    what ends the run; what the engines have begun by then is committed first. `on_start`: called once, when the first
+    engine is there.
     """
     if not pending:
         return
@@ -45,25 +50,25 @@ def score_shards(
     connect()
     num_engines = min(spec.config.engine.num_engines, len(pending))
     num_gpus, num_cpus = _resources(spec.config, num_engines)
-    shards_in_flight = _shards_in_flight(spec.config, len(spec.questions))
-    spec = replace(spec, num_gpus=num_gpus, shards_in_flight=shards_in_flight)
+    lanes_each = shards_in_flight(spec.config, len(spec.questions))
+    spec = replace(spec, num_gpus=num_gpus, shards_in_flight=lanes_each)
     # Beside the driver: it must not die with a node that the run could do without.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(RunBoard).remote(pending)
     # Shards come from the board and not from the dataset: a crawl has hundreds of thousands, and Ray Data would begin
     # by making a block of each. It keeps the pool of engines, and starts those anew that die.
     lanes = ray.data.from_items(
-        [{"lane": lane} for lane in range(num_engines * shards_in_flight)],
-        override_num_blocks=num_engines * shards_in_flight,
+        [{"lane": lane} for lane in range(num_engines * lanes_each)],
+        override_num_blocks=num_engines * lanes_each,
     ).map_batches(
-        ShardScorer,
+        scorer,
         fn_constructor_args=(spec, board),
         batch_size=1,
         # A fixed pool: Ray's growing one starts its actors one by one, each a model load later.
         compute=ray.data.ActorPoolStrategy(
             size=num_engines,
-            max_concurrent_calls_per_actor=shards_in_flight,
-            max_tasks_in_flight_per_actor=shards_in_flight,
+            max_concurrent_calls_per_actor=lanes_each,
+            max_tasks_in_flight_per_actor=lanes_each,
         ),
         num_gpus=num_gpus,
         num_cpus=num_cpus,
@@ -71,11 +76,15 @@ def score_shards(
     execution = _Execution(lanes)
     stop: UserError | None = None
     num_left = len(pending)
+    is_started = False
     heard_of = time.monotonic()
     with RunProgress(num_predictions, totals.num_predictions) as progress:
         while num_left:
             is_over = execution.is_over()  # asked first: what the lanes said last is then on the board
             news = _ask(board)
+            if not is_started and (news.num_working or news.commits):
+                is_started = True
+                on_start()
             for commit in news.commits:
                 num_left -= 1
                 yield ShardCommit.model_validate_json(commit)
@@ -96,7 +105,8 @@ def score_shards(
                     f"no engine has been heard of for {duration(_SILENCE_S)}: lost nodes, or a model that does not "
                     "load; what is scored is kept: see to the cluster and run the same command again"
                 )
-            time.sleep(_POLL_INTERVAL_S)
+            is_soon_other = not is_started or num_left <= num_engines * lanes_each
+            time.sleep(_SHORT_POLL_INTERVAL_S if is_soon_other else _POLL_INTERVAL_S)
     board.stop.remote()
     execution.join()
 
@@ -209,13 +219,3 @@ def _resources(config: ScoreConfig, num_engines: int) -> tuple[int, float]:
                 f"{available.get(name, 0):g}; lower num_engines, or num_{name.lower()}s of an engine"
             )
     return num_gpus, config.engine.num_cpus
-
-
-def _shards_in_flight(config: ScoreConfig, num_questions: int) -> int:
-    """Shards that one engine works on at once: enough that the next ones fill it while one drains."""
-    if isinstance(config.engine, EchoEngineConfig):
-        return 2
-    slots = (
-        config.engine.max_concurrency if isinstance(config.engine, OpenAIEngineConfig) else config.engine.max_num_seqs
-    )
-    return min(16, 1 + max(1, math.ceil(2 * slots / (config.shard_rows * num_questions))))

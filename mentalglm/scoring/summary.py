@@ -1,4 +1,4 @@
-"""What a person reads when a score run, or a dry run, is over."""
+"""What a person reads when a score run, a dry run or an estimate is over."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,8 @@ from rich.table import Table
 
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan
+from mentalglm.manifest import number, prediction_rows, shown_name
+from mentalglm.scoring.estimate import Estimate
 from mentalglm.scoring.pipeline import RunSummary
 from mentalglm.scoring.progress import duration
 from mentalglm.scoring.questions import Question
@@ -47,11 +49,48 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
             "into another folder",
             style="yellow",
         )
+    if summary.estimate is not None:
+        table = Table("estimate", "predicted", "95 % interval", "actual", "error", header_style="bold")
+        for cells in prediction_rows(summary.estimate.model_dump()["figures"]):
+            table.add_row(*cells)
+        console.print(table)
+        for note in summary.estimate.notes:
+            console.print(note, soft_wrap=True)
     took = "complete already" if summary.already_complete else f"in {duration(summary.seconds)}"
     tokens = f"{totals.num_prompt_tokens} prompt and {totals.num_output_tokens} output tokens"
     console.print(
         f"{totals.num_predictions} predictions {took}, {tokens}: {summary.uri}/data/**/*.parquet", soft_wrap=True
     )
+
+
+def print_estimate(estimate: Estimate, console: Console | None = None) -> None:
+    """What a run will take, and what came of the sample."""
+    console = console or Console()
+    gpus = f" x {estimate.num_gpus} GPUs" if estimate.num_gpus else ""
+    console.print(
+        f"{estimate.num_rows} rows x {estimate.num_questions} predictions on {estimate.num_engines} engines{gpus}, "
+        f"from a sample of {estimate.num_sampled_rows} rows in {estimate.num_sampled_shards} shards",
+        soft_wrap=True,
+    )
+    figures = {
+        **{name: getattr(estimate, name) for name in ("num_prompt_tokens", "num_output_tokens", "rows_per_s", "hours")},
+        **({"gpu_hours": estimate.gpu_hours} if estimate.num_gpus else {}),
+        **({f"cost at {estimate.price_per_gpu_hour:g} per GPU hour": estimate.cost} if estimate.cost else {}),
+    }
+    table = Table("the whole run", "predicted", "95 % interval", header_style="bold")
+    for name, figure in figures.items():
+        show = _clock if name == "hours" else number
+        label = "time" if name == "hours" else shown_name(name)
+        table.add_row(label, show(figure.value), f"{show(figure.low)} to {show(figure.high)}")
+    console.print(table)
+    table = Table("task", "status", "share", "95 % interval", header_style="bold")
+    for task, statuses in estimate.statuses.items():
+        for status, share in sorted(statuses.items(), key=lambda item: (item[0] != "ok", -item[1].value)):
+            table.add_row(task, status, f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
+    console.print(table)
+    for note in estimate.notes:
+        console.print(note, soft_wrap=True)
+    console.print(f"time includes {duration(estimate.start_s)} until the first engine was there", soft_wrap=True)
 
 
 def print_plan(
@@ -70,3 +109,8 @@ def print_plan(
     )
     for each in plan.quarantined:
         console.print(f"unreadable: {each.describe()}", style="yellow", soft_wrap=True)
+    console.print("what it will take, from a sample: mentalglm estimate, with the same arguments", soft_wrap=True)
+
+
+def _clock(hours: float) -> str:
+    return duration(hours * 3600)

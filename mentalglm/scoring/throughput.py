@@ -70,6 +70,7 @@ class Throughput:
     def __init__(self, started: float, num_engines: int) -> None:
         """`started`: s since 1970."""
         self._started = started
+        self._cpu_before = time.process_time()
         self._num_engines = num_engines
         # Of each commit; a run has hundreds of thousands.
         self._times, self._counts = array("d"), array("q")
@@ -91,7 +92,7 @@ class Throughput:
         it went into; adds up to it: `cold_start` (Ray's start, loading), the keys of `Occupancy`, and `finish` (after
         the last commit). What is known of no engine is `tail`: it was waiting for the others. `slots_busy`: share of
         `busy`. `wasted_tokens`: share of the output tokens that are in no result. `prefix_cache_hits`: share of the
-        prompt tokens. `cpu_ms_per_row`: of the processes that feed the engines, by step.
+        prompt tokens. `cpu_ms_per_row`: of the processes that feed the engines, by step, and of `driver`, this process.
         """
         num_rows = sum(self._counts)
         if not num_rows:
@@ -99,6 +100,7 @@ class Throughput:
         now = time.time()
         wall_s = max(now - self._started, 1e-9)
         effort = self._effort
+        cpu_s = {**effort.cpu_s, "driver": time.process_time() - self._cpu_before}
         report: dict[str, Any] = {
             "num_predictions": num_rows,
             "num_engines": self._num_engines,
@@ -106,7 +108,7 @@ class Throughput:
             "rows_per_s": round(num_rows / wall_s, 2),
             "rows_per_s_steady": _rounded(steady_rate(zip(self._times, self._counts, strict=True)), 2),
             "output_tokens_per_s": round(self._num_output_tokens / wall_s, 1),
-            "cpu_ms_per_row": {step: round(1000 * s / num_rows, 3) for step, s in sorted(effort.cpu_s.items())},
+            "cpu_ms_per_row": {step: round(1000 * s / num_rows, 3) for step, s in sorted(cpu_s.items())},
         }
         if effort.engine_s:
             engine_s = {**effort.engine_s, "finish": self._num_engines * max(now - max(self._times), 0.0)}
@@ -123,9 +125,11 @@ class Throughput:
 def steady_rate(finished: Iterator[tuple[float, int]]) -> float | None:
     """Rows per second between the first 10 % and the last 10 % of the rows: without start and tail.
 
-    `finished`: (time in s, rows that came in at that time). None where too few came in apart to tell.
+    `finished`: (time in s, rows that came in at that time). None with fewer than ten entries, too few to tell.
     """
     entries = sorted(finished)
+    if len(entries) < 10:
+        return None
     num_rows = sum(rows for _, rows in entries)
     done, low, high = 0, None, None
     for at, rows in entries:

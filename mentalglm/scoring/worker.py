@@ -17,6 +17,7 @@ import pyarrow as pa
 from mentalglm import storage
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader
+from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Completion, Engine, Request
@@ -32,6 +33,7 @@ from mentalglm.scoring.duplicates import (
 )
 from mentalglm.scoring.lease import check_fence
 from mentalglm.scoring.ledger import Keep, Ledger
+from mentalglm.scoring.order import asking_order
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
 from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.scoring.throughput import EffortMeter
@@ -200,18 +202,14 @@ class ShardScorer:
     ) -> dict[str, dict[int, Outcome]]:
         """Key of a question -> row -> its outcome, for the rows that are picked, in order."""
         assert self._engine is not None
-        questions, num_tasks = self._spec.questions, len(self._spec.tasks)
+        questions = self._spec.questions
         outcomes = {
             task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
             for task, rows in picked.items()
         }
-        # A post's tasks together: templates that begin with the post share its prefix in the engine's cache. That is
-        # of one adapter, so adapters come one after the other.
         slots = [
             (row, questions[number])
-            for _, row, number in sorted(
-                (n // num_tasks, row, n) for n, each in enumerate(questions) for row in picked.get(each.key, ())
-            )
+            for row, number in asking_order(picked, questions)
             if posts.statuses[row] is None and given_up is None
         ]
         inquiries = await asyncio.to_thread(self._inquire, posts, slots)
@@ -359,10 +357,17 @@ def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:
     )
 
 
+def _encoder(config: ScoreConfig) -> ChatEncoder:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model).path)
+    return ChatEncoder(tokenizer, max_prompt_tokens=config.generation.max_prompt_tokens)
+
+
 def _build_engine(spec: RunSpec) -> Engine:
     config, generation = spec.config.engine, spec.config.generation
     if isinstance(config, EchoEngineConfig):
-        return EchoEngine(config, spec.tasks)
+        return EchoEngine(config, spec.tasks, _encoder(spec.config) if config.tokenize else None)
     if isinstance(config, OpenAIEngineConfig):
         from mentalglm.engine.openai import OpenAIEngine
 

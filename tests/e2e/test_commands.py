@@ -62,7 +62,23 @@ def test_dry_run_shows_the_plan_and_writes_nothing(run: Run, tmp_path: Path) -> 
     result = run("mentalglm", "score", write_job(tmp_path), "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "2 rows in 1 files" in result.stdout
+    assert "mentalglm estimate" in result.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("posts")
+def test_estimate_predicts_and_score_says_how_wrong_it_was(run: Run, tmp_path: Path) -> None:
+    result = run("mentalglm", "estimate", write_job(tmp_path), "--rows", "20", "--price-per-gpu-hour", "2.5")
+    assert result.returncode == 0, result.stderr
+    for words in ("output tokens", "95 % interval", "suicide_risk", "the sample is the whole input", "no cost"):
+        assert words in result.stdout
+    assert not (tmp_path / "out" / "data").exists()
+    scored = run("mentalglm", "score", "job.yaml")
+    assert scored.returncode == 0, scored.stderr
+    assert "+0.0%" in scored.stdout
+    again = run("python", "-m", "jobs.estimate", "job.yaml", "--json")
+    assert again.returncode == 2
+    assert "this run is finished" in again.stderr
 
 
 @pytest.mark.usefixtures("posts")

@@ -62,15 +62,16 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in done.items())
 
 
-def test_a_run_that_is_stopped_before_its_config_is_read_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["score job.yaml --dry-run", "estimate job.yaml --rows 100 --set shard_rows=8"])
+def test_a_run_that_is_stopped_before_its_config_is_read_says_how_to_go_on(tmp_path: Path, words: str) -> None:
     os.mkfifo(tmp_path / "job.yaml")
-    command = [str(BIN / "mentalglm"), "score", "job.yaml", "--dry-run"]
+    command = [str(BIN / "mentalglm"), *words.split()]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
     with (tmp_path / "job.yaml").open("w"):  # opens when the command waits for its config
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "mentalglm score job.yaml --dry-run" in errors
+    assert f"mentalglm {words}" in errors
 
 
 def test_a_run_that_is_stopped_while_ray_starts_says_how_to_go_on(command: list[str], tmp_path: Path) -> None:

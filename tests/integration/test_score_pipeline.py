@@ -155,6 +155,7 @@ def test_resume_scores_only_what_is_missing_and_ends_in_the_same_table(
     kept = {path: path.stat().st_mtime_ns for path in (out / "_run" / "commits").iterdir()}
     # What does not define the numbers may change.
     changes: dict[str, Any] = {"engine": {"kind": "echo", "num_engines": 2}, "max_error_rate": 0.5, "shard_rows": 7}
+    changes |= {"order": "input"}
     summary = score(resume(finished, tmp_path, **changes))
     assert summary.totals.num_predictions == 240
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items())
@@ -162,6 +163,23 @@ def test_resume_scores_only_what_is_missing_and_ends_in_the_same_table(
     assert read(out).sort_by(key).equals(read(finished / "out").sort_by(key))
     assert (out / "_SUCCESS").exists()
     assert not list((out / "_run" / "shards").rglob("*.parquet"))
+
+
+def test_the_order_of_the_work_changes_no_result(folder: Path) -> None:
+    tables, num_shards = {}, {}
+    for order in ("input", "smallest_last"):
+        uri = str(folder / order)
+        score(config(folder, output={"uri": uri}, engine={"kind": "echo", "num_engines": 2}, order=order))
+        num_shards[order] = Ledger(uri).read_plan().num_shards
+        tables[order] = {
+            path.parent.name: pq.read_table(path, partitioning=None)
+            for path in sorted((folder / order / "data").rglob("*.parquet"))
+        }
+    assert num_shards["smallest_last"] > num_shards["input"] == 7
+    assert len(tables["input"]) == 3
+    for task, table in tables["smallest_last"].items():
+        assert table["post_id"].to_pylist() == [str(post_id) for post_id in posts(80)["post_id"].to_pylist()]
+        assert table.equals(tables["input"][task])
 
 
 def interrupt(_: PartWriter) -> None:

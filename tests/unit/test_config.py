@@ -45,6 +45,7 @@ def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:
         ({"explain": "some"}, ["explain", "some", "uncertain"]),
         ({"cascade": {"sample": {"low_risk": 2}}}, ["cascade.sample", "low_risk", "1"]),
         ({"dedup": "all"}, ["dedup", "all", "corpus"]),
+        ({"order": "random"}, ["order", "random", "smallest_last"]),
         ({"max_error_rate": 2}, ["max_error_rate", "2"]),
         ({"engine": {"kind": "magic"}}, ["engine", "magic"]),
         ({"engine": {"kind": "echo", "num_gpus": 1}}, ["engine.echo.num_gpus", "unknown key"]),

@@ -1,13 +1,52 @@
-"""The rate of the steady state: rows between 10 % and 90 %, whatever loading and the tail cost."""
+"""What the job loses against vLLM alone adds up, and what cannot be compared is refused."""
 
 import pytest
 
-from mentalglm.scoring.bench import _rate
+from mentalglm.config import BenchConfig
+from mentalglm.errors import ConfigError
+from mentalglm.scoring.bench import bench, loss_budget
+
+JOB = {
+    "num_engines": 2,
+    "wall_s": 110.0,
+    "wasted_tokens": 0.1,
+    "engine_s": {
+        "cold_start": 60.0,
+        "busy": 120.0,
+        "ramp": 4.0,
+        "starved": 6.0,
+        "recovery": 0.0,
+        "tail": 20.0,
+        "finish": 10.0,
+    },
+}
 
 
-def test_loading_and_tail_do_not_count() -> None:
-    steady = [[100.0 + n / 50, 1] for n in range(100)]  # 50 rows/s
-    times = {"started": 0.0, "wall_s": 500.0, "finished": [*steady[:95], [300.0, 5]]}
-    rate = _rate(times)
-    assert rate["rows_per_s"] == pytest.approx(50.0)
-    assert (rate["num_rows"], rate["wall_s"], rate["start_s"]) == (100, 500.0, 100.0)
+def test_the_loss_budget_adds_up_to_what_is_missing() -> None:
+    budget = loss_budget(JOB, num_rows=1000, bare_rate=25.0, wall_s=112.0)
+    assert budget == {
+        "process": 2.0,
+        "cold_start": 30.0,
+        "ramp": 2.0,
+        "starved": 3.0,
+        "recovery": 0.0,
+        "tail": 10.0,
+        "finish": 5.0,
+        "wasted": 6.0,
+        "slower": pytest.approx(14.0),
+    }
+    assert sum(budget.values()) == pytest.approx(112.0 - 1000 / 25.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": {"kind": "echo"}}, "score.engine.kind = echo"),
+        ({"explain": "positive"}, "score.explain = positive"),
+        ({"dedup": "shard"}, "score.dedup = shard"),
+    ],
+)
+def test_what_others_would_not_do_is_not_compared(changes: dict[str, object], message: str) -> None:
+    score = {"input": {"uri": "posts"}, "output": {"uri": "scored"}, "tasks": ["suicide_risk"], **changes}
+    with pytest.raises(ConfigError, match=message):
+        bench(BenchConfig.model_validate({"score": score, "contestants": ["job", "bare"]}))
