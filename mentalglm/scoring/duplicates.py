@@ -125,6 +125,7 @@ def _hashes(ranges: Mapping[str, Any], config: ScoreConfig) -> Iterator[pa.Table
 
 def _pairs(entries: pa.Table, config: ScoreConfig) -> pa.Table:
     """(row, its original) of each copy; (row, itself) of each original that a later shard copies."""
+    storage.configure(config.s3)
     plan = Ledger(config.output.uri).read_plan()
     low, high, row = (entries.column(name).to_numpy() for name in _HASHES.names)
     order = np.lexsort((row, high, low))

@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mentalglm.config import ScoreConfig
+from mentalglm import storage
+from mentalglm.config import S3Config, ScoreConfig
 from mentalglm.corpus import plan_corpus
 from mentalglm.errors import InterruptedRunError
 from mentalglm.scoring import score
+from mentalglm.scoring.duplicates import _hashes, _pairs
 from mentalglm.scoring.job import Job
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
@@ -127,10 +129,34 @@ def test_copies_of_posts_that_cannot_be_read_are_scored_themselves(tmp_path: Pat
     assert summary.totals.num_predictions == (NUM_ROWS - SHARD_ROWS) * len(TASKS)
 
 
-def test_the_same_on_s3(tmp_path: Path, texts: list[str | None], s3: str) -> None:
+@pytest.fixture
+def named_s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The settings `s3` of a config, without which this process finds no server: the environment names none."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # unset, it would be that of AWS: slow to fail
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    yield {"endpoint": s3_server, "max_attempts": 2}
+    storage.configure(S3Config())
+
+
+def test_the_same_on_s3(tmp_path: Path, texts: list[str | None], s3: str, named_s3: dict[str, Any]) -> None:
     score(config(tmp_path, "off", "off"))
-    score(config(tmp_path, f"{s3}/out", "corpus"))
+    score(config(tmp_path, f"{s3}/out", "corpus", s3=named_s3))
     check(read(f"{s3}/out"), read(tmp_path / "off"), first_rows(texts, NUM_ROWS))
+
+
+def test_whichever_process_looks_for_equal_texts_reaches_the_s3_of_the_config(
+    tmp_path: Path, texts: list[str | None], s3: str, named_s3: dict[str, Any]
+) -> None:
+    settings = config(tmp_path, f"{s3}/out", "corpus", s3=named_s3)
+    job = Job.resolve(settings)
+    plan = job.open_run(Ledger(settings.output.uri))
+    storage.configure(S3Config(max_attempts=1))  # as in a process of Ray that has done nothing yet
+    hashes = pa.concat_tables(_hashes({"start": [0], "stop": [plan.num_shards]}, settings))
+    storage.configure(S3Config(max_attempts=1))
+    pairs = _pairs(hashes, settings)
+    originals = first_rows(texts, NUM_ROWS)
+    copies = {str(row): str(of) for row, of in zip(*pairs.to_pydict().values(), strict=True) if row != of}
+    assert copies == {row: of for row, of in originals.items() if of}
 
 
 def test_a_corpus_without_equal_texts_has_no_copies(tmp_path: Path) -> None:
