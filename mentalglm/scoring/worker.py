@@ -1,8 +1,6 @@
 """One engine and the shards it scores: what runs inside each actor of the pool."""
 
 import asyncio
-import errno
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ import pyarrow as pa
 
 from mentalglm import storage
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
-from mentalglm.corpus import CorruptShardError, Posts, ShardReader
+from mentalglm.corpus import CorruptShardError, Posts, ShardReader, unreadable_now
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Completion, Engine, Request
@@ -338,16 +336,6 @@ class ShardScorer:
 
     def _report(self, shard: int, counts: Counter[str]) -> None:
         self._board.report.remote(shard, {status: n for status, n in counts.items() if n > 0})
-
-
-def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:
-    """What to tell of an input that S3 or the system does not give: it may pass, so no row is given up for it."""
-    code = re.search(r"AWS Error (\w+)", str(error))
-    what = code[1] if code else errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return InterruptedRunError(
-        f"input.uri = {uri}: cannot be read for now ({what}); see to credentials, network and storage, then run the "
-        "same command again"
-    )
 
 
 def _build_engine(spec: RunSpec) -> Engine:
