@@ -224,7 +224,8 @@ class CorpusDuplicates:
     def results(self, shard: int, originals: Iterable[int]) -> dict[int, dict[str, Outcome]] | None:
         """Row of the corpus -> task -> result for its copies, as the shard has kept them.
 
-        None: it has kept nothing yet. Empty: it never will, since its rows cannot be read.
+        None: it has kept nothing yet. Without the rows that it never will keep: they cannot be read, or their shard
+        was given up before they were asked for.
         """
         with self._lock:
             kept = self._kept.pop(shard, None)
@@ -239,7 +240,11 @@ class CorpusDuplicates:
             self._kept[shard] = kept
             if len(self._kept) > _CACHED_SHARDS:
                 self._kept.popitem(last=False)
-        return {row: {task: _outcome(each) for task, each in kept[str(row)].items()} for row in originals}
+        return {
+            row: {task: _outcome(each) for task, each in kept[str(row)].items()}
+            for row in originals
+            if str(row) in kept
+        }
 
     def _read(self, shard: int) -> dict[str, dict[str, Any]] | None:
         data = storage.read_bytes(self._path(shard))

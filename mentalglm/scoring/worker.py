@@ -173,7 +173,7 @@ class ShardScorer:
         if copies:
             outcomes = await self._with_copies(shard, posts, outcomes, copies)
         keep = None
-        if duplicates.originals:
+        if duplicates.originals and not given_up:  # else nobody has asked for them: their copies will
             assert self._corpus_duplicates is not None
             keep = partial(self._corpus_duplicates.keep, self._plan.shard(shard), duplicates.originals, posts)
         assert self._engine is not None

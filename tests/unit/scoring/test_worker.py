@@ -345,3 +345,13 @@ def test_copies_of_a_shard_that_never_comes_are_asked_for_themselves(
     assert error is None
     assert originals(tmp_path, 3) == [None, "1", None]
     assert [each["statuses"] for each in commits] == [{"suicide_risk": {"ok": 1}}] * 3
+
+
+def test_copies_of_a_shard_that_was_given_up_are_asked_for_themselves(
+    copying: ShardScorer, board: LocalBoard, tmp_path: Path
+) -> None:
+    board.board._deaths.update({0: 4})
+    commits, error = score(copying, board)
+    assert error is None
+    assert [each["statuses"]["suicide_risk"] for each in commits] == [{"engine_error": 1}, {"ok": 1}, {"ok": 1}]
+    assert originals(tmp_path, 3) == [None, None, None]
