@@ -283,6 +283,7 @@ class ShardScorer:
         if is_suspect:  # it has been asked for, and what it waits for may be another suspect
             self._suspect = None
             self._suspects.release()
+        await self._board.set_waiting.remote(shard, True)
         try:
             deadline = time.monotonic() + _MAX_WAIT_S
             while True:
@@ -304,6 +305,7 @@ class ShardScorer:
             if is_suspect:
                 await self._suspects.acquire()
                 self._suspect = shard
+            await self._board.set_waiting.remote(shard, False)
 
     def _commit(
         self,

@@ -28,7 +28,7 @@ class LocalBoard:
 
     def __init__(self, num_shards: int = 3) -> None:
         self.board = RunBoard(range(num_shards))
-        for name in ("begin", "next", "start", "report", "commit", "fail", "is_stopped"):
+        for name in ("begin", "next", "start", "set_waiting", "report", "commit", "fail", "is_stopped"):
             setattr(self, name, self._method(getattr(self.board, name)))
 
     @staticmethod
@@ -199,6 +199,18 @@ class TestRunBoard:
         board.begin(0), board.begin(1)
         assert {board.next(0), board.next(1)} == {(1, 1), (2, 0)}
 
+    def test_a_shard_that_waits_for_others_when_a_worker_dies_is_no_suspect_until_it_goes_on(self) -> None:
+        board = RunBoard([1, 2])
+        board.next(0), board.next(1)
+        board.start(0), board.start(1)
+        board.set_waiting(2, True)
+        board.begin(0), board.begin(1)
+        assert {board.next(0), board.next(1)} == {(1, 1), (2, 0)}
+        lane = next(lane for lane, held in board._held.items() if held.shard == 2)
+        board.start(lane), board.set_waiting(2, True), board.set_waiting(2, False)
+        board.begin(lane)
+        assert board.next(lane) == (2, 1)
+
     def test_an_idle_lane_waits_while_others_work_and_takes_over_a_silent_ones_shard(self) -> None:
         board = RunBoard([1], silence_s=60)
         board.next(0)
@@ -355,3 +367,70 @@ def test_copies_of_a_shard_that_was_given_up_are_asked_for_themselves(
     assert error is None
     assert [each["statuses"]["suicide_risk"] for each in commits] == [{"engine_error": 1}, {"ok": 1}, {"ok": 1}]
     assert originals(tmp_path, 3) == [None, None, None]
+
+
+def live(spec: RunSpec, board: LocalBoard) -> bool:
+    """A worker's process with a lane for each of two shards, until all is done, or until SECRET, once it is asked for
+    and the other shard waits, kills it. True: it was killed."""
+
+    async def run() -> bool:
+        scorer = ShardScorer(spec, board)
+        assert scorer._engine is not None
+        complete = scorer._engine.complete
+        killed = asyncio.Event()
+
+        async def die(
+            requests: Sequence[Request], follow_up: FollowUp | None = None
+        ) -> AsyncIterator[tuple[int, Completion]]:
+            if any(SECRET in request.prompt.user for request in requests):
+                for _ in range(200):
+                    if any(held.shard == 1 and held.statuses for held in board.board._held.values()):  # it has reported
+                        break
+                    await asyncio.sleep(0.01)
+                killed.set()
+                await asyncio.sleep(60)
+            async for each in complete(requests, follow_up):
+                yield each
+
+        scorer._engine.complete = die  # type: ignore[method-assign]
+        lanes = asyncio.gather(*(scorer({"lane": [lane]}) for lane in range(2)))
+        death = asyncio.create_task(killed.wait())
+        await asyncio.wait([death, lanes], return_when=asyncio.FIRST_COMPLETED)
+        scorer._board = LocalBoard()  # a process that is killed has no last words
+        lanes.cancel(), death.cancel()
+        await asyncio.gather(lanes, death, return_exceptions=True)
+        return killed.is_set()
+
+    return asyncio.run(run())
+
+
+def test_a_shard_that_only_waits_for_one_that_kills_its_worker_is_not_given_up_with_it(
+    scorer: ShardScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mentalglm.scoring.worker._IDLE_S", 0.02)
+    out = tmp_path / "deadly"
+    table = pa.table({"post_id": ["0", "1", "2", "3"], "text": ["转发", SECRET, "转发", "无辜"]})
+    pq.write_table(table, tmp_path / "deadly.parquet")
+    config = scorer._spec.config
+    config = config.model_copy(
+        update={
+            "input": config.input.model_copy(update={"uri": str(tmp_path / "deadly.parquet")}),
+            "output": config.output.model_copy(update={"uri": str(out)}),
+            "dedup": "corpus",
+            "shard_rows": 2,
+        }
+    )
+    Ledger(config.output.uri).create({}, plan_corpus(config.input, 2), {})
+    pairs = pa.table({"row": pa.array([0, 2], pa.int64()), "original": pa.array([0, 0], pa.int64())})
+    pq.write_table(pairs, out / "_run" / "duplicates.parquet")
+    board = LocalBoard(2)
+    board.board._left.rotate(1)  # the copy is asked for first, and waits
+    num_deaths = 0
+    while live(replace(scorer._spec, config=config), board):
+        num_deaths += 1
+    assert num_deaths == 4
+    commits = sorted(map(json.loads, board.board.news().commits), key=lambda record: record["shard"])
+    assert [each["statuses"] for each in commits] == [
+        {"suicide_risk": {"engine_error": 2}},
+        {"suicide_risk": {"ok": 2}},
+    ]
