@@ -57,12 +57,15 @@ NO_DUPLICATES = ShardDuplicates({}, ())
 
 def duplicates_within(posts: Posts, shard: Shard) -> ShardDuplicates:
     """The rows whose text an earlier row of the same shard has."""
+    copies = copies_among(posts, range(len(posts)))
+    return ShardDuplicates({row: shard.first_row + original for row, original in copies.items()}, ())
+
+
+def copies_among(posts: Posts, rows: Iterable[int]) -> dict[int, int]:
+    """Row -> the first of `rows` that has the same text, where that is an earlier one. Rows of a shard, from 0."""
     first: dict[str, int] = {}
-    copies: dict[int, int] = {}
-    for row, (status, text_hash) in enumerate(zip(posts.statuses, posts.text_hashes, strict=True)):
-        if status is None and (original := first.setdefault(text_hash, row)) != row:
-            copies[row] = shard.first_row + original
-    return ShardDuplicates(copies, ())
+    originals = {row: first.setdefault(posts.text_hashes[row], row) for row in rows if posts.statuses[row] is None}
+    return {row: original for row, original in originals.items() if original != row}
 
 
 def find_duplicates(config: ScoreConfig, plan: CorpusPlan, ledger: Ledger) -> None:

@@ -25,6 +25,7 @@ from mentalglm.scoring.duplicates import (
     NO_DUPLICATES,
     CorpusDuplicates,
     ShardDuplicates,
+    copies_among,
     copy_of,
     duplicates_within,
 )
@@ -169,7 +170,10 @@ class ShardScorer:
         duplicates = await self._find_duplicates(shard, posts) if rows is None else NO_DUPLICATES
         copies = {} if given_up else duplicates.copies
         own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
-        outcomes = await self._outcomes(shard, posts, own, given_up)
+        if rows is not None and self._spec.config.dedup != "off" and not given_up:
+            outcomes = await self._retried(shard, posts, rows)
+        else:
+            outcomes = await self._outcomes(shard, posts, own, given_up)
         if copies:
             outcomes = await self._with_copies(shard, posts, outcomes, copies)
         keep = None
@@ -267,6 +271,16 @@ class ShardScorer:
             for task, rows in outcomes.items()
         }
         return {task: {row: rows[row] for row in sorted(rows)} for task, rows in merged.items()}
+
+    async def _retried(self, shard: int, posts: Posts, rows: Rows) -> dict[str, dict[int, Outcome]]:
+        """The outcomes of rows that are retried, each text among them asked for once."""
+        copies = {task: copies_among(posts, each) for task, each in rows.items()}
+        own = {task: [row for row in each if row not in copies[task]] for task, each in rows.items()}
+        outcomes = await self._outcomes(shard, posts, own, None)
+        for task, originals in copies.items():
+            asked = outcomes[task]
+            asked |= {row: copy_of(asked[original], posts.ids[original]) for row, original in originals.items()}
+        return {task: {row: outcomes[task][row] for row in each} for task, each in rows.items()}
 
     async def _from_elsewhere(
         self, shard: int, originals: Sequence[int], outcomes: dict[str, dict[int, Outcome]]

@@ -369,6 +369,23 @@ def test_copies_of_a_shard_that_was_given_up_are_asked_for_themselves(
     assert originals(tmp_path, 3) == [None, None, None]
 
 
+def begun(scorer: ShardScorer, tmp_path: Path, texts: list[str], shard_rows: int) -> ScoreConfig:
+    """The config of another run, which is begun."""
+    table = pa.table({"post_id": [str(n) for n in range(len(texts))], "text": texts})
+    pq.write_table(table, tmp_path / "others.parquet")
+    config = ScoreConfig.model_validate(
+        scorer._spec.config.model_dump()
+        | {
+            "input": {"uri": str(tmp_path / "others.parquet")},
+            "output": {"uri": str(tmp_path / "others")},
+            "shard_rows": shard_rows,
+            "dedup": "corpus",
+        }
+    )
+    Ledger(config.output.uri).create({}, plan_corpus(config.input, shard_rows), {})
+    return config
+
+
 def live(spec: RunSpec, board: LocalBoard) -> bool:
     """A worker's process with a lane for each of two shards, until all is done, or until SECRET, once it is asked for
     and the other shard waits, kills it. True: it was killed."""
@@ -408,21 +425,9 @@ def test_a_shard_that_only_waits_for_one_that_kills_its_worker_is_not_given_up_w
     scorer: ShardScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mentalglm.scoring.worker._IDLE_S", 0.02)
-    out = tmp_path / "deadly"
-    table = pa.table({"post_id": ["0", "1", "2", "3"], "text": ["转发", SECRET, "转发", "无辜"]})
-    pq.write_table(table, tmp_path / "deadly.parquet")
-    config = scorer._spec.config
-    config = config.model_copy(
-        update={
-            "input": config.input.model_copy(update={"uri": str(tmp_path / "deadly.parquet")}),
-            "output": config.output.model_copy(update={"uri": str(out)}),
-            "dedup": "corpus",
-            "shard_rows": 2,
-        }
-    )
-    Ledger(config.output.uri).create({}, plan_corpus(config.input, 2), {})
+    config = begun(scorer, tmp_path, ["转发", SECRET, "转发", "无辜"], shard_rows=2)
     pairs = pa.table({"row": pa.array([0, 2], pa.int64()), "original": pa.array([0, 0], pa.int64())})
-    pq.write_table(pairs, out / "_run" / "duplicates.parquet")
+    pq.write_table(pairs, f"{config.output.uri}/_run/duplicates.parquet")
     board = LocalBoard(2)
     board.board._left.rotate(1)  # the copy is asked for first, and waits
     num_deaths = 0
@@ -434,3 +439,24 @@ def test_a_shard_that_only_waits_for_one_that_kills_its_worker_is_not_given_up_w
         {"suicide_risk": {"engine_error": 2}},
         {"suicide_risk": {"ok": 2}},
     ]
+
+
+def test_a_retry_asks_once_for_each_text_of_a_shard(scorer: ShardScorer, tmp_path: Path) -> None:
+    config = begun(scorer, tmp_path, ["又失败了", "好", "又失败了", "坏", "又失败了", "坏", ""], shard_rows=7)
+    tasks = (load_task("suicide_risk"), load_task("cognitive_distortion"))
+    rows = {0: {"suicide_risk": [0, 2, 3, 5, 6], "cognitive_distortion": [2, 4]}}
+    spec = replace(scorer._spec, config=config, tasks=tasks, folder="_run/retries/000", rows=rows)
+    board = LocalBoard(1)
+    commits, error = score(ShardScorer(spec, board), board)
+    assert error is None
+    assert commits[0]["num_copied"] == 3
+    folder = tmp_path / "others" / "_run" / "retries" / "000" / "shards"
+    for task, ids, of in (
+        ("suicide_risk", ["0", "2", "3", "5", "6"], [None, "0", None, "3", None]),
+        ("cognitive_distortion", ["2", "4"], [None, "2"]),
+    ):
+        table = pq.read_table(folder / f"task={task}" / "00000000.parquet")
+        assert table["post_id"].to_pylist() == ids
+        assert table["duplicate_of"].to_pylist() == of
+        is_asked = [each is None and post_id != "6" for each, post_id in zip(of, ids, strict=True)]
+        assert [each is not None for each in table["num_output_tokens"].to_pylist()] == is_asked
