@@ -67,3 +67,9 @@ class InternalError(UserError):
             for frame in traceback.extract_tb(error.__traceback__)[-4:]
         ]
         return cls(f"internal error: {type(error).__name__} at {' > '.join(frames)}; please report it with this line")
+
+
+def told(kind: str, message: str) -> UserError:
+    """The error that another process has told of as data, by the name of its class and its message."""
+    error: UserError = globals().get(kind, InterruptedRunError)(message)
+    return error

@@ -118,7 +118,8 @@ class GenerationConfig(ConfigModel):
     max_tokens: int = Field(default=256, ge=1)
     """Most tokens of an answer; longer ones are cut off."""
     retry_max_tokens: int | None = Field(default=None, ge=2)
-    """An answer that was cut off before its labels ended is asked for once more with this many tokens; null: never."""
+    """An answer that was cut off before its labels ended is asked for once more with this many tokens, or as many as
+    the model has room for behind its prompt; null: never."""
     retry_unparsed: bool = False
     """An answer in which no label can be read is asked for once more, held to the form of the task's answers (flag
     `constrained`; without confidence). For the vllm engine."""
@@ -170,7 +171,8 @@ class VllmEngineConfig(ConfigModel):
     max_num_seqs: int = Field(default=256, ge=1)
     """Sequences that vLLM runs at once."""
     max_model_len: int | None = Field(default=None, ge=64)
-    """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens`, if the model allows it."""
+    """Longest prompt plus answer, in tokens. Default: `max_prompt_tokens` + `max_tokens` (or `retry_max_tokens`), if
+    the model allows it."""
     dtype: str = "auto"
     quantization: str | None = None
     """Quantisation that vLLM does while it loads the weights, such as `fp8`; null: as the model comes. It may change

@@ -1,7 +1,7 @@
 """Reading a corpus: files into shards, shards into posts."""
 
 from mentalglm.corpus.plan import CorpusPlan, InputFile, Quarantined, Shard, check_unchanged, plan_corpus
-from mentalglm.corpus.reader import Posts, ShardReader
+from mentalglm.corpus.reader import Posts, ShardReader, unreadable_now
 from mentalglm.corpus.rows import CorruptShardError
 from mentalglm.corpus.text import NORMAL_FORM_VERSION, normalise, text_hash
 
@@ -18,4 +18,5 @@ __all__ = [
     "normalise",
     "plan_corpus",
     "text_hash",
+    "unreadable_now",
 ]

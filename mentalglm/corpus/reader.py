@@ -1,5 +1,7 @@
 """A shard in, its posts out: what runs inside a worker."""
 
+import errno
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ from mentalglm.corpus.lines import TextRows
 from mentalglm.corpus.plan import CorpusPlan, Shard
 from mentalglm.corpus.rows import CorruptShardError, RawRows
 from mentalglm.corpus.text import normalise, text_hash
+from mentalglm.errors import InterruptedRunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,16 @@ class ShardReader:
             text_hashes=[text_hash(text) for text in texts],
             kept=rows.kept,
         )
+
+
+def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:
+    """What to tell of an input that S3 or the system does not give: it may pass, so no row is given up for it."""
+    code = re.search(r"AWS Error (\w+)", str(error))
+    what = code[1] if code else errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return InterruptedRunError(
+        f"input.uri = {uri}: cannot be read for now ({what}); see to credentials, network and storage, then run the "
+        "same command again"
+    )
 
 
 def _rows_within(global_rows: "np.ndarray[tuple[int], np.dtype[np.int64]]", shard: Shard) -> list[int]:

@@ -57,6 +57,8 @@ class Completion:
     """text_truncated, special_token_in_text."""
     error: str | None = None
     """With finish_reason error or refused: what failed, as a class or code; never the text."""
+    most_tokens: int | None = None
+    """The longest answer that the model has room for behind this prompt, in tokens; None: not known."""
     num_cached_tokens: int | None = None
     """Of the prompt, and of the head that it went on from: taken from the engine's prefix cache."""
 

@@ -49,6 +49,7 @@ class VllmEngine:
         set_environment(num_gpus)
         arguments = engine_arguments(config, generation, model, num_gpus=num_gpus)
         self._generation = generation
+        self._max_model_len: int = arguments["max_model_len"]
         others = set(multiprocessing.active_children())
         with reaped() as self._reaper:
             try:
@@ -64,7 +65,7 @@ class VllmEngine:
         self._tokenizer = self._engine.get_tokenizer()
         self._encoder = ChatEncoder(
             self._tokenizer,
-            max_prompt_tokens=min(generation.max_prompt_tokens, arguments["max_model_len"] - generation.most_tokens),
+            max_prompt_tokens=prompt_limit(generation, self._max_model_len),
             overlong=generation.overlong,
         )
         self._num_slots = config.max_num_seqs
@@ -113,7 +114,7 @@ class VllmEngine:
 
         if self._generation.temperature > 0:
             request = replace(request, head=None)
-        if request.head is not None and len(request.head.token_ids) >= self._max_tokens(request):
+        if request.head is not None and len(request.head.token_ids) >= self._max_tokens(request, encoded):
             return self._completion(request, encoded, (), "length")
         try:
             await self._load_adapters()
@@ -221,7 +222,7 @@ class VllmEngine:
         deciding = sorted({id_ for choice in self._choices_for(request) for id_ in choice.token_ids})
         stop = list(request.markers) if request.head_only else None
         parameters = SamplingParams(
-            max_tokens=self._max_tokens(request) - len(so_far),
+            max_tokens=self._max_tokens(request, encoded) - len(so_far),
             temperature=generation.temperature,
             top_p=generation.top_p,
             seed=generation.seed if generation.temperature > 0 else None,
@@ -246,8 +247,11 @@ class VllmEngine:
         assert final is not None
         return final
 
-    def _max_tokens(self, request: Request) -> int:
-        return request.max_tokens or self._generation.max_tokens
+    def _max_tokens(self, request: Request, encoded: EncodedPrompt) -> int:
+        return min(request.max_tokens or self._generation.max_tokens, self._most_tokens(encoded))
+
+    def _most_tokens(self, encoded: EncodedPrompt) -> int:
+        return self._max_model_len - len(encoded.token_ids)
 
     def _completion(
         self, request: Request, encoded: EncodedPrompt, new_ids: Sequence[int], finish_reason: str, logprobs: Any = None
@@ -276,6 +280,7 @@ class VllmEngine:
             is_head=is_head,
             token_ids=tuple(token_ids) if is_head else (),
             flags=encoded.flags,
+            most_tokens=self._most_tokens(encoded),
             error=None if reason != "error" else str(finish_reason),
         )
 
@@ -344,10 +349,10 @@ def engine_arguments(
     limit = _model_limit(Path(model.path))
     max_model_len = config.max_model_len or generation.max_prompt_tokens + generation.most_tokens
     max_model_len = min(max_model_len, limit or max_model_len)
-    if max_model_len - generation.most_tokens < 32:
+    if prompt_limit(generation, max_model_len) < 32:
         raise ConfigError(
-            f"generation.max_tokens = {generation.most_tokens}: the model holds {max_model_len} tokens of prompt and "
-            "answer, so no room is left for a prompt; lower it (and retry_max_tokens) or raise engine.max_model_len"
+            f"generation.max_tokens = {generation.max_tokens}: the model holds {max_model_len} tokens of prompt and "
+            "answer, so no room is left for a prompt; lower it or raise engine.max_model_len"
         )
     arguments: dict[str, Any] = {
         "model": model.path,
@@ -371,6 +376,12 @@ def engine_arguments(
         num_empty = int(num_gpus == 0 and len(adapters) < len(model.adapters))
         arguments |= {"enable_lora": True, "max_loras": len(adapters) + num_empty, "max_lora_rank": rank}
     return arguments | config.engine_args
+
+
+def prompt_limit(generation: GenerationConfig, max_model_len: int) -> int:
+    """Most tokens of a prompt. What answers get when they are asked for again cuts none: all rows' prompts stay as they
+    are, and such an answer gets what its own prompt leaves."""
+    return min(generation.max_prompt_tokens, max_model_len - generation.max_tokens)
 
 
 def _start(arguments: dict[str, Any], model: ResolvedModel) -> Any:

@@ -32,7 +32,7 @@ class RunBoard:
         is_again = lane in self._begun
         self._begun.add(lane)
         held = self._held.pop(lane, None)
-        if held and held.is_started:
+        if held and held.is_started and not held.is_waiting:
             self._deaths[held.shard] += 1
         if held and held.shard not in self._done and all(held.shard != each.shard for each in self._working()):
             self._left.appendleft(held.shard)
@@ -58,6 +58,12 @@ class RunBoard:
         """The lane's shard does not wait any more: if its worker dies now, it may be of it."""
         if lane in self._held:
             self._held[lane].is_started = True
+
+    def set_waiting(self, shard: int, is_waiting: bool) -> None:
+        """The shard waits for the results of others, or goes on: a worker that dies meanwhile does not die of it."""
+        for held in self._held.values():
+            if held.shard == shard:
+                held.is_waiting = is_waiting
 
     def report(self, shard: int, statuses: dict[str, int]) -> None:
         """Predictions of a shard so far, by status."""
@@ -123,3 +129,4 @@ class _Held:
     heard_of: float
     statuses: dict[str, int] = field(default_factory=dict)
     is_started: bool = False
+    is_waiting: bool = False

@@ -68,7 +68,7 @@ class Inquiry:
             outcome = _explained(self._unexplained, outcome)
             if outcome.explanation is None:
                 self.num_wasted_tokens += completion.num_output_tokens or 0
-        elif self._is_to_ask_again(outcome):
+        elif self._is_to_ask_again(outcome, completion):
             self._done += ("asked_again",)
             self.num_wasted_tokens = self._num_output_tokens or 0
             self.request = replace(
@@ -96,9 +96,11 @@ class Inquiry:
         self.request = replace(self.request, head_only=False, head=head, pattern=None)
         return self.request
 
-    def _is_to_ask_again(self, outcome: Outcome) -> bool:
-        may_ask = self._config.generation.retry_max_tokens is not None and self.request.max_tokens is None
-        return may_ask and outcome.status == "truncated"
+    def _is_to_ask_again(self, outcome: Outcome, completion: Completion) -> bool:
+        generation = self._config.generation
+        may_ask = generation.retry_max_tokens is not None and self.request.max_tokens is None
+        has_room = completion.most_tokens is None or completion.most_tokens > generation.max_tokens
+        return may_ask and has_room and outcome.status == "truncated"
 
     def _is_to_constrain(self, outcome: Outcome) -> bool:
         may_ask = self._config.generation.retry_unparsed and "constrained" not in self._done

@@ -81,6 +81,8 @@ class ShardCommit(BaseModel):
     """Predictions that are those of another post with the same text."""
     failed: dict[str, dict[str, list[int]]] = {}
     """task -> status other than ok -> rows of the shard, from 0."""
+    failed_copies: dict[str, list[int]] = {}
+    """task -> those of the `failed` rows that are copies."""
     engine: dict[str, str]
     """What answered: engine, version, model, device."""
     num_prompt_tokens: int
@@ -121,6 +123,8 @@ class ShardCommit(BaseModel):
         failed = {
             task: {status: list(rows) for status, rows in by_status.items()} for task, by_status in self.failed.items()
         }
+        num_copied = self.num_copied + retried.num_copied
+        copies = {task: set(rows) for task, rows in self.failed_copies.items()}
         for task, rows in self.rows_with(statuses).items():
             counts[task] += Counter(retried.statuses[task])
             counts[task] -= Counter(rows.values())
@@ -130,11 +134,16 @@ class ShardCommit(BaseModel):
             numbers = list(rows)
             for status, positions in retried.failed[task].items():
                 failed[task][status] = sorted([*failed[task].get(status, []), *(numbers[each] for each in positions)])
+            num_copied -= len(copies.get(task, set()) & rows.keys())
+            copies[task] = copies.get(task, set()) - rows.keys()
+            copies[task] |= {numbers[each] for each in retried.failed_copies.get(task, ())}
         return self.model_copy(
             update={
                 "statuses": {task: dict(each) for task, each in counts.items()},
                 "labels": {task: dict(each) for task, each in labels.items()},
                 "failed": failed,
+                "failed_copies": {task: sorted(rows) for task, rows in copies.items()},
+                "num_copied": num_copied,
                 "explained": dict(Counter(self.explained) + Counter(retried.explained)),
                 "num_prompt_tokens": self.num_prompt_tokens + retried.num_prompt_tokens,
                 "num_output_tokens": self.num_output_tokens + retried.num_output_tokens,
@@ -172,7 +181,7 @@ class Totals(BaseModel):
     num_engine_restarts: int = 0
     """Engines that died or hung and were replaced."""
     num_copied: int = 0
-    """Predictions that are those of another post with the same text, when they were first made."""
+    """Predictions that are those of another post with the same text."""
     unreadable: list[Unreadable] = []
     id_hash: str = hash_ids([])
     """`hash_ids` of all rows."""
@@ -239,6 +248,7 @@ class Totals(BaseModel):
                 mine[task] -= Counter(old[task])
         self.explained.update(after.explained)
         self.explained -= Counter(before.explained)
+        self.num_copied += after.num_copied - before.num_copied
         self.num_engine_restarts += after.num_engine_restarts - before.num_engine_restarts
         self.num_prompt_tokens += after.num_prompt_tokens - before.num_prompt_tokens
         self.num_output_tokens += after.num_output_tokens - before.num_output_tokens

@@ -10,6 +10,7 @@ waits for earlier shards alone: the first one that is not committed waits for no
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from threading import Lock
@@ -21,8 +22,9 @@ import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import ScoreConfig
-from mentalglm.corpus import CorpusPlan, CorruptShardError, Posts, Shard, ShardReader
-from mentalglm.errors import InterruptedRunError, UserError
+from mentalglm.corpus import CorpusPlan, CorruptShardError, Posts, Shard, ShardReader, unreadable_now
+from mentalglm.errors import InternalError, InterruptedRunError, UserError, told
+from mentalglm.scoring.board import RunBoard
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, Outcome
 
@@ -55,19 +57,22 @@ NO_DUPLICATES = ShardDuplicates({}, ())
 
 def duplicates_within(posts: Posts, shard: Shard) -> ShardDuplicates:
     """The rows whose text an earlier row of the same shard has."""
+    copies = copies_among(posts, range(len(posts)))
+    return ShardDuplicates({row: shard.first_row + original for row, original in copies.items()}, ())
+
+
+def copies_among(posts: Posts, rows: Iterable[int]) -> dict[int, int]:
+    """Row -> the first of `rows` that has the same text, where that is an earlier one. Rows of a shard, from 0."""
     first: dict[str, int] = {}
-    copies: dict[int, int] = {}
-    for row, (status, text_hash) in enumerate(zip(posts.statuses, posts.text_hashes, strict=True)):
-        if status is None and (original := first.setdefault(text_hash, row)) != row:
-            copies[row] = shard.first_row + original
-    return ShardDuplicates(copies, ())
+    originals = {row: first.setdefault(posts.text_hashes[row], row) for row in rows if posts.statuses[row] is None}
+    return {row: original for row, original in originals.items() if original != row}
 
 
 def find_duplicates(config: ScoreConfig, plan: CorpusPlan, ledger: Ledger) -> None:
     """Finds the copies in the whole corpus, unless that is done: reads every text once, on all nodes.
 
     Texts are compared by their hashes of 128 bits, which a shuffle of Ray Data brings together. Ray must be connected.
-    Raises: InterruptedRunError when Ray or the input fails.
+    Raises: InterruptedRunError when Ray, storage or the input fails; what else a worker has met, as it told it.
     """
     path = ledger.path("_run", _FILE)
     if storage.exists(path):
@@ -78,14 +83,15 @@ def find_duplicates(config: ScoreConfig, plan: CorpusPlan, ledger: Ledger) -> No
     num_blocks = min(plan.num_shards, 4 * num_cpus)
     num_partitions = max(num_cpus, plan.num_rows * _ENTRY_BYTES // _PARTITION_BYTES)
     bounds = np.linspace(0, plan.num_shards, num_blocks + 1).astype(int).tolist()
+    board = ray.remote(num_cpus=0)(RunBoard).remote([])  # no shards: for what the workers meet
     pairs = (
         ray.data.from_items(
             [{"start": start, "stop": stop} for start, stop in pairwise(bounds)],
             override_num_blocks=num_blocks,
         )
-        .map_batches(_hashes, fn_args=(config,), batch_size=1)
+        .map_batches(_hashes, fn_args=(config, board), batch_size=1)
         .repartition(num_partitions, keys=["low", "high"])
-        .map_batches(_pairs, fn_args=(config,), batch_size=None, batch_format="pyarrow")
+        .map_batches(_pairs, fn_args=(config, board), batch_size=None, batch_format="pyarrow")
         .sort(["row", "original"])
     )
     try:
@@ -94,47 +100,77 @@ def find_duplicates(config: ScoreConfig, plan: CorpusPlan, ledger: Ledger) -> No
                 for batch in pairs.iter_batches(batch_size=_ROW_GROUP_SIZE, batch_format="pyarrow"):
                     if batch.num_rows:
                         writer.write_table(batch.select(_PAIRS.names).cast(_PAIRS))
+            if error := ray.get(board.news.remote()).error:
+                raise told(*error)
             storage.put_file_if_absent(path, folder / _FILE, ledger.staging)
     except UserError:
         raise
-    except Exception as error:  # Ray's own words may quote what a task was working on
+    except Exception as failure:  # Ray's own words may quote what a task was working on
         raise InterruptedRunError(
-            f"dedup = corpus: looking for equal texts failed ({type(error).__name__}); see to the cluster and to "
+            f"dedup = corpus: looking for equal texts failed ({type(failure).__name__}); see to the cluster and to "
             "input.uri, and run the same command again"
         ) from None
 
 
-def _hashes(ranges: Mapping[str, Any], config: ScoreConfig) -> Iterator[pa.Table]:
+@contextmanager
+def _telling(board: Any, config: ScoreConfig) -> Iterator[None]:
+    """What goes wrong in a worker ends here and is told to the board as data: Ray would log it, on the terminal too,
+    and its words may quote a post."""
+    import ray
+
+    error: UserError
+    try:
+        yield
+        return
+    except UserError as caught:
+        error = caught
+    except OSError as caught:  # of reading: storage.py has words of its own
+        error = unreadable_now(config.input.uri, caught)
+    except Exception as caught:
+        error = InternalError.withholding(caught)
+    ray.get(board.fail.remote(type(error).__name__, str(error)))
+
+
+def _hashes(ranges: Mapping[str, Any], config: ScoreConfig, board: Any) -> Iterator[pa.Table]:
     """(hash, row of the corpus) of each text of a range of shards; of those that are to be scored."""
-    storage.configure(config.s3)
-    plan = Ledger(config.output.uri).read_plan()
-    reader = ShardReader(config.input, plan)
+    import ray
+
     yield _HASHES.empty_table()
-    for start, stop in zip(ranges["start"], ranges["stop"], strict=True):
-        for shard in map(plan.shard, range(start, stop)):
-            try:
-                posts = reader.read(shard)
-            except CorruptShardError:
-                continue  # whoever scores it will find the same
-            rows = np.array([row for row, status in enumerate(posts.statuses) if status is None], np.int64)
-            digests = b"".join(bytes.fromhex(posts.text_hashes[row]) for row in rows)
-            words = np.frombuffer(digests, "<u8").reshape(-1, 2)
-            columns = [pa.array(words[:, 0].copy()), pa.array(words[:, 1].copy()), pa.array(rows + shard.first_row)]
-            yield pa.Table.from_arrays(columns, schema=_HASHES)
+    with _telling(board, config):
+        storage.configure(config.s3)
+        plan = Ledger(config.output.uri).read_plan()
+        reader = ShardReader(config.input, plan)
+        for start, stop in zip(ranges["start"], ranges["stop"], strict=True):
+            for shard in map(plan.shard, range(start, stop)):
+                if ray.get(board.is_stopped.remote()):
+                    return
+                try:
+                    posts = reader.read(shard)
+                except CorruptShardError:
+                    continue  # whoever scores it will find the same
+                rows = np.array([row for row, status in enumerate(posts.statuses) if status is None], np.int64)
+                digests = b"".join(bytes.fromhex(posts.text_hashes[row]) for row in rows)
+                words = np.frombuffer(digests, "<u8").reshape(-1, 2)
+                columns = [pa.array(words[:, 0].copy()), pa.array(words[:, 1].copy()), pa.array(rows + shard.first_row)]
+                yield pa.Table.from_arrays(columns, schema=_HASHES)
 
 
-def _pairs(entries: pa.Table, config: ScoreConfig) -> pa.Table:
+def _pairs(entries: pa.Table, config: ScoreConfig, board: Any) -> pa.Table:
     """(row, its original) of each copy; (row, itself) of each original that a later shard copies."""
-    plan = Ledger(config.output.uri).read_plan()
-    low, high, row = (entries.column(name).to_numpy() for name in _HASHES.names)
-    order = np.lexsort((row, high, low))
-    low, high, row = low[order], high[order], row[order]
-    is_first = np.ones(len(row), bool)
-    is_first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    original = row[np.maximum.accumulate(np.where(is_first, np.arange(len(row)), 0))]
-    copies, of = row[~is_first], original[~is_first]
-    wanted = np.unique(of[plan.shards_of(copies) != plan.shards_of(of)])
-    return pa.Table.from_arrays([pa.array(np.r_[copies, wanted]), pa.array(np.r_[of, wanted])], schema=_PAIRS)
+    pairs = _PAIRS.empty_table()
+    with _telling(board, config):
+        storage.configure(config.s3)
+        plan = Ledger(config.output.uri).read_plan()
+        low, high, row = (entries.column(name).to_numpy() for name in _HASHES.names)
+        order = np.lexsort((row, high, low))
+        low, high, row = low[order], high[order], row[order]
+        is_first = np.ones(len(row), bool)
+        is_first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+        original = row[np.maximum.accumulate(np.where(is_first, np.arange(len(row)), 0))]
+        copies, of = row[~is_first], original[~is_first]
+        wanted = np.unique(of[plan.shards_of(copies) != plan.shards_of(of)])
+        pairs = pa.Table.from_arrays([pa.array(np.r_[copies, wanted]), pa.array(np.r_[of, wanted])], schema=_PAIRS)
+    return pairs
 
 
 class CorpusDuplicates:
@@ -192,7 +228,8 @@ class CorpusDuplicates:
     def results(self, shard: int, originals: Iterable[int]) -> dict[int, dict[str, Outcome]] | None:
         """Row of the corpus -> task -> result for its copies, as the shard has kept them.
 
-        None: it has kept nothing yet. Empty: it never will, since its rows cannot be read.
+        None: it has kept nothing yet. Without the rows that it never will keep: they cannot be read, or their shard
+        was given up before they were asked for.
         """
         with self._lock:
             kept = self._kept.pop(shard, None)
@@ -207,7 +244,11 @@ class CorpusDuplicates:
             self._kept[shard] = kept
             if len(self._kept) > _CACHED_SHARDS:
                 self._kept.popitem(last=False)
-        return {row: {task: _outcome(each) for task, each in kept[str(row)].items()} for row in originals}
+        return {
+            row: {task: _outcome(each) for task, each in kept[str(row)].items()}
+            for row in originals
+            if str(row) in kept
+        }
 
     def _read(self, shard: int) -> dict[str, dict[str, Any]] | None:
         data = storage.read_bytes(self._path(shard))

@@ -11,7 +11,7 @@ from typing import Any
 from mentalglm import manifest, storage
 from mentalglm.config import OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
 from mentalglm.config.base import apply_override
-from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus
+from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus, unreadable_now
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.cascade import NO_LABEL
@@ -19,7 +19,6 @@ from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.order import cut_for_engines
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.questions import Question, questions_of
-from mentalglm.scoring.worker import unreadable_now
 from mentalglm.tasks import PARSER_VERSION, Task, builtin_tasks, load_task
 
 # vLLM arguments that decide how fast and where, not what: they may change on resume.

@@ -42,6 +42,7 @@ from mentalglm.scoring.predictions import (
     count_statuses,
     error_rows,
     error_table,
+    failed_copy_rows,
     failed_rows,
     hash_ids,
     to_parquet,
@@ -206,6 +207,7 @@ class Ledger:
         labels: dict[str, dict[str, int]] = {}
         explained: dict[str, int] = {}
         failed: dict[str, dict[str, list[int]]] = {}
+        failed_copies: dict[str, list[int]] = {}
         errors: list[dict[str, Any]] = []
         num_tokens = {"num_prompt_tokens": 0, "num_output_tokens": 0}
         num_copied = 0
@@ -232,6 +234,7 @@ class Ledger:
             labels[task] = count_labels(standing)
             explained[task] = standing.num_rows - standing.column("explanation").null_count
             failed[task] = failed_rows(standing)
+            failed_copies[task] = failed_copy_rows(standing)
             errors += error_rows(task, standing, reasons)
             for name in num_tokens:
                 num_tokens[name] += pc.sum(standing.column(name)).as_py() or 0
@@ -247,6 +250,7 @@ class Ledger:
                 labels=labels,
                 explained=explained,
                 failed=failed,
+                failed_copies=failed_copies,
                 files=files,
                 id_hash=id_hash,
                 engine=engine,

@@ -157,11 +157,7 @@ def _ray_failed(error: Exception) -> InterruptedRunError:
 
 
 def _error(failure: tuple[str, str] | None) -> UserError | None:
-    if failure is None:
-        return None
-    kind, message = failure
-    error: UserError = getattr(errors, kind, InterruptedRunError)(message)
-    return error
+    return None if failure is None else errors.told(*failure)
 
 
 def connect() -> None:

@@ -205,6 +205,12 @@ def failed_rows(table: pa.Table) -> dict[str, list[int]]:
     return rows
 
 
+def failed_copy_rows(table: pa.Table) -> list[int]:
+    """Row numbers of those without a result that are copies of another post's failure."""
+    columns = zip(table.column("status").to_pylist(), table.column("duplicate_of").to_pylist(), strict=True)
+    return [row for row, (status, of) in enumerate(columns) if status != "ok" and of is not None]
+
+
 def hash_ids(ids: Iterable[Any]) -> str:
     """Hash of a multiset of post ids: equal for equal ids in any order, each as often. `add_hashes` joins two sets."""
     total = 0

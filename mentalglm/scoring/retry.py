@@ -318,6 +318,7 @@ class RetryRound:
             "statuses": {task: dict(counts) for task, counts in totals.statuses.items()},
             "labels": {task: dict(counts) for task, counts in totals.labels.items()},
             "explained": dict(totals.explained),
+            "num_copied": totals.num_copied,
             "num_prompt_tokens": totals.num_prompt_tokens,
             "num_engine_restarts": totals.num_engine_restarts,
             "num_output_tokens": totals.num_output_tokens,

@@ -1,8 +1,6 @@
 """One engine and the shards it scores: what runs inside each actor of the pool."""
 
 import asyncio
-import errno
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ import pyarrow as pa
 
 from mentalglm import storage
 from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
-from mentalglm.corpus import CorruptShardError, Posts, ShardReader
+from mentalglm.corpus import CorruptShardError, Posts, ShardReader, unreadable_now
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
@@ -28,6 +26,7 @@ from mentalglm.scoring.duplicates import (
     NO_DUPLICATES,
     CorpusDuplicates,
     ShardDuplicates,
+    copies_among,
     copy_of,
     duplicates_within,
 )
@@ -179,11 +178,14 @@ class ShardScorer:
         duplicates = await self._find_duplicates(shard, posts) if rows is None else NO_DUPLICATES
         copies = {} if given_up else duplicates.copies
         own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
-        outcomes = await self._outcomes(shard, posts, own, given_up)
+        if rows is not None and self._spec.config.dedup != "off" and not given_up:
+            outcomes = await self._retried(shard, posts, rows)
+        else:
+            outcomes = await self._outcomes(shard, posts, own, given_up)
         if copies:
             outcomes = await self._with_copies(shard, posts, outcomes, copies)
         keep = None
-        if duplicates.originals:
+        if duplicates.originals and not given_up:  # else nobody has asked for them: their copies will
             assert self._corpus_duplicates is not None
             keep = partial(self._corpus_duplicates.keep, self._plan.shard(shard), duplicates.originals, posts)
         assert self._engine is not None
@@ -277,6 +279,16 @@ class ShardScorer:
         }
         return {task: {row: rows[row] for row in sorted(rows)} for task, rows in merged.items()}
 
+    async def _retried(self, shard: int, posts: Posts, rows: Rows) -> dict[str, dict[int, Outcome]]:
+        """The outcomes of rows that are retried, each text among them asked for once."""
+        copies = {task: copies_among(posts, each) for task, each in rows.items()}
+        own = {task: [row for row in each if row not in copies[task]] for task, each in rows.items()}
+        outcomes = await self._outcomes(shard, posts, own, None)
+        for task, originals in copies.items():
+            asked = outcomes[task]
+            asked |= {row: copy_of(asked[original], posts.ids[original]) for row, original in originals.items()}
+        return {task: {row: outcomes[task][row] for row in each} for task, each in rows.items()}
+
     async def _from_elsewhere(
         self, shard: int, originals: Sequence[int], outcomes: dict[str, dict[int, Outcome]]
     ) -> dict[int, dict[str, Outcome]]:
@@ -292,6 +304,7 @@ class ShardScorer:
         if is_suspect:  # it has been asked for, and what it waits for may be another suspect
             self._suspect = None
             self._suspects.release()
+        await self._board.set_waiting.remote(shard, True)
         try:
             deadline = time.monotonic() + _MAX_WAIT_S
             while True:
@@ -313,6 +326,7 @@ class ShardScorer:
             if is_suspect:
                 await self._suspects.acquire()
                 self._suspect = shard
+            await self._board.set_waiting.remote(shard, False)
 
     def _commit(
         self,
@@ -345,16 +359,6 @@ class ShardScorer:
 
     def _report(self, shard: int, counts: Counter[str]) -> None:
         self._board.report.remote(shard, {status: n for status, n in counts.items() if n > 0})
-
-
-def unreadable_now(uri: str, error: OSError) -> InterruptedRunError:
-    """What to tell of an input that S3 or the system does not give: it may pass, so no row is given up for it."""
-    code = re.search(r"AWS Error (\w+)", str(error))
-    what = code[1] if code else errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return InterruptedRunError(
-        f"input.uri = {uri}: cannot be read for now ({what}); see to credentials, network and storage, then run the "
-        "same command again"
-    )
 
 
 def _encoder(config: ScoreConfig) -> ChatEncoder:

@@ -73,7 +73,7 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_job(folder: Path, engine: dict[str, Any]) -> None:
+def write_job(folder: Path, engine: dict[str, Any], dedup: str = "off") -> None:
     num_rows = 60
     table = pa.table(
         {
@@ -88,14 +88,15 @@ def write_job(folder: Path, engine: dict[str, Any]) -> None:
         "output": {"uri": "out"},
         "tasks": ["suicide_risk"],
         "engine": engine,
+        "dedup": dedup,
         "shard_rows": 5,
         "max_error_rate": 0.5,
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
 
 
-def start(folder: Path, ray_folder: Path) -> psutil.Popen:
-    environment = {**os.environ, "RAY_TMPDIR": str(ray_folder)}
+def start(folder: Path, ray_folder: Path, **variables: str) -> psutil.Popen:
+    environment = {**os.environ, "RAY_TMPDIR": str(ray_folder), **variables}
     environment |= {"AWS_SECRET_ACCESS_KEY": SECRET, "OPENAI_API_KEY": SECRET}
     return psutil.Popen(
         [MENTALGLM, "score", "job.yaml"],
@@ -148,7 +149,7 @@ def test_a_run_whose_processes_are_killed_says_nothing_about_its_posts(tmp_path:
 
 
 def test_a_defect_says_nothing_about_the_posts(tmp_path: Path, ray_folder: Path) -> None:
-    write_job(tmp_path, {"kind": "echo"})
+    write_job(tmp_path, {"kind": "echo"}, dedup="corpus")
     # A file that is replaced after it was planned: the reader of a worker meets bytes that it did not expect.
     process = start(tmp_path, ray_folder)
     plan = tmp_path / "out" / "_run"
@@ -157,6 +158,27 @@ def test_a_defect_says_nothing_about_the_posts(tmp_path: Path, ray_folder: Path)
     (tmp_path / "posts.parquet").write_bytes(TEXT.encode() * 1000)
     assert process.wait(200) in (0, 3), (tmp_path / "stderr").read_text()
     assert not [hit for hit in found(tmp_path, ray_folder) if not hit.startswith("part-")]
+
+
+DEFECT = """\
+import mentalglm.corpus.reader
+
+def normalise(text):
+    raise ValueError(f"cannot convert {text}")
+
+mentalglm.corpus.reader.normalise = normalise
+"""
+
+
+def test_a_defect_in_the_search_for_equal_texts_says_nothing_about_them(tmp_path: Path, ray_folder: Path) -> None:
+    write_job(tmp_path, {"kind": "echo"}, dedup="corpus")
+    (tmp_path / "sitecustomize.py").write_text(DEFECT)  # of every process of the run
+    process = start(tmp_path, ray_folder, PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    assert process.wait(200) == 1
+    said = (tmp_path / "stderr").read_text()
+    assert "error: internal error: ValueError at " in said
+    assert "Traceback" not in said
+    assert found(tmp_path, ray_folder) == []
 
 
 def test_the_canaries_would_be_found(tmp_path: Path) -> None:

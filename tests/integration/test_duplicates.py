@@ -2,18 +2,22 @@
 
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
-from mentalglm.config import ScoreConfig
-from mentalglm.corpus import plan_corpus
-from mentalglm.errors import InterruptedRunError
+from mentalglm import storage
+from mentalglm.config import S3Config, ScoreConfig
+from mentalglm.corpus import ShardReader, plan_corpus
+from mentalglm.errors import InputError, InterruptedRunError, StorageError
 from mentalglm.scoring import score
+from mentalglm.scoring.board import RunBoard
+from mentalglm.scoring.duplicates import _hashes, _pairs, find_duplicates
 from mentalglm.scoring.job import Job
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
@@ -127,10 +131,36 @@ def test_copies_of_posts_that_cannot_be_read_are_scored_themselves(tmp_path: Pat
     assert summary.totals.num_predictions == (NUM_ROWS - SHARD_ROWS) * len(TASKS)
 
 
-def test_the_same_on_s3(tmp_path: Path, texts: list[str | None], s3: str) -> None:
+@pytest.fixture
+def named_s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The settings `s3` of a config, without which this process finds no server: the environment names none."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # unset, it would be that of AWS: slow to fail
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    yield {"endpoint": s3_server, "max_attempts": 2}
+    storage.configure(S3Config())
+
+
+def test_the_same_on_s3(tmp_path: Path, texts: list[str | None], s3: str, named_s3: dict[str, Any]) -> None:
     score(config(tmp_path, "off", "off"))
-    score(config(tmp_path, f"{s3}/out", "corpus"))
+    score(config(tmp_path, f"{s3}/out", "corpus", s3=named_s3))
     check(read(f"{s3}/out"), read(tmp_path / "off"), first_rows(texts, NUM_ROWS))
+
+
+def test_whichever_process_looks_for_equal_texts_reaches_the_s3_of_the_config(
+    tmp_path: Path, texts: list[str | None], s3: str, named_s3: dict[str, Any]
+) -> None:
+    settings = config(tmp_path, f"{s3}/out", "corpus", s3=named_s3)
+    job = Job.resolve(settings)
+    plan = job.open_run(Ledger(settings.output.uri))
+    board = ray.remote(num_cpus=0)(RunBoard).remote([])
+    storage.configure(S3Config(max_attempts=1))  # as in a process of Ray that has done nothing yet
+    hashes = pa.concat_tables(_hashes({"start": [0], "stop": [plan.num_shards]}, settings, board))
+    storage.configure(S3Config(max_attempts=1))
+    pairs = _pairs(hashes, settings, board)
+    assert ray.get(board.news.remote()).error is None
+    originals = first_rows(texts, NUM_ROWS)
+    copies = {str(row): str(of) for row, of in zip(*pairs.to_pydict().values(), strict=True) if row != of}
+    assert copies == {row: of for row, of in originals.items() if of}
 
 
 def test_a_corpus_without_equal_texts_has_no_copies(tmp_path: Path) -> None:
@@ -140,3 +170,57 @@ def test_a_corpus_without_equal_texts_has_no_copies(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "posts" / "a.parquet")
     assert score(config(tmp_path, "out", "corpus")).totals.num_copied == 0
     assert read(tmp_path / "out")["duplicate_of"].null_count == 3 * len(TASKS)
+
+
+def test_what_a_worker_meets_ends_the_search_with_its_own_line(
+    tmp_path: Path, texts: list[str | None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(tmp_path, "out", "corpus")
+    ledger = Ledger(settings.output.uri)
+    plan = Job.resolve(settings).open_run(ledger)
+    [path] = (tmp_path / "out" / "_run").glob("plan-*")
+    path.unlink()
+    with pytest.raises(InputError, match=f"_run/{path.name} is missing"):
+        find_duplicates(settings, plan, ledger)
+    assert not (tmp_path / "out" / "_run" / "duplicates.parquet").exists()
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+SECRET = "只有我知道的一句话"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError(f"cannot convert {SECRET}"), "InternalError", "internal error: ValueError at "),
+        (OSError(f"{SECRET}: AWS Error SLOW_DOWN during GetObject"), "InterruptedRunError", "(SLOW_DOWN)"),
+        (StorageError("s3://a: see to the network"), "StorageError", "s3://a: see to the network"),
+    ],
+)
+def test_an_error_is_told_without_the_post_that_it_quotes_and_the_others_stop(
+    error: Exception,
+    kind: str,
+    message: str,
+    tmp_path: Path,
+    texts: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = config(tmp_path, "out", "corpus")
+    Job.resolve(settings).open_run(Ledger(settings.output.uri))
+    board = ray.remote(num_cpus=0)(RunBoard).remote([])
+    num_reads = 0
+
+    def read(*_: Any) -> None:
+        nonlocal num_reads
+        num_reads += 1
+        raise error
+
+    monkeypatch.setattr(ShardReader, "read", read)
+    for start in (0, 5):
+        tables = list(_hashes({"start": [start], "stop": [start + 5]}, settings, board))
+        assert sum(table.num_rows for table in tables) == 0
+    assert num_reads == 1
+    found, line = ray.get(board.news.remote()).error
+    assert found == kind
+    assert message in line
+    assert SECRET not in line

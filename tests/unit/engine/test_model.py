@@ -9,9 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from mentalglm.config import GenerationConfig, ModelConfig, VllmEngineConfig
+from mentalglm.engine.chat import EncodedPrompt
 from mentalglm.engine.model import ResolvedModel, resolve_model
-from mentalglm.engine.vllm import engine_arguments
+from mentalglm.engine.protocol import Request
+from mentalglm.engine.vllm import VllmEngine, engine_arguments, prompt_limit
 from mentalglm.errors import ConfigError
+from mentalglm.tasks import Prompt
 
 
 @pytest.fixture
@@ -134,6 +137,28 @@ def test_prompt_and_answer_fit_into_the_model(folder: Path) -> None:
     assert arguments["max_model_len"] == 512
     with pytest.raises(ConfigError, match=r"generation\.max_tokens = 500"):
         engine_arguments(VllmEngineConfig(), GenerationConfig(max_tokens=500), model, num_gpus=0)
+
+
+def test_what_cut_off_answers_get_the_second_time_cuts_no_prompt(folder: Path) -> None:
+    model = ResolvedModel("x", str(folder), "digest")
+    for length in (None, 300):
+        config = VllmEngineConfig(max_model_len=length)
+        limits = []
+        for second in (None, 100, 5000):
+            generation = GenerationConfig(max_tokens=64, retry_max_tokens=second)
+            arguments = engine_arguments(config, generation, model, num_gpus=0)
+            limits.append(prompt_limit(generation, arguments["max_model_len"]))
+        assert limits == [(length or 512) - 64] * 3
+    with pytest.raises(ConfigError, match=r"generation\.max_tokens = 500"):
+        engine_arguments(VllmEngineConfig(), GenerationConfig(max_tokens=500, retry_max_tokens=501), model, num_gpus=0)
+
+
+def test_an_answer_gets_the_tokens_that_its_prompt_leaves(folder: Path) -> None:
+    engine = VllmEngine.__new__(VllmEngine)  # without a model
+    engine._generation, engine._max_model_len = GenerationConfig(max_tokens=64), 300
+    for num_prompt_tokens, asked, most in ((236, None, 64), (236, 100, 64), (210, 100, 90), (100, 100, 100)):
+        request = Request(task="t", prompt=Prompt(None, "", "", ""), max_tokens=asked)
+        assert engine._max_tokens(request, EncodedPrompt([0] * num_prompt_tokens)) == most
 
 
 def test_engine_arguments_are_passed_on_as_they_are(folder: Path) -> None:

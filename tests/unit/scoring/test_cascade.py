@@ -174,6 +174,17 @@ def test_an_answer_that_was_cut_off_is_asked_for_once_more_also_where_only_heads
         assert (inquiry.outcome.explanation is None) == (explain == "none")
 
 
+def test_an_answer_that_was_cut_off_where_the_model_ends_is_not_asked_for_again() -> None:
+    generation = {"max_tokens": 4, "retry_max_tokens": 64}
+    for most_tokens, is_asked in ((4, False), (5, True), (None, True)):
+        inquiry = Inquiry(config("all", generation=generation), RISK, "一条帖子", "00")
+        again = inquiry.take(Completion("这篇帖子", "length", 9, 4, most_tokens=most_tokens))
+        assert (again is not None) == is_asked
+        if not is_asked:
+            assert inquiry.outcome is not None
+            assert (inquiry.outcome.status, inquiry.outcome.flags) == ("truncated", ())
+
+
 TASK_NAMES = sorted(builtin_tasks())
 
 

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class Corpus:
         if key[1:] == (0, 0):
             return UNUSABLE
         ok = Outcome("ok", labels=("low_risk",), explanation=f"{attempt}/{key}", num_output_tokens=1)
-        return random.Random(f"{self._seed}/{attempt}/{key}").choice([ok, ok, *FAILED])
+        chance = random.Random(f"{self._seed}/{attempt}/{key}")
+        return replace(chance.choice([ok, ok, *FAILED]), duplicate_of=chance.choice([None, "1"]))
 
     def is_readable(self, attempt: int, shard: int) -> bool:
         return attempt == 0 or random.Random(f"{self._seed}/{attempt}/{shard}").random() < 0.8
@@ -173,8 +175,11 @@ class Run:
         assert {task: counts.total() for task, counts in totals.labels.items()} == {
             task: counts["ok"] for task, counts in statuses.items()
         }
+        num_copied = sum(row["duplicate_of"] is not None for row in table)
+        assert totals.num_copied == num_copied
         manifest = json.loads((self.folder / "manifest.json").read_bytes())
         if self.num_rounds:
+            assert manifest["output"]["num_copied"] == num_copied
             assert manifest["output"]["statuses"] == statuses
             assert [entry["round"] for entry in manifest["retries"]] == list(range(self.num_rounds))
             for file in manifest["output"]["files"]:

@@ -28,7 +28,7 @@ class LocalBoard:
 
     def __init__(self, num_shards: int = 3) -> None:
         self.board = RunBoard(range(num_shards))
-        for name in ("begin", "next", "start", "report", "commit", "fail", "is_stopped"):
+        for name in ("begin", "next", "start", "set_waiting", "report", "commit", "fail", "is_stopped"):
             setattr(self, name, self._method(getattr(self.board, name)))
 
     @staticmethod
@@ -199,6 +199,18 @@ class TestRunBoard:
         board.begin(0), board.begin(1)
         assert {board.next(0), board.next(1)} == {(1, 1), (2, 0)}
 
+    def test_a_shard_that_waits_for_others_when_a_worker_dies_is_no_suspect_until_it_goes_on(self) -> None:
+        board = RunBoard([1, 2])
+        board.next(0), board.next(1)
+        board.start(0), board.start(1)
+        board.set_waiting(2, True)
+        board.begin(0), board.begin(1)
+        assert {board.next(0), board.next(1)} == {(1, 1), (2, 0)}
+        lane = next(lane for lane, held in board._held.items() if held.shard == 2)
+        board.start(lane), board.set_waiting(2, True), board.set_waiting(2, False)
+        board.begin(lane)
+        assert board.next(lane) == (2, 1)
+
     def test_an_idle_lane_waits_while_others_work_and_takes_over_a_silent_ones_shard(self) -> None:
         board = RunBoard([1], silence_s=60)
         board.next(0)
@@ -345,3 +357,106 @@ def test_copies_of_a_shard_that_never_comes_are_asked_for_themselves(
     assert error is None
     assert originals(tmp_path, 3) == [None, "1", None]
     assert [each["statuses"] for each in commits] == [{"suicide_risk": {"ok": 1}}] * 3
+
+
+def test_copies_of_a_shard_that_was_given_up_are_asked_for_themselves(
+    copying: ShardScorer, board: LocalBoard, tmp_path: Path
+) -> None:
+    board.board._deaths.update({0: 4})
+    commits, error = score(copying, board)
+    assert error is None
+    assert [each["statuses"]["suicide_risk"] for each in commits] == [{"engine_error": 1}, {"ok": 1}, {"ok": 1}]
+    assert originals(tmp_path, 3) == [None, None, None]
+
+
+def begun(scorer: ShardScorer, tmp_path: Path, texts: list[str], shard_rows: int) -> ScoreConfig:
+    """The config of another run, which is begun."""
+    table = pa.table({"post_id": [str(n) for n in range(len(texts))], "text": texts})
+    pq.write_table(table, tmp_path / "others.parquet")
+    config = ScoreConfig.model_validate(
+        scorer._spec.config.model_dump()
+        | {
+            "input": {"uri": str(tmp_path / "others.parquet")},
+            "output": {"uri": str(tmp_path / "others")},
+            "shard_rows": shard_rows,
+            "dedup": "corpus",
+        }
+    )
+    Ledger(config.output.uri).create({}, plan_corpus(config.input, shard_rows), {})
+    return config
+
+
+def live(spec: RunSpec, board: LocalBoard) -> bool:
+    """A worker's process with a lane for each of two shards, until all is done, or until SECRET, once it is asked for
+    and the other shard waits, kills it. True: it was killed."""
+
+    async def run() -> bool:
+        scorer = ShardScorer(spec, board)
+        assert scorer._engine is not None
+        complete = scorer._engine.complete
+        killed = asyncio.Event()
+
+        async def die(
+            requests: Sequence[Request], follow_up: FollowUp | None = None
+        ) -> AsyncIterator[tuple[int, Completion]]:
+            if any(SECRET in request.prompt.user for request in requests):
+                for _ in range(200):
+                    if any(held.shard == 1 and held.statuses for held in board.board._held.values()):  # it has reported
+                        break
+                    await asyncio.sleep(0.01)
+                killed.set()
+                await asyncio.sleep(60)
+            async for each in complete(requests, follow_up):
+                yield each
+
+        scorer._engine.complete = die  # type: ignore[method-assign]
+        lanes = asyncio.gather(*(scorer({"lane": [lane]}) for lane in range(2)))
+        death = asyncio.create_task(killed.wait())
+        await asyncio.wait([death, lanes], return_when=asyncio.FIRST_COMPLETED)
+        scorer._board = LocalBoard()  # a process that is killed has no last words
+        lanes.cancel(), death.cancel()
+        await asyncio.gather(lanes, death, return_exceptions=True)
+        return killed.is_set()
+
+    return asyncio.run(run())
+
+
+def test_a_shard_that_only_waits_for_one_that_kills_its_worker_is_not_given_up_with_it(
+    scorer: ShardScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mentalglm.scoring.worker._IDLE_S", 0.02)
+    config = begun(scorer, tmp_path, ["转发", SECRET, "转发", "无辜"], shard_rows=2)
+    pairs = pa.table({"row": pa.array([0, 2], pa.int64()), "original": pa.array([0, 0], pa.int64())})
+    pq.write_table(pairs, f"{config.output.uri}/_run/duplicates.parquet")
+    board = LocalBoard(2)
+    board.board._left.rotate(1)  # the copy is asked for first, and waits
+    num_deaths = 0
+    while live(replace(scorer._spec, config=config), board):
+        num_deaths += 1
+    assert num_deaths == 4
+    commits = sorted(map(json.loads, board.board.news().commits), key=lambda record: record["shard"])
+    assert [each["statuses"] for each in commits] == [
+        {"suicide_risk": {"engine_error": 2}},
+        {"suicide_risk": {"ok": 2}},
+    ]
+
+
+def test_a_retry_asks_once_for_each_text_of_a_shard(scorer: ShardScorer, tmp_path: Path) -> None:
+    config = begun(scorer, tmp_path, ["又失败了", "好", "又失败了", "坏", "又失败了", "坏", ""], shard_rows=7)
+    tasks = (load_task("suicide_risk"), load_task("cognitive_distortion"))
+    rows = {0: {"suicide_risk": [0, 2, 3, 5, 6], "cognitive_distortion": [2, 4]}}
+    spec = replace(scorer._spec, config=config, tasks=tasks, folder="_run/retries/000", rows=rows)
+    board = LocalBoard(1)
+    commits, error = score(ShardScorer(spec, board), board)
+    assert error is None
+    assert commits[0]["num_copied"] == 3
+    folder = tmp_path / "others" / "_run" / "retries" / "000" / "shards"
+    for task, ids, of in (
+        ("suicide_risk", ["0", "2", "3", "5", "6"], [None, "0", None, "3", None]),
+        ("cognitive_distortion", ["2", "4"], [None, "2"]),
+    ):
+        table = pq.read_table(folder / f"task={task}" / "00000000.parquet")
+        assert table["post_id"].to_pylist() == ids
+        assert table["duplicate_of"].to_pylist() == of
+        is_asked = [each is None and post_id != "6" for each, post_id in zip(of, ids, strict=True)]
+        assert [each is not None for each in table["num_output_tokens"].to_pylist()] == is_asked
