@@ -41,10 +41,17 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## time the job against bare vLLM and ray.data.llm, in turns (about 15 minutes)
-	@mkdir -p runs/bench
-	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 3000 --seed 3 --output runs/bench/posts.parquet
+bench: setup runs/bench/posts.parquet runs/bench/two-layers  ## time the job: vLLM alone, ray.data.llm, feed (about 25 minutes)
+	$(BIN)/mentalglm bench configs/bench/feed.yaml
 	$(BIN)/mentalglm bench configs/bench/short.yaml
+	$(BIN)/mentalglm bench configs/bench/two_layers.yaml
+
+runs/bench/posts.parquet:
+	@mkdir -p runs/bench
+	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 3000 --seed 3 --output $@
+
+runs/bench/two-layers:
+	$(BIN)/python -m mentalglm.training.demo untrained --output $@
 
 demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
 	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model

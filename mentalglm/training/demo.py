@@ -2,6 +2,7 @@
 
     python -m mentalglm.training.demo build --output mentalglm/demo/model
     python -m mentalglm.training.demo evaluate
+    python -m mentalglm.training.demo untrained --num-layers 2 --hidden-size 128 --output two-layers
 
 It lets everyone run every job without a GPU or a download. It answers in MentalGLM's format and is right on the
 generator's posts; about real posts it knows nothing.
@@ -65,6 +66,17 @@ def build(output: Path, settings: DemoSettings) -> None:
     model = new_model(settings, len(tokenizer))
     train(model, batches, settings)
     model.to(torch.bfloat16).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def untrained(output: Path, *, num_layers: int, hidden_size: int, seed: int = 0) -> None:
+    """Writes a model of another size with random weights and the demo model's tokenizer: to time engines with."""
+    from transformers import AutoTokenizer
+
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL, local_files_only=True)
+    settings = DemoSettings(num_hidden_layers=num_layers, hidden_size=hidden_size, intermediate_size=4 * hidden_size)
+    new_model(settings, len(tokenizer)).to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
@@ -278,10 +290,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--num-posts", type=int, default=600)
     command.add_argument("--seed", type=int, default=7)
     command.add_argument("--num-threads", type=int, default=2)
+    command = commands.add_parser("untrained", help="random weights, for timing")
+    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("--num-layers", type=int, default=2)
+    command.add_argument("--hidden-size", type=int, default=128, help="a multiple of 64")
     options = parser.parse_args(arguments)
     if options.command == "build":
         settings = DemoSettings(num_posts=options.num_posts, num_threads=options.num_threads)
         build(options.output, settings)
+    elif options.command == "untrained":
+        untrained(options.output, num_layers=options.num_layers, hidden_size=options.hidden_size)
     else:
         figures = evaluate(
             options.model, num_posts=options.num_posts, seed=options.seed, num_threads=options.num_threads

@@ -217,3 +217,11 @@ def test_a_post_of_a_thousand_tokens_is_answered(encoder: ChatEncoder) -> None:
     assert len(encode(encoder, render_prompt(task, text))) == 1024
     (answer,) = generate(*load(DEMO_MODEL), task, [text])
     assert parse_answer(task, answer).status == "ok"
+
+
+def test_an_untrained_model_of_another_size_can_be_timed(tmp_path: Path) -> None:
+    from mentalglm.training.demo import untrained
+
+    untrained(tmp_path, num_layers=2, hidden_size=64)
+    assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 2
+    assert resolve_model(ModelConfig(path=str(tmp_path))).digest != resolve_model(ModelConfig(path="demo")).digest
