@@ -204,7 +204,7 @@ def test_the_form_that_answers_can_be_held_to_holds_all_of_them_and_nothing_that
     assert re.fullmatch(pattern, whole[: marker[1]])
     held = data.draw(st.from_regex(pattern, fullmatch=True))
     answer = parse_answer(task, held)
-    assert answer.status == "ok" or answer.reason == "echoed_label_set", held
+    assert answer.status == "ok" or answer.reason == "label_list_echoed", held
 
 
 def test_an_answer_without_a_label_is_asked_for_once_more_held_to_the_form() -> None:
