@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _CAUSE = re.compile(r"(?:^|[\s\]])((?:\w+\.)*\w*(?:Error|Exception)): (\S.*)")
 _MAX_LINES = 2000
@@ -65,4 +65,5 @@ def _pass_on(reading: int, writing: int, overheard: Overheard) -> None:
     with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as target:
         for line in source:
             overheard.note(line.decode("utf-8", "replace").rstrip())
-            target.write(line)
+            with suppress(OSError):  # a full disk, a closed terminal: who writes through here must not die of it
+                target.write(line)

@@ -45,7 +45,7 @@ class RunBoard:
             shard = self._left.popleft()
         elif not self._stopped:
             working = self._working()
-            busy = {held.shard for held in working if self._is_heard_of(held)}
+            busy = {held.shard for held in working if self._is_alive(held)}
             # A few times: what silences one lane after the other may be the shard.
             busy |= {shard for shard, n in Counter(held.shard for held in working).items() if n >= _MAX_HOLDERS}
             shard = next((held.shard for held in working if held.shard not in busy), None)
@@ -92,18 +92,22 @@ class RunBoard:
         """Whether no lane begins another shard: who waits for one waits in vain."""
         return self._stopped
 
+    def is_heard_of(self, shards: Sequence[int]) -> bool:
+        """Whether a lane that works on one of these has been heard of lately."""
+        return any(held.shard in shards and self._is_alive(held) for held in self._working())
+
     def news(self) -> "News":
         """What happened since the last call, and what goes on."""
         commits, self._commits = self._commits, []
         running: Counter[str] = Counter()
         for statuses in {held.shard: held.statuses for held in self._working()}.values():
             running.update(statuses)
-        return News(commits, dict(running), self._error, num_working=sum(map(self._is_heard_of, self._working())))
+        return News(commits, dict(running), self._error, num_working=sum(map(self._is_alive, self._working())))
 
     def _working(self) -> "list[_Held]":
         return [held for held in self._held.values() if held.shard not in self._done]
 
-    def _is_heard_of(self, held: "_Held") -> bool:
+    def _is_alive(self, held: "_Held") -> bool:
         return time.monotonic() - held.heard_of <= self._silence_s
 
 

@@ -74,7 +74,8 @@ class Inquiry:
             self.request = replace(
                 self.request,
                 max_tokens=self._config.generation.retry_max_tokens,
-                head_only=self._config.explain != "all",
+                # What is held to a form ends where its head does, and is gone on with without it.
+                head_only=self._config.explain != "all" or self.request.pattern is not None,
                 head=None,
             )
             return self.request

@@ -320,6 +320,8 @@ class ShardScorer:
                     return found
                 if await self._board.is_stopped.remote():
                     raise InterruptedRunError("the run was stopped; run the same command again")
+                if await self._board.is_heard_of.remote(list(missing)):
+                    deadline = time.monotonic() + _MAX_WAIT_S
                 self._report(shard, Counter(each.status for rows in outcomes.values() for each in rows.values()))
                 await asyncio.sleep(_IDLE_S)
         finally:

@@ -1,7 +1,9 @@
 """The cause of a failed start is found in what processes say, and nothing of that is kept from the log."""
 
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -46,3 +48,26 @@ def test_a_process_that_outlives_the_listening_can_go_on_writing(capfd: pytest.C
             break
         subprocess.run([sys.executable, "-c", "import time; time.sleep(0.02)"], check=True)
     assert seen == "late\n"
+
+
+def test_a_process_goes_on_also_where_nobody_takes_what_it_writes() -> None:
+    stdout = os.dup(1)
+    reading, writing = os.pipe()
+    os.dup2(writing, 1)
+    os.close(writing)
+    try:
+        with overhear() as overheard:
+            code = "import sys; [print(line, end='', flush=True) for line in sys.stdin]; print('end: Error: x')"
+            process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True)
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+    os.close(reading)  # a full disk, or a terminal that is gone
+    assert process.stdin is not None
+    for _ in range(3):
+        process.stdin.write("loading\n")
+        process.stdin.flush()
+        time.sleep(0.05)  # each line by itself
+    process.stdin.close()
+    assert process.wait(30) == 0
+    assert overheard.cause() == "Error: x"

@@ -15,6 +15,7 @@ from mentalglm.scoring.cascade import Inquiry
 from mentalglm.scoring.predictions import Outcome
 from mentalglm.scoring.questions import Question
 from mentalglm.tasks import (
+    Task,
     builtin_tasks,
     find_marker,
     head_pattern,
@@ -28,6 +29,7 @@ from tests.unit.tasks.answer_cases import ALL, Case
 RISK, PATHWAY = load_task("suicide_risk"), load_task("cognitive_pathway")
 HIGH = render_answer(RISK, ["high_risk"], "写到了计划。")
 LOW = render_answer(RISK, ["low_risk"], "只是累。")
+SAME = ("status", "labels", "parents", "confidence", "probability", "reason")
 
 
 def config(explain: str, **changes: Any) -> ScoreConfig:
@@ -61,13 +63,12 @@ def ask(
 @pytest.mark.parametrize("explain", ["none", "positive", "uncertain"])
 def test_every_answer_gets_the_labels_of_the_plain_path(explain: str) -> None:
     num_spared = 0
-    same = ("status", "labels", "parents", "confidence", "probability", "reason")
     for case in ALL:
         reason = case.finish_reason or "stop"
         for answer in (case.raw, f"{case.raw}\n理由：写了很多别的，没有再说什么。"):
             plain, _ = ask(config("all"), answer, case.task, reason)
             outcome, _ = ask(config(explain), answer, case.task, reason)
-            assert [getattr(outcome, name) for name in same] == [getattr(plain, name) for name in same], case
+            assert [getattr(outcome, name) for name in SAME] == [getattr(plain, name) for name in SAME], case
             assert outcome.explanation in (None, plain.explanation), case
             assert (outcome.num_output_tokens or 0) <= (plain.num_output_tokens or 0), case
             num_spared += outcome.num_output_tokens != plain.num_output_tokens
@@ -232,3 +233,60 @@ def test_an_answer_that_cannot_be_read_twice_has_failed() -> None:
     assert inquiry.take(Completion("天气", "stop", 9, 2)) is None
     assert inquiry.outcome is not None
     assert (inquiry.outcome.status, inquiry.outcome.num_output_tokens) == ("parse_failed", 4)
+
+
+def obey(request: Request, answer: str, max_tokens: int, task: Task) -> Completion:
+    """An engine that has one answer, a token for each character, and keeps to `max_tokens` and to the pattern."""
+    if request.pattern is not None:
+        answer = render_answer(task, [task.answerable[len(answer) % len(task.answerable)]], "")
+        marker = find_marker(task.markers, answer)
+        assert marker is not None
+        answer = answer[: marker[1]]
+        assert re.fullmatch(request.pattern, answer)
+    elif request.head is not None and not answer.startswith(request.head.text):
+        answer = f"{request.head.text}：接着说。"  # behind the head that it was held to
+    limit = request.max_tokens or max_tokens
+    return complete(request, answer[:limit], "length" if len(answer) > limit else "stop")
+
+
+def ask_obeying(explain: str, generation: dict[str, Any], answer: str, task: Task) -> Outcome:
+    inquiry = Inquiry(config(explain, generation=generation, cascade={"sample": 0.3}), task, "一条帖子", "00")
+    request: Request | None = inquiry.request
+    for _ in range(8):
+        if request is None:
+            break
+        request = inquiry.take(obey(request, answer, generation["max_tokens"], task))
+    assert inquiry.outcome is not None
+    return inquiry.outcome
+
+
+@given(
+    case=st.sampled_from(ALL),
+    lead=st.sampled_from(["", "我想想。", "理由", "<think>理由"]),
+    tail=st.sampled_from(["", "\n理由：写了很多。", "\n理由：高自杀风险", "\n理由：没有"]),
+    max_tokens=st.sampled_from([5, 12, 20, 40, 200]),
+    more=st.sampled_from([None, 8, 100]),
+    retry_unparsed=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_what_is_cut_off_or_cannot_be_read_gets_the_labels_and_explanations_of_the_plain_path(
+    case: Case, lead: str, tail: str, max_tokens: int, more: int | None, retry_unparsed: bool
+) -> None:
+    task = load_task(case.task)
+    generation = {"max_tokens": max_tokens, "retry_unparsed": retry_unparsed}
+    generation["retry_max_tokens"] = None if more is None else max_tokens + more  # type: ignore[assignment]
+    answer = f"{lead}{case.raw}{tail}"
+    plain = ask_obeying("all", generation, answer, task)
+    for explain in ("none", "positive", "uncertain"):
+        outcome = ask_obeying(explain, generation, answer, task)
+        assert [getattr(outcome, name) for name in SAME] == [getattr(plain, name) for name in SAME]
+        assert outcome.explanation in (None, plain.explanation)
+
+
+@pytest.mark.parametrize("explain", ["all", "positive"])
+def test_an_answer_held_to_the_form_that_is_cut_off_is_explained_too(explain: str) -> None:
+    generation = {"max_tokens": 5, "retry_max_tokens": 64, "retry_unparsed": True}
+    outcome = ask_obeying(explain, generation, "今天", RISK)
+    assert (outcome.status, outcome.labels) == ("ok", ("low_risk",))
+    assert {"constrained", "asked_again"} <= {*outcome.flags}
+    assert outcome.explanation == ("接着说。" if explain == "all" else None)

@@ -28,7 +28,7 @@ class LocalBoard:
 
     def __init__(self, num_shards: int = 3) -> None:
         self.board = RunBoard(range(num_shards))
-        for name in ("begin", "next", "start", "set_waiting", "report", "commit", "fail", "is_stopped"):
+        for name in ("begin", "next", "start", "set_waiting", "report", "commit", "fail", "is_stopped", "is_heard_of"):
             setattr(self, name, self._method(getattr(self.board, name)))
 
     @staticmethod
@@ -229,6 +229,18 @@ class TestRunBoard:
         assert board.next(0) is None
         assert board.news().commits == ["first"]
 
+    def test_a_shard_is_heard_of_while_a_lane_that_has_it_is(self) -> None:
+        board = RunBoard([1, 2], silence_s=60)
+        board.next(0)
+        assert board.is_heard_of([1, 2])
+        assert not board.is_heard_of([2])
+        board._held[0].heard_of -= 61
+        assert not board.is_heard_of([1])
+        board.report(1, {})
+        assert board.is_heard_of([1])
+        board.commit(0, 1, "done")
+        assert not board.is_heard_of([1])
+
     def test_a_lane_that_was_given_up_and_lives_changes_nothing(self) -> None:
         board = RunBoard([0, 1])
         board.next(0)  # its node is declared dead, and lives on
@@ -357,6 +369,27 @@ def test_copies_of_a_shard_that_never_comes_are_asked_for_themselves(
     assert error is None
     assert originals(tmp_path, 3) == [None, "1", None]
     assert [each["statuses"] for each in commits] == [{"suicide_risk": {"ok": 1}}] * 3
+
+
+def test_copies_wait_for_a_shard_that_takes_long_as_long_as_it_is_heard_of(
+    copying: ShardScorer, board: LocalBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mentalglm.scoring.worker._MAX_WAIT_S", 0.1)
+    monkeypatch.setattr("mentalglm.scoring.worker._IDLE_S", 0.02)
+    assert copying._engine is not None
+    complete = copying._engine.complete
+
+    async def take_long(
+        requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> AsyncIterator[tuple[int, Completion]]:
+        await asyncio.sleep(0.5 if requests else 0.0)
+        async for each in complete(requests, follow_up):
+            yield each
+
+    copying._engine.complete = take_long  # type: ignore[method-assign]
+    _, error = score(copying, board, num_lanes=3)
+    assert error is None
+    assert originals(tmp_path, 3) == [None, "1", "1"]
 
 
 def test_copies_of_a_shard_that_was_given_up_are_asked_for_themselves(
