@@ -188,6 +188,12 @@ def connect() -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except SystemExit:  # Ray's own answer to SIGTERM, with a code of its own
             raise KeyboardInterrupt from None
+        except Exception as error:  # nothing of a post is known to it yet
+            said = (str(error).splitlines() or [""])[0][:200]
+            where = "started on this machine" if address == "local" else f"joined at RAY_ADDRESS = {address}"
+            raise InterruptedRunError(
+                f"Ray could not be {where} ({type(error).__name__}: {said}); see to it and run the same command again"
+            ) from None
         finally:
             if in_main_thread:
                 signal.signal(signal.SIGTERM, on_sigterm)
