@@ -157,6 +157,7 @@ def _hashes(ranges: Mapping[str, Any], config: ScoreConfig, board: Any) -> Itera
 
 def _pairs(entries: pa.Table, config: ScoreConfig, board: Any) -> pa.Table:
     """(row, its original) of each copy; (row, itself) of each original that a later shard copies."""
+    pairs = _PAIRS.empty_table()
     with _telling(board, config):
         storage.configure(config.s3)
         plan = Ledger(config.output.uri).read_plan()
@@ -168,8 +169,9 @@ def _pairs(entries: pa.Table, config: ScoreConfig, board: Any) -> pa.Table:
         original = row[np.maximum.accumulate(np.where(is_first, np.arange(len(row)), 0))]
         copies, of = row[~is_first], original[~is_first]
         wanted = np.unique(of[plan.shards_of(copies) != plan.shards_of(of)])
-        return pa.Table.from_arrays([pa.array(np.r_[copies, wanted]), pa.array(np.r_[of, wanted])], schema=_PAIRS)
-    return _PAIRS.empty_table()
+        columns = [pa.array(np.r_[copies, wanted]), pa.array(np.r_[of, wanted])]
+        pairs = pa.Table.from_arrays(columns, schema=_PAIRS)
+    return pairs
 
 
 class CorpusDuplicates:
