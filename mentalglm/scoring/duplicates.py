@@ -169,7 +169,8 @@ def _pairs(entries: pa.Table, config: ScoreConfig, board: Any) -> pa.Table:
         original = row[np.maximum.accumulate(np.where(is_first, np.arange(len(row)), 0))]
         copies, of = row[~is_first], original[~is_first]
         wanted = np.unique(of[plan.shards_of(copies) != plan.shards_of(of)])
-        pairs = pa.Table.from_arrays([pa.array(np.r_[copies, wanted]), pa.array(np.r_[of, wanted])], schema=_PAIRS)
+        columns = [pa.array(np.r_[copies, wanted]), pa.array(np.r_[of, wanted])]
+        pairs = pa.Table.from_arrays(columns, schema=_PAIRS)
     return pairs
 
 

@@ -152,8 +152,8 @@ def test_a_defect_says_nothing_about_the_posts(tmp_path: Path, ray_folder: Path)
     write_job(tmp_path, {"kind": "echo"}, dedup="corpus")
     # A file that is replaced after it was planned: the reader of a worker meets bytes that it did not expect.
     process = start(tmp_path, ray_folder)
-    plan = tmp_path / "out" / "_run"
-    while process.is_running() and not list(plan.glob("plan-*")):
+    leases = tmp_path / "out" / "_run" / "leases"  # taken when the driver has seen that the input is as planned
+    while process.is_running() and not list(leases.glob("*.json")):
         time.sleep(0.01)
     (tmp_path / "posts.parquet").write_bytes(TEXT.encode() * 1000)
     assert process.wait(200) in (0, 3), (tmp_path / "stderr").read_text()
