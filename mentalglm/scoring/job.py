@@ -144,10 +144,11 @@ class Job:
             "partition_by": config.output.partition_by,
         }
 
-    def _adapter_digests(self) -> dict[str, str | None]:
-        """Of each of `model.adapters`; None for the bare model, and where no model is loaded."""
+    def _adapter_digests(self) -> dict[str, str]:
+        """Of each of `model.adapters`; `none` for the bare model, and where no model is loaded. Not null: that would be
+        no difference from a run without the name."""
         found = self.model.adapter_digests if self.model else {}
-        return {name: found.get(name) for name in self.config.model.adapters}
+        return {name: found.get(name) or "none" for name in self.config.model.adapters}
 
     def footer(self, run_id: str) -> dict[str, Any]:
         """What made the numbers, for the footer of every file and the manifest."""

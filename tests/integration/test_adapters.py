@@ -30,10 +30,10 @@ NUM_ROWS, NUM_EMPTY = 40, 3
 KEY = [("post_id", "ascending"), ("task", "ascending")]
 
 
-def config(folder: Path, output: str, adapters: dict[str, str | None], **changes: Any) -> ScoreConfig:
+def config(folder: Path, name: str, adapters: dict[str, str | None], **changes: Any) -> ScoreConfig:
     data = {
         "input": {"uri": str(folder / "posts.parquet"), "keep_columns": ["day"]},
-        "output": {"uri": str(folder / output), "partition_by": ["day"]},
+        "output": {"uri": str(folder / name), "partition_by": ["day"]},
         "tasks": TASKS,
         "model": {"adapters": adapters},
         "engine": {"kind": "echo"},
@@ -116,6 +116,8 @@ def test_other_adapters_are_another_run(folder: Path) -> None:
         plan_run(config(folder, "out", {"base": None, "S1": "/models/s1", "S3": "/models/s2"}, dedup="corpus"))
     with pytest.raises(ConfigError, match="adapters"):
         plan_run(config(folder, "out", {}, dedup="corpus"))
+    with pytest.raises(ConfigError, match=r"adapters\.more: None, now none"):
+        plan_run(config(folder, "out", {**ADAPTERS, "more": None}, dedup="corpus"))
 
 
 def test_a_kept_column_named_adapter_is_refused(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_retry_and_gc_know_the_adapters(folder: Path) -> None:
     summary = retry(str(folder / "out"), ["empty_text"])
     assert summary.num_retried == NUM_EMPTY * len(TASKS) * len(ADAPTERS)
     assert summary.retried == {"empty_text": summary.num_retried}
-    assert read(folder / "out").sort_by(key).equals(before)
+    assert read(folder / "out").sort_by(key).to_pylist() == before.to_pylist()
     left = folder / "out" / "_run" / "shards" / "task=suicide_risk" / "adapter=S1" / "00000000.parquet"
     left.parent.mkdir(parents=True, exist_ok=True)
     left.write_bytes(b"of a dead attempt")
