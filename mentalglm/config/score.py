@@ -18,7 +18,7 @@ AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 _OUR_ENGINE_ARGUMENTS = frozenset(
     {"model", "tokenizer", "revision", "dtype", "max_model_len", "max_num_seqs", "tensor_parallel_size"}
     | {"trust_remote_code", "load_format", "enable_lora", "max_loras", "max_lora_rank", "disable_log_stats"}
-    | {"hf_token", "enable_log_requests", "quantization"}
+    | {"hf_token", "enable_log_requests"}
 )
 
 
@@ -82,7 +82,7 @@ class ModelConfig(ConfigModel):
     """Commit of a hub model. Pin it (40 hex digits) for numbers that go into a paper."""
     adapter: str | None = None
     """Folder of a LoRA adapter (PEFT format) that is applied to the model."""
-    adapters: dict[AdapterName, str | None] = {}
+    adapters: dict[AdapterName, Annotated[str, Field(min_length=1)] | None] = {}
     """Several adapters in one run, to compare them: name -> folder, or null for the model without one. Every post is
     asked for each, by the same loaded model. The output has a column of their names, `adapter`, which is a folder:
     data/task=<task>/adapter=<name>/."""
@@ -190,6 +190,8 @@ class VllmEngineConfig(ConfigModel):
     @field_validator("engine_args")
     @classmethod
     def _leave_ours_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "quantization" in value:
+            raise ValueError("'quantization' is engine.quantization now; move it there")
         for key in sorted(_OUR_ENGINE_ARGUMENTS & value.keys()):
             raise ValueError(f"{key!r} has a key of its own in this config, or is fixed for safety; remove it here")
         return value

@@ -48,6 +48,8 @@ def resolve_adapter(key: str, folder: str, model: Path, *, for_vllm: bool = True
     shown, path = f"{key} = {folder!r}", Path(folder).expanduser()
     if not path.is_dir():
         raise ConfigError(f"{shown}: no such folder; give the folder of a PEFT adapter")
+    if not (path / SETTINGS).is_file():
+        raise ConfigError(f"{shown}: no {SETTINGS}; give the folder of a PEFT adapter")
     settings = read_json(path / SETTINGS)
     if not (path / WEIGHTS).is_file():
         raise ConfigError(f"{shown}: no {WEIGHTS}; save it as safetensors")
@@ -76,7 +78,7 @@ def _beyond_vllm(settings: dict[str, Any], shapes: dict[str, Shape]) -> str | No
     for name in _NOT_IN_VLLM:
         if settings.get(name):
             return name
-    if settings.get("bias", "none") != "none":
+    if (settings.get("bias") or "none") != "none":
         return f"bias = {settings['bias']}"
     init = settings.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in _PLAIN_INITS:

@@ -131,6 +131,11 @@ def _check(config: BenchConfig) -> None:
             f"score.engine.kind = {score.engine.kind}: only vllm can be compared with others; use it, or "
             "contestants: [job]"
         )
+    if len(config.contestants) > 1 and (score.model.adapters or score.model.adapter):
+        raise ConfigError(
+            "score.model.adapter, adapters: others are timed without; leave them out (or merge it beforehand and name "
+            "the merged model), or contestants: [job]"
+        )
     if len(config.contestants) > 1 and (score.explain not in ("all", "none") or score.dedup != "off"):
         raise ConfigError(
             f"score.explain = {score.explain}, score.dedup = {score.dedup}: others answer every request once; use "

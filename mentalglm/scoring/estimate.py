@@ -82,7 +82,7 @@ class Estimate(BaseModel):
     """Whether the sample filled the engines; else they may be faster."""
     start_s: float
     """Until the first engine was there: Ray, loading the model. Once in a run."""
-    rows_per_s: Figure
+    posts_per_s: Figure
     """From then on, all engines together."""
     hours: Figure
     """Of the clock, start included."""
@@ -180,20 +180,20 @@ def check_estimate(ledger: Ledger, engine: Mapping[str, Any], totals: Totals, at
             f"{totals.num_copied} predictions are those of equal texts (dedup), which the sample could not see"
         )
     if made.engine != engine:
-        notes.append("rows/s and hours are not compared: the estimate was made for other engine settings")
+        notes.append("posts/s and hours are not compared: the estimate was made for other engine settings")
     elif attempt.ready is None:
-        notes.append("rows/s and hours are not compared: earlier attempts had scored everything")
+        notes.append("posts/s and hours are not compared: earlier attempts had scored everything")
     else:
-        actual["rows_per_s"] = attempt.num_rows / max(attempt.ended - attempt.ready, 1e-9)
-        if attempt.num_rows == made.num_rows:
+        share = attempt.num_rows / made.num_rows
+        if share > 0.5:  # else filling and draining the engines counts for too much
+            actual["posts_per_s"] = attempt.num_rows / max(attempt.ended - attempt.ready, 1e-9)
+        if share == 1:
             actual["hours"] = (attempt.ended - attempt.begun) / 3600
         else:
-            share = attempt.num_rows / made.num_rows
-            notes.append(
-                f"hours are not compared, since there were several attempts; rows/s is of the last ({share:.0%})"
-            )
+            also = "posts/s is" if share > 0.5 else "nor is posts/s"
+            notes.append(f"hours are not compared, since there were several attempts; {also} of the last ({share:.0%})")
     checks = {}
-    for name in ("rows_per_s", "hours", "num_prompt_tokens", "num_output_tokens"):
+    for name in ("posts_per_s", "hours", "num_prompt_tokens", "num_output_tokens"):
         if true := actual.get(name):
             figure: Figure = getattr(made, name)
             is_inside = figure.low <= true <= figure.high or math.isclose(figure.value, true)
@@ -324,7 +324,7 @@ def _predict(
         f"engines died or hung {restarts} times on the sample": restarts > 0,
         f"without what dedup: {job.config.dedup} saves, which a sample cannot see": job.config.dedup != "off",
         f"of the whole input; {num_committed} of {plan.num_shards} shards are scored already": num_committed > 0,
-        "echo has no speed of its own: time and rows/s say little": job.config.engine.kind == "echo",
+        "echo has no speed of its own: time and posts/s say little": job.config.engine.kind == "echo",
         "no cost, since the engines run on no GPU of the cluster": price is not None and num_gpus == 0,
     }
     return Estimate(
@@ -340,7 +340,7 @@ def _predict(
         num_sampled_shards=len(measured.shards),
         is_saturated=rate.is_saturated,
         start_s=measured.start_s,
-        rows_per_s=Figure(
+        posts_per_s=Figure(
             value=plan.num_rows / scoring_s.value,
             low=plan.num_rows / scoring_s.high,
             high=plan.num_rows / scoring_s.low,
@@ -392,12 +392,16 @@ def _scoring_s(
 ) -> Figure:
     """Seconds from the first engine's start to the last row."""
     mean, error = work
+    if not mean:
+        raise InputError("input.uri: the sample holds no row to ask about; give --rows a larger number")
     per_s = rate.per_s * num_engines
     full_s = num_rows * mean / per_s
     # Beginning and end, when the engines are not full: once in a run, as in the sample.
     work_done = sum(each[2] for shard in measured.shards.values() if shard is not None for each in shard.answers)
     overhead_s = max(0.0, measured.scoring_s - work_done / per_s)
-    t = max(t_value(len(sample.draws)), t_value(NUM_SLICES))
+    t = t_value(NUM_SLICES)
+    if sample.fraction < 1:
+        t = max(t_value(len(sample.draws)), t)
     factor = math.exp(t * math.hypot(error / mean, rate.error / rate.per_s))
     return Figure(value=overhead_s + full_s, low=overhead_s + full_s / factor, high=overhead_s + full_s * factor)
 

@@ -144,9 +144,11 @@ def gate(config: ScoreConfig, num_rows: int, against: ScoreConfig | None = None)
     if not isinstance(config.engine, VllmEngineConfig):
         raise ConfigError(f"engine.kind = {config.engine.kind}: a gate compares settings of the vllm engine; use vllm")
     sides = [_trial(side, num_rows) for side in (against or plain(config), config)]
-    for key in ("input", "tasks", "dedup"):
+    for key in ("input", "tasks", "dedup", "shard_rows"):
         if getattr(sides[0], key) != getattr(sides[1], key):
             raise ConfigError(f"--against: has another {key}; the two must differ in engine, model or generation alone")
+    if sides[0].model.adapters.keys() != sides[1].model.adapters.keys():
+        raise ConfigError("--against: has other model.adapters; both sides need the same names")
     changes = differences(sides[0].model_dump(mode="json"), sides[1].model_dump(mode="json"))
     if not changes:
         raise ConfigError(

@@ -167,6 +167,8 @@ def connect() -> None:
     # Ray's core writes notes for its developers to the terminal; the session's log files keep what matters.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else a thread that comes to Ray after its end would join whatever cluster it finds.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     import ray
     import ray.data
 

@@ -21,7 +21,8 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     totals = summary.totals
     table = Table(title=None, header_style="bold")
     for name in ("task", "rows", "ok", "explained", "not ok", "labels"):
-        table.add_column(name, justify="right" if name in ("rows", "ok", "explained") else "left")
+        is_number = name in ("rows", "ok", "explained")
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for task, statuses in totals.statuses.items():
         failed = {status: n for status, n in statuses.most_common() if status != "ok"}
         table.add_row(
@@ -69,7 +70,11 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
 def describe_throughput(report: Mapping[str, Any]) -> str:
     """One line: how fast, and how much of the engines' time was not spent on rows."""
     steady = report["rows_per_s_steady"]
-    parts = [f"{steady:.1f} rows/s in the steady state" if steady else f"{report['rows_per_s']:.1f} rows/s"]
+    of_this = f"this attempt made {report['num_predictions']} predictions"
+    parts = [
+        of_this,
+        f"{steady:.1f} predictions/s in the steady state" if steady else f"{report['rows_per_s']:.1f} predictions/s",
+    ]
     if "slots_busy" in report:
         total = sum(report["engine_s"].values())
         lost = {name: s / total for name, s in report["engine_s"].items() if name != "busy" and s >= 0.005 * total}
@@ -95,7 +100,9 @@ def print_estimate(estimate: Estimate, console: Console | None = None) -> None:
         soft_wrap=True,
     )
     figures = {
-        **{name: getattr(estimate, name) for name in ("num_prompt_tokens", "num_output_tokens", "rows_per_s", "hours")},
+        **{
+            name: getattr(estimate, name) for name in ("num_prompt_tokens", "num_output_tokens", "posts_per_s", "hours")
+        },
         **({"gpu_hours": estimate.gpu_hours} if estimate.num_gpus else {}),
         **({f"cost at {estimate.price_per_gpu_hour:g} per GPU hour": estimate.cost} if estimate.cost else {}),
     }

@@ -90,13 +90,13 @@ class Throughput:
     def report(self) -> dict[str, Any] | None:
         """For the manifest; None where nothing was scored.
 
-        `wall_s`; `num_predictions` of this attempt; `rows_per_s`: of the whole time; `rows_per_s_steady`: between the
-        first 10 % and the last 10 % of the rows, null where all came at once. `engine_s`: engines x wall time by what
-        it went into; adds up to it: `cold_start` (Ray's start, loading), the keys of `Occupancy`, and `finish` (after
-        the last commit). What is known of no engine is `tail`: it was waiting for the others. `slots_busy`: share of
-        `busy`. `wasted_tokens`: share of the output tokens that are in no result. `prefix_cache_hits`: share of the
-        prompt tokens. `mfu`: model FLOPs utilisation in the steady state, on a known GPU. `cpu_ms_per_row`: of the
-        processes that feed the engines, by step, and of `driver`, this process.
+        A row is one of the output: a prediction. `wall_s`; `num_predictions` of this attempt; `rows_per_s`: of the
+        whole time; `rows_per_s_steady`: between the first 10 % and the last 10 % of the rows, null where all came at
+        once. `engine_s`: engines x wall time by what it went into; adds up to it: `cold_start` (Ray's start, loading),
+        the keys of `Occupancy`, and `finish` (after the last commit). What is known of no engine is `tail`: it was
+        waiting for the others. `slots_busy`: share of `busy`. `wasted_tokens`: share of the output tokens that are in
+        no result. `prefix_cache_hits`: share of the prompt tokens. `mfu`: model FLOPs utilisation in the steady state,
+        on a known GPU. `cpu_ms_per_row`: of the processes that feed the engines, by step, and of `driver`, this one.
         """
         num_rows = sum(self._counts)
         if not num_rows:
@@ -116,11 +116,14 @@ class Throughput:
         }
         if effort.engine_s:
             engine_s = {**effort.engine_s, "finish": self._num_engines * max(now - max(self._times), 0.0)}
-            engine_s["tail"] += self._num_engines * wall_s - sum(engine_s.values())
+            # Clocks of other machines may differ: what they cannot have spent was no cold start.
+            engine_s["cold_start"] = min(engine_s["cold_start"], self._num_engines * wall_s)
+            engine_s["tail"] = max(engine_s["tail"] + self._num_engines * wall_s - sum(engine_s.values()), 0.0)
             report["engine_s"] = {name: round(s, 2) for name, s in engine_s.items()}
             report["slots_busy"] = round(engine_s["busy"] / (self._num_engines * wall_s), 4)
         if effort.num_prefill_tokens:
-            report["prefix_cache_hits"] = round(effort.num_cached_tokens / effort.num_prefill_tokens, 4)
+            if self._engine.get("engine") == "vllm":
+                report["prefix_cache_hits"] = round(effort.num_cached_tokens / effort.num_prefill_tokens, 4)
             utilisation = self._mfu(effort, num_rows, report["rows_per_s_steady"])
             report |= {"mfu": round(utilisation, 4)} if utilisation is not None else {}
         if self._num_output_tokens:

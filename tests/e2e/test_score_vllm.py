@@ -82,7 +82,7 @@ def test_an_estimate_holds_for_the_run(tmp_path: Path) -> None:
     for name in ("num_prompt_tokens", "num_output_tokens"):
         assert abs(figures[name]["error"]) < 0.05
     # No interval: it does not know what else the machine does.
-    assert abs(figures["rows_per_s"]["error"]) < 0.3
+    assert abs(figures["posts_per_s"]["error"]) < 0.3
     assert abs(figures["hours"]["error"]) < 0.3
 
 

@@ -76,13 +76,13 @@ def test_an_estimate_leaves_itself_alone_and_the_finished_run_says_how_wrong_it_
     summary = score(config(folder))
     assert summary.estimate is not None
     checks = manifest(folder)["estimate"]["figures"]
-    assert checks.keys() == {"rows_per_s", "hours", "num_prompt_tokens", "num_output_tokens"}
+    assert checks.keys() == {"posts_per_s", "hours", "num_prompt_tokens", "num_output_tokens"}
     for name in ("num_prompt_tokens", "num_output_tokens"):
         assert checks[name]["actual"] == manifest(folder)["output"][name]
         assert abs(checks[name]["error"]) < 0.1
         assert checks[name]["is_inside"]
         assert checks[name]["predicted"] == getattr(again, name).model_dump()
-    assert checks["rows_per_s"]["actual"] > 1000 / summary.seconds  # which counts the start
+    assert checks["posts_per_s"]["actual"] > 1000 / summary.seconds  # which counts the start
     assert checks["hours"]["actual"] * 3600 < summary.seconds
     assert "| output tokens |" in (folder / "out" / "README.md").read_text()
     # The manifest has it from then on, whatever becomes of the estimate.

@@ -178,7 +178,7 @@ def test_an_answer_that_was_cut_off_is_asked_for_once_more_also_where_only_heads
 def test_an_answer_that_was_cut_off_where_the_model_ends_is_not_asked_for_again() -> None:
     generation = {"max_tokens": 4, "retry_max_tokens": 64}
     for most_tokens, is_asked in ((4, False), (5, True), (None, True)):
-        inquiry = Inquiry(config("all", generation=generation), RISK, "一条帖子", "00")
+        inquiry = Inquiry(config("all", generation=generation), Question(RISK), "一条帖子", "00")
         again = inquiry.take(Completion("这篇帖子", "length", 9, 4, most_tokens=most_tokens))
         assert (again is not None) == is_asked
         if not is_asked:
@@ -250,7 +250,7 @@ def obey(request: Request, answer: str, max_tokens: int, task: Task) -> Completi
 
 
 def ask_obeying(explain: str, generation: dict[str, Any], answer: str, task: Task) -> Outcome:
-    inquiry = Inquiry(config(explain, generation=generation, cascade={"sample": 0.3}), task, "一条帖子", "00")
+    inquiry = Inquiry(config(explain, generation=generation, cascade={"sample": 0.3}), Question(task), "一条帖子", "00")
     request: Request | None = inquiry.request
     for _ in range(8):
         if request is None:

@@ -33,7 +33,7 @@ def made(**changes: Any) -> Estimate:
         "num_sampled_shards": 40,
         "is_saturated": True,
         "start_s": 60.0,
-        "rows_per_s": figure(10),
+        "posts_per_s": figure(10),
         "hours": figure(0.05),
         "gpu_hours": figure(0.1),
         "cost": None,
@@ -69,13 +69,13 @@ def test_time_and_tokens_of_a_run_in_one_attempt(ledger: Ledger) -> None:
     assert not found.notes
     errors = {name: (check.actual, round(check.error, 3), check.is_inside) for name, check in found.figures.items()}
     assert errors == {
-        "rows_per_s": (12.5, -0.2, False),
+        "posts_per_s": (12.5, -0.2, False),
         "hours": (0.05, 0.0, True),
         "num_prompt_tokens": (1_000_000, -0.05, True),
         "num_output_tokens": (400_000, 0.25, False),
     }
     assert prediction_rows(found.model_dump()["figures"]) == [
-        ("rows/s", "10", "9 to 11", "12.5", "-20.0%, outside"),
+        ("posts/s", "10", "9 to 11", "12.5", "-20.0%, outside"),
         ("hours", "0.05", "0.045 to 0.055", "0.05", "+0.0%"),
         ("prompt tokens", "950,000", "855,000 to 1,045,000", "1,000,000", "-5.0%"),
         ("output tokens", "500,000", "450,000 to 550,000", "400,000", "+25.0%, outside"),
@@ -86,9 +86,14 @@ def test_hours_of_several_attempts_are_not_known(ledger: Ledger) -> None:
     put(ledger, made())
     found = check_estimate(ledger, ENGINE, TOTALS, attempt(250))
     assert found is not None
-    assert found.figures["rows_per_s"].actual == 250 / 80
+    assert found.figures.keys() == {"num_prompt_tokens", "num_output_tokens"}
+    of_the_last = "hours are not compared, since there were several attempts; {} of the last ({})"
+    assert found.notes == [of_the_last.format("nor is posts/s", "25%")]
+    found = check_estimate(ledger, ENGINE, TOTALS, attempt(750))
+    assert found is not None
+    assert found.figures["posts_per_s"].actual == 750 / 80
     assert "hours" not in found.figures
-    assert found.notes == ["hours are not compared, since there were several attempts; rows/s is of the last (25%)"]
+    assert found.notes == [of_the_last.format("posts/s is", "75%")]
 
 
 def test_other_engines_are_another_speed(ledger: Ledger) -> None:
@@ -115,4 +120,4 @@ def test_an_estimate_of_another_run_says_nothing(ledger: Ledger) -> None:
 
 def test_numbers_and_names_as_people_read_them() -> None:
     assert [number(each) for each in (0.0123456, 5, 99.96, 1234567.8)] == ["0.0123", "5", "100", "1,234,568"]
-    assert [shown_name(each) for each in ("num_output_tokens", "rows_per_s")] == ["output tokens", "rows/s"]
+    assert [shown_name(each) for each in ("num_output_tokens", "posts_per_s")] == ["output tokens", "posts/s"]

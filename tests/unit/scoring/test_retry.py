@@ -67,7 +67,10 @@ class Corpus:
             return UNUSABLE
         ok = Outcome("ok", labels=("low_risk",), explanation=f"{attempt}/{key}", num_output_tokens=1)
         chance = random.Random(f"{self._seed}/{attempt}/{key}")
-        return replace(chance.choice([ok, ok, *FAILED]), duplicate_of=chance.choice([None, "1"]))
+        outcome = chance.choice([ok, ok, *FAILED])
+        # Failed rows of one post and text, of one status, are not told apart: all are copies, or none.
+        of_post = chance if outcome is ok else random.Random(f"{self._seed}/{self.post_id(*key[1:])}")
+        return replace(outcome, duplicate_of=of_post.choice([None, "1"]))
 
     def is_readable(self, attempt: int, shard: int) -> bool:
         return attempt == 0 or random.Random(f"{self._seed}/{attempt}/{shard}").random() < 0.8

@@ -21,7 +21,7 @@ def commit(shard: int, finished_at: float, effort: Effort, num_rows: int = 50) -
         labels={"suicide_risk": {}},
         files={},
         id_hash=hash_ids([]),
-        engine={},
+        engine={"engine": "vllm"},
         num_prompt_tokens=0,
         num_output_tokens=1000,
         seconds=1.0,
@@ -128,6 +128,7 @@ def test_totals_hold_the_effort_of_all_shards_and_of_retries() -> None:
 
 def test_a_person_reads_the_losses_worst_first() -> None:
     report = {
+        "num_predictions": 70,
         "rows_per_s": 5.0,
         "rows_per_s_steady": 12.34,
         "engine_s": {"cold_start": 30.0, "busy": 50.0, "ramp": 0.1, "starved": 0.0, "tail": 19.9},
@@ -137,7 +138,10 @@ def test_a_person_reads_the_losses_worst_first() -> None:
         "mfu": 0.21,
     }
     assert describe_throughput(report) == (
-        "12.3 rows/s in the steady state · engines busy 50% of the time (cold_start 30%, tail 20%) · "
-        "34% of the prompts from the prefix cache · 1.2% of the output tokens in no result · MFU 21%"
+        "this attempt made 70 predictions · 12.3 predictions/s in the steady state · "
+        "engines busy 50% of the time (cold_start 30%, tail 20%) · 34% of the prompts from the prefix cache · "
+        "1.2% of the output tokens in no result · MFU 21%"
     )
-    assert describe_throughput({"rows_per_s": 5.0, "rows_per_s_steady": None}) == "5.0 rows/s"
+    assert describe_throughput({"num_predictions": 7, "rows_per_s": 5.0, "rows_per_s_steady": None}) == (
+        "this attempt made 7 predictions · 5.0 predictions/s"
+    )
