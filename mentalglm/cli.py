@@ -156,7 +156,7 @@ def gate(
     with _resumable("gate", str(config), *options, set=set_):
         settings = load_config(ScoreConfig, config, set_)
         other = None if against is None else load_config(ScoreConfig, against)
-        from mentalglm.scoring.gate import gate as compare
+        from mentalglm.measure.gate import gate as compare
 
         report = compare(settings, rows, other)
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if json_ else "\n".join(report.describe()))
@@ -167,8 +167,8 @@ def gate(
 def bench(config: ConfigArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Time the score job against vLLM alone and against ray.data.llm, in turns."""
     settings = load_config(BenchConfig, config, set_)
-    from mentalglm.scoring.bench import bench as run_bench
-    from mentalglm.scoring.bench import print_bench
+    from mentalglm.measure.bench import bench as run_bench
+    from mentalglm.measure.bench import print_bench
 
     report = run_bench(settings)
     if as_json:

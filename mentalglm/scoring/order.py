@@ -1,7 +1,7 @@
 """What comes when: prefixes are shared while they are in an engine's cache, and all engines end at the same time.
 
 A post's tasks are asked together, posts in the order of the input: templates that begin with the post then share it
-even in a small cache. There is no other choice, since none is worth it (`python -m mentalglm.scoring.simulation`):
+even in a small cache. There is no other choice, since none is worth it (`python -m mentalglm.measure.simulation`):
 long posts first spare about a second at the end of a run, and are no faster or slower before it; task by task, the
 prefixes are gone from a small cache.
 

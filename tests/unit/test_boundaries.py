@@ -14,6 +14,7 @@ FLOORS = [
     {"corpus"},
     {"engine"},
     {"scoring", "training"},
+    {"measure"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -152,7 +152,7 @@ def _run(config: ScoreConfig, name: str, place: Path) -> dict[str, Any]:
     threads = int(config.engine.num_cpus) if isinstance(config.engine, VllmEngineConfig) else 1
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads))}
     environment["RAY_worker_niceness"] = "0"  # 15 by default: Ray's engines would give way to whatever else runs
-    command = [sys.executable, "-m", "mentalglm.scoring.bench", name, str(place)]
+    command = [sys.executable, "-m", "mentalglm.measure.bench", name, str(place)]
     with (place / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603
         with _peak_memory(process.pid) as peak:

@@ -1,6 +1,6 @@
 """How evenly a run's engines end, and what they share, by the order of the work: simulated, the same each time.
 
-    python -m mentalglm.scoring.simulation --num-engines 1 4 16 64
+    python -m mentalglm.measure.simulation --num-engines 1 4 16 64
 
 The tasks' own templates, the job's own orders (`scoring.order`) and its board hand work to engines in virtual time
 (`engine.simulated`). Invented are the posts: a token is a character, lengths are log-normal with median 45 and cut at
@@ -214,7 +214,7 @@ def table(num_engines: Sequence[int], rows_per_engine: int, shard_rows: int, mod
 def main() -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m mentalglm.scoring.simulation", description="Idle engines and prefix hits, by order of the work."
+        prog="python -m mentalglm.measure.simulation", description="Idle engines and prefix hits, by order of the work."
     )
     parser.add_argument("--num-engines", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--rows-per-engine", type=int, default=2048)

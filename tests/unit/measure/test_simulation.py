@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mentalglm.engine.simulated import EngineModel
-from mentalglm.scoring.simulation import VARIANTS, Simulated, SimulatedCorpus, simulate, table
+from mentalglm.measure.simulation import VARIANTS, Simulated, SimulatedCorpus, simulate, table
 
 MODEL = EngineModel(max_num_seqs=64)
 SPEEDS = {"alike": (1.0,) * 6, "mixed": (1.0, 0.5) * 3}

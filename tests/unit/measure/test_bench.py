@@ -4,7 +4,7 @@ import pytest
 
 from mentalglm.config import BenchConfig
 from mentalglm.errors import ConfigError
-from mentalglm.scoring.bench import bench, loss_budget
+from mentalglm.measure.bench import bench, loss_budget
 
 JOB = {
     "num_engines": 2,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, LabelsDifferError
-from mentalglm.scoring import gate as gate_room
+from mentalglm.measure import gate as gate_room
+from mentalglm.measure.gate import Agreement, Pair, gate, plain
 from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.gate import Agreement, Pair, gate, plain
 from mentalglm.scoring.pipeline import RunSummary
 from mentalglm.scoring.predictions import _COLUMNS
 
