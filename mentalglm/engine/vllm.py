@@ -263,7 +263,7 @@ class VllmEngine:
         if head is not None:
             head_logprob, positive_probability = head.head_logprob, head.positive_probability
         else:
-            num_head_tokens = num_tokens_before(self._tokenizer, token_ids, marker[0] if marker else None)
+            num_head_tokens = self._num_head_tokens(token_ids, marker[0] if marker else None)
             starts, values = logprobs.start_indices, logprobs.logprobs
             head_logprob = sum(values[start] for start in starts[:num_head_tokens]) if num_head_tokens else None
             positive_probability = self._positive_probability(request, token_ids, logprobs)
@@ -283,6 +283,20 @@ class VllmEngine:
             most_tokens=self._most_tokens(encoded),
             error=None if reason != "error" else str(finish_reason),
         )
+
+    def _num_head_tokens(self, token_ids: list[int], marker: int | None) -> int:
+        """How many of the answer's tokens end at or before character `marker`; all text tokens where it is None."""
+        if marker is None:
+            specials = set(self._tokenizer.all_special_ids)
+            return sum(1 for token_id in token_ids if token_id not in specials)
+        low, high = 0, len(token_ids)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._tokenizer.decode(token_ids[:middle], skip_special_tokens=True)) <= marker:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def _choices_for(self, request: Request) -> "list[_Choice]":
         """For a binary task: where its two answers part, for each way an answer may begin."""
@@ -306,25 +320,6 @@ class VllmEngine:
                 negative, positive = (found[token_id] for token_id in choice.token_ids)
                 return 1.0 / (1.0 + math.exp(min(negative - positive, 700.0)))
         return None
-
-
-def num_tokens_before(tokenizer: Any, token_ids: Sequence[int], end: int | None) -> int:
-    """How many of these tokens hold the first `end` characters of their text, none of what follows; None: of all text.
-
-    `tokenizer`: a fast one of transformers.
-    """
-    from tokenizers.decoders import DecodeStream
-
-    stream = DecodeStream(skip_special_tokens=True)
-    num_tokens = num_characters = 0
-    for number, token_id in enumerate(token_ids, start=1):
-        text = stream.step(tokenizer.backend_tokenizer, token_id)
-        if text:  # else it is special, or ends in the middle of a character
-            num_characters += len(text)
-            if end is not None and num_characters > end:
-                break
-            num_tokens = number
-    return num_tokens
 
 
 class _Choice:
