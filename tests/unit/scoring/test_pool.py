@@ -13,6 +13,7 @@ def test_a_cluster_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPat
     def fail(**_: Any) -> None:
         raise TimeoutError("Timed out after 60 seconds\nand much more")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests have left
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(InterruptedRunError) as caught:
         connect()
