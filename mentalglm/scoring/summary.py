@@ -81,7 +81,7 @@ def describe_throughput(report: Mapping[str, Any]) -> str:
         worst = sorted(lost.items(), key=lambda item: -item[1])
         told = f" ({', '.join(f'{name} {share:.0%}' for name, share in worst)})" if worst else ""
         parts.append(f"engines busy {report['slots_busy']:.0%} of the time{told}")
-    if report.get("prefix_cache_hits"):
+    if report.get("prefix_cache_hits", 0.0) >= 0.005:
         parts.append(f"{report['prefix_cache_hits']:.0%} of the prompts from the prefix cache")
     if report.get("wasted_tokens"):
         parts.append(f"{report['wasted_tokens']:.1%} of the output tokens in no result")
