@@ -47,6 +47,8 @@ def score_shards(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from mentalglm.scoring.execution import Execution
+
     connect()
     num_engines = min(spec.config.engine.num_engines, len(pending))
     num_gpus, num_cpus = _resources(spec.config, num_engines)
@@ -73,12 +75,11 @@ def score_shards(
         num_gpus=num_gpus,
         num_cpus=num_cpus,
     )
-    execution = _Execution(lanes)
     stop: UserError | None = None
     num_left = len(pending)
     is_started = False
     heard_of = time.monotonic()
-    with RunProgress(num_predictions, totals.num_predictions) as progress:
+    with Execution(lanes) as execution, RunProgress(num_predictions, totals.num_predictions) as progress:
         while num_left:
             is_over = execution.is_over()  # asked first: what the lanes said last is then on the board
             news = _ask(board)
@@ -98,7 +99,7 @@ def score_shards(
                 if is_over or not news.num_working:
                     raise stop
             elif is_over and not news.commits:
-                raise execution.error()
+                raise _ray_failed(execution.error())
             heard_of = time.monotonic() if news.num_working else heard_of
             if time.monotonic() - heard_of > _SILENCE_S:
                 raise InterruptedRunError(
@@ -107,37 +108,8 @@ def score_shards(
                 )
             is_soon_other = not is_started or num_left <= num_engines * lanes_each
             time.sleep(_SHORT_POLL_INTERVAL_S if is_soon_other else _POLL_INTERVAL_S)
-    board.stop.remote()
-    execution.join()
-
-
-class _Execution:
-    """Runs a dataset in a thread, for what it does and not for what it returns."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
-        self._thread.start()
-
-    def is_over(self) -> bool:
-        """Whether every lane has ended, or Ray has failed."""
-        return not self._thread.is_alive()
-
-    def join(self) -> None:
-        """Waits a little for lanes that are about to end, so that their engines are free for what comes next."""
-        self._thread.join(10)
-
-    def error(self) -> InterruptedRunError:
-        """Why it ended before the work was done. Not in Ray's words: they may quote what a process was working on."""
-        return _ray_failed(self._error or RuntimeError())
-
-    def _run(self) -> None:
-        try:
-            for _ in self._dataset.iter_rows():
-                pass
-        except Exception as error:
-            self._error = error
+        board.stop.remote()
+        execution.join()
 
 
 def _ask(board: Any) -> News:
