@@ -1,18 +1,30 @@
 """Config of a score job: the YAML that a researcher writes."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
 from mentalglm.config.storage import S3Config, StorageAddress
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# A folder of the output, and a value of its column `adapter`, which readers must not take for a number or a date.
-AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+
+
+def _is_a_column_value(name: str) -> str:
+    # A folder of the output, and a value of its column `adapter`, which readers must not take for a number or a date.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError(
+            "is no name for an adapter; use up to 64 letters, digits, dots, dashes and underscores (ASCII), a letter "
+            "first"
+        )
+    return name
+
+
+AdapterName = Annotated[str, AfterValidator(_is_a_column_value)]
 
 # Arguments of vLLM's engine that the config has under its own names, or that are not the user's to set.
 _OUR_ENGINE_ARGUMENTS = frozenset(

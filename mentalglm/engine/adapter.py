@@ -66,7 +66,10 @@ def resolve_adapter(key: str, folder: str, model: Path, *, for_vllm: bool = True
 
 
 def _rank(shown: str, settings: dict[str, Any]) -> int:
-    found = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
+    pattern = settings.get("rank_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise ConfigError(f"{shown}: rank_pattern in {SETTINGS} is no mapping of modules to ranks; save it again")
+    found = [settings.get("r"), *pattern.values()]
     ranks = [rank for rank in found if isinstance(rank, int) and 0 < rank <= _MAX_RANK]
     if ranks != found:
         raise ConfigError(f"{shown}: {SETTINGS} has ranks {found}; they are whole numbers from 1 to {_MAX_RANK}")

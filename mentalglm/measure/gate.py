@@ -19,7 +19,7 @@ from mentalglm import storage
 from mentalglm.config import ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, LabelsDifferError
 from mentalglm.manifest import code_version
-from mentalglm.scoring.job import differences
+from mentalglm.scoring.job import Job, differences
 from mentalglm.scoring.pipeline import score
 from mentalglm.scoring.questions import question_key
 
@@ -156,11 +156,8 @@ def gate(config: ScoreConfig, num_rows: int, against: ScoreConfig | None = None)
             "model.merge, or name the other side with --against"
         )
     folder = f"{config.output.uri.rstrip('/')}-gate"
-    names = [_name(side) for side in sides]
-    answers = []
-    for side, name in zip(sides, names, strict=True):
-        output = side.output.model_copy(update={"uri": storage.join(folder, name)})
-        answers.append(_read(score(side.model_copy(update={"output": output})).uri))
+    names = [_name(_at(folder, side)) for side in sides]
+    answers = [_read(score(_at(storage.join(folder, name), side)).uri) for side, name in zip(sides, names, strict=True)]
     report = GateReport(storage.join(folder, f"{'-'.join(names)}.json"), changes, _compare(*answers))
     storage.put(report.uri, json.dumps(report.to_json(), ensure_ascii=False, indent=2).encode())
     return report
@@ -186,9 +183,15 @@ def _trial(config: ScoreConfig, num_rows: int) -> ScoreConfig:
     )
 
 
+def _at(uri: str, side: ScoreConfig) -> ScoreConfig:
+    return side.model_copy(update={"output": side.output.model_copy(update={"uri": uri})})
+
+
 def _name(side: ScoreConfig) -> str:
-    """Of everything that may change an answer, resources and versions too."""
-    settings = side.model_dump(mode="json", exclude={"s3"}) | {"versions": code_version()}
+    """Of everything that may change an answer: posts, model, resources and versions too."""
+    job = Job.resolve(side)
+    made_of = {"fingerprint": job.fingerprint(job.plan()), "versions": code_version()}
+    settings = side.model_dump(mode="json", exclude={"s3", "output"}) | made_of
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -393,7 +393,9 @@ def _scoring_s(
     """Seconds from the first engine's start to the last row."""
     mean, error = work
     if not mean:
-        raise InputError("input.uri: the sample holds no row to ask about; give --rows a larger number")
+        is_all = sample.fraction == 1
+        fix = "all its texts are empty or unusable" if is_all else "give --rows a larger number"
+        raise InputError(f"input.uri: the sample holds no row to ask about; {fix}")
     per_s = rate.per_s * num_engines
     full_s = num_rows * mean / per_s
     # Beginning and end, when the engines are not full: once in a run, as in the sample.

@@ -66,7 +66,7 @@ def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:
         ({"model": {"merge": True, "adapters": {"S1": "b"}}}, ["model", "merge"]),
         ({"model": {"adapters": {"S1": "a", "s1": "b"}}}, ["model", "case"]),
         ({"model": {"adapters": {"../S1": "a"}}}, ["model.adapters", "../S1"]),
-        ({"model": {"adapters": {"2": "a"}}}, ["model.adapters", "2"]),
+        ({"model": {"adapters": {"2": "a"}}}, ["model.adapters", "2", "a letter first"]),
         (
             {
                 "model": {"adapters": {"S1": "a"}},

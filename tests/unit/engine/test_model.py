@@ -105,6 +105,7 @@ def test_several_adapters_have_a_digest_each_and_share_the_model(folder: Path, t
         ({"extra": "lora_magnitude_vector"}, "the tensor .*lora_magnitude_vector"),
         ({"r": 1024}, r"ranks \[1024\]"),
         ({"r": "8"}, "ranks"),
+        ({"rank_pattern": [12]}, "rank_pattern in .* is no mapping"),
         ({"module": "layers.0.self_attn.query_key_value"}, "the model has no module .*query_key_value"),
         ({"module": "layers.1.self_attn.q_proj"}, r"the model has no module .*layers\.1"),
         ({"num_outputs": 24, "base_model_name_or_path": "x/y"}, r"\[24, 6\], the model's \[12, 6\] .*x/y"),

@@ -28,9 +28,17 @@ def config(**engine: Any) -> ScoreConfig:
     return ScoreConfig.model_validate(data)
 
 
+def write_posts(num_posts: int) -> None:
+    Path("posts").mkdir(exist_ok=True)
+    posts = pa.table({"post_id": [str(n) for n in range(num_posts)], "text": ["今天很好"] * num_posts})
+    pq.write_table(posts, "posts/0.parquet")
+
+
 @pytest.fixture
-def sides(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:
+def sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[dict[str, Any]]]:
     """What the two runs of a gate answer: plain, then changed."""
+    monkeypatch.chdir(tmp_path)
+    write_posts(3)
     found: list[list[dict[str, Any]]] = []
 
     def score(settings: ScoreConfig) -> RunSummary:
@@ -45,9 +53,8 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:
 
 
 def test_rows_are_compared_by_id_and_what_neither_could_answer_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: list[list[dict[str, Any]]]
+    tmp_path: Path, sides: list[list[dict[str, Any]]]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     first = [ROW | {"post_id": str(n)} for n in range(6)]
     second = [ROW | {"post_id": str(n), "confidence": 0.88} for n in range(6)]
     first[0] = second[0] = FAILED | {"post_id": "0"}
@@ -69,22 +76,16 @@ def test_rows_are_compared_by_id_and_what_neither_could_answer_does_not_count(
     with pytest.raises(LabelsDifferError, match=r"min-agreement = 0\.61: suicide_risk: labels of 2 of 5") as caught:
         report.check(0.61)
     assert caught.value.exit_code == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-gate"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-gate", "posts"]
 
 
-def test_nothing_to_compare_is_no_agreement(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: list[list[dict[str, Any]]]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_nothing_to_compare_is_no_agreement(sides: list[list[dict[str, Any]]]) -> None:
     sides += [[FAILED | {"post_id": "1"}]] * 2
     with pytest.raises(LabelsDifferError):
         gate(config(quantization="fp8"), 1).check(1.0)
 
 
-def test_a_post_that_is_there_twice_is_compared_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: list[list[dict[str, Any]]]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_post_that_is_there_twice_is_compared_twice(sides: list[list[dict[str, Any]]]) -> None:
     twice = [ROW | {"post_id": "1"}, ROW | {"post_id": "1", "labels": ["high_risk"]}]
     sides += [twice, twice[::-1]]
     assert gate(config(quantization="fp8"), 2).agreements["suicide_risk"].num_compared == 2
@@ -120,3 +121,11 @@ def test_what_does_not_differ_or_is_not_comparable_is_refused() -> None:
     other = config(quantization="fp8").model_copy(update={"tasks": ["cognitive_distortion"]})
     with pytest.raises(ConfigError, match="has another tasks"):
         gate(config(), 5, against=other)
+
+
+def test_posts_that_have_changed_are_scored_anew_on_both_sides(sides: list[list[dict[str, Any]]]) -> None:
+    sides += [[ROW | {"post_id": "0"}], [ROW | {"post_id": "0"}]]
+    for num_posts in (3, 3, 4):
+        write_posts(num_posts)
+        gate(config(quantization="fp8"), 3)
+    assert len([each for each in Path("out-gate").iterdir() if each.is_dir()]) == 4
