@@ -51,7 +51,7 @@ runs/bench/posts.parquet:
 	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 3000 --seed 3 --output $@
 
 runs/bench/two-layers:
-	$(BIN)/python -m mentalglm.training.demo untrained --output $@
+	$(BIN)/python -m mentalglm.training.demo untrained --hidden-size 512 --output $@
 
 demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
 	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model

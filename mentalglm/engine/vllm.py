@@ -229,7 +229,8 @@ class VllmEngine:
             stop=stop,
             # Without stop strings vLLM need not look at the text: we decode the whole answer once, at its end.
             detokenize=bool(stop),
-            logprobs=len(deciding) if logprobs else None,  # 0: of the sampled token alone
+            # 0: of the sampled token alone. With ids it must be None, else vLLM looks for the top of all logits too.
+            logprobs=0 if logprobs and not deciding else None,
             logprob_token_ids=(deciding or None) if logprobs else None,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -363,6 +364,10 @@ def engine_arguments(
         "trust_remote_code": False,
         "disable_log_stats": True,
     }
+    if num_gpus == 0:
+        # What prompts share is found again block by block: in the CPU build's own of 128 tokens, short prompts share
+        # nothing. 32 is the least that its attention takes; GPUs have 16.
+        arguments["block_size"] = 32
     adapters = [adapter for adapter in model.adapters.values() if adapter is not None]
     if adapters:
         rank = _lora_rank(max(adapter.rank for adapter in adapters))
