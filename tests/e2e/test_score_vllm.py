@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import pyarrow as pa
@@ -253,3 +254,44 @@ def test_a_real_chat_model_of_another_family_goes_through_the_job(tmp_path: Path
     assert all((row["labels"] is None) == (row["status"] != "ok") for row in rows)
     # Its own chat template: system turn, <|im_start|> and <|im_end|>, which no post can write.
     assert all(row["num_prompt_tokens"] > 40 and row["num_output_tokens"] >= 1 for row in rows)
+
+
+@pytest.mark.long
+def test_label_first_is_row_by_row_what_the_whole_answers_of_a_real_chat_model_say(
+    tmp_path: Path, smollm2: Path, shared_data: Path
+) -> None:
+    builtin = yaml.safe_load((files("mentalglm.tasks") / "builtin/imhi/imhi_dreaddit_en.yaml").read_text())
+    example = "Yes, the poster suffers from stress. Reasoning: the post says that nothing goes well."
+    prompt = builtin["prompt"] + f" Answer in this form, with a reasoning: {example}"
+    (tmp_path / "stress.yaml").write_text(yaml.safe_dump(builtin | {"name": "stress", "prompt": prompt}))
+    lines = (shared_data / "imhi.dreaddit.val.jsonl").read_text(encoding="utf-8").splitlines()
+    posts = [json.loads(line)["post"] for line in lines[:96]]
+    pq.write_table(pa.table({"post_id": [str(n) for n in range(96)], "text": posts}), tmp_path / "posts.parquet")
+    answers = {}
+    for explain in ("all", "none", "positive"):
+        table = score(
+            tmp_path,
+            explain,
+            tasks=["stress.yaml"],
+            model={"path": str(smollm2)},
+            engine={"kind": "vllm", "max_num_seqs": 32, "dtype": "float32"},  # sums in bfloat16 depend on the batch
+            generation={"max_tokens": 64, "max_prompt_tokens": 768},
+            explain=explain,
+            max_error_rate=1.0,
+        )
+        answers[explain] = table.sort_by("post_id").to_pylist()
+    num_equal, num_explained = Counter(), 0
+    for plain, *others in zip(*answers.values(), strict=True):
+        for explain, found in zip(("none", "positive"), others, strict=True):
+            is_explained = explain == "positive" and plain["labels"] == ["yes"]
+            expected = plain["explanation"] if is_explained else None
+            num_explained += expected is not None
+            num_equal[explain] += all(plain[name] == found[name] for name in ("status", "labels")) and (
+                found["explanation"] == expected
+            )
+    tokens = {explain: sum(row["num_output_tokens"] or 0 for row in rows) for explain, rows in answers.items()}
+    counts = Counter(row["status"] for row in answers["all"])
+    print(f"equal rows of 96: {dict(num_equal)}; {dict(counts)}, {num_explained} explained; output tokens {tokens}")
+    assert num_equal == {"none": 96, "positive": 96}
+    assert num_explained > 10
+    assert tokens["none"] < tokens["positive"] <= tokens["all"]
