@@ -270,6 +270,15 @@ class ScoreConfig(ConfigModel):
     of others any label, but for those that say that there is nothing) · uncertain: those of low confidence. What is not
     explained stops at the explanation marker. Labels are the same with each."""
     cascade: CascadeConfig = CascadeConfig()
+    label_scores: Literal["off", "forced"] = "off"
+    """forced: a column `label_scores`, a map from each label to its score, whether or not the answer names it, for
+    AUROC, thresholds and calibration. The model is asked for its probabilities where the answers with one label each,
+    and the one that no label applies (`none`), part: a score is the probability that an answer held to these begins
+    with the label, and the scores of a row add up to 1 (a parent's is the sum of its children's). So a label that comes
+    behind others in an answer scores low: compare posts by it, not labels. Of a binary task they are `probability` and
+    the rest. Also for rows whose answer was cut off, refused or could not be read; null where the engine gave none, or
+    a model thinks first. Costs a request of one token for each place where answers part; the prompt is in the prefix
+    cache by then. For the vllm engine; echo makes numbers up."""
     dedup: Literal["off", "shard", "corpus"] = "off"
     """Posts with equal texts (after normalising) are scored once, and their rows say so in `duplicate_of`: those of one
     shard, or those of the whole corpus, for which every text is read once before scoring begins."""
@@ -304,6 +313,15 @@ class ScoreConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _can_force_answers(self) -> "ScoreConfig":
+        if self.label_scores != "off" and isinstance(self.engine, OpenAIEngineConfig):
+            raise ValueError(
+                f"label_scores = {self.label_scores}: an endpoint does not tell how likely a given answer is; leave it "
+                "out, or use vllm"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_load_adapters(self) -> "ScoreConfig":
         if self.model.adapters and isinstance(self.engine, OpenAIEngineConfig):
             raise ValueError(
@@ -333,7 +351,7 @@ class ScoreConfig(ConfigModel):
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "vllm", **value} if isinstance(value, dict) else value
 
-    @field_validator("dedup", mode="before")
+    @field_validator("dedup", "label_scores", mode="before")
     @classmethod
     def _off_is_no_boolean(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false

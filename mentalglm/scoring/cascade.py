@@ -5,6 +5,9 @@ explanation, and where the head does not say enough by itself (`tasks.parse_head
 probability are those of the plain path, `explain: all`, which asks for whole answers. An answer that was cut off before
 its labels ended may be asked for once more, with more tokens; one in which no label can be read, held to the form of
 the task's answers.
+
+With `label_scores: forced`, how likely each label is comes last, by a request of its own: it depends on nothing that
+was answered, and the prompt is in the engine's cache.
 """
 
 import hashlib
@@ -14,10 +17,7 @@ from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.scoring.predictions import Outcome, interpret
 from mentalglm.scoring.questions import Question
-from mentalglm.tasks import answer_heads, head_pattern, render_prompt
-
-NO_LABEL = "none"
-"""In `cascade.sample`: the rows to which no label applies."""
+from mentalglm.tasks import NO_LABEL, answer_heads, candidate_answers, head_pattern, render_prompt
 
 
 class Inquiry:
@@ -49,6 +49,8 @@ class Inquiry:
         self.num_wasted_tokens = 0
         """Output tokens that are in no result: of answers that were asked for anew."""
         self._num_output_tokens: int | None = None
+        self._lead: str | None = None
+        """White space that the model began its first answer with; None where it began a thought, or gave none."""
         self._done: tuple[str, ...] = ()
         """Flags of what was done."""
 
@@ -59,6 +61,11 @@ class Inquiry:
         head_ids = self.request.head.token_ids if self.request.head else ()
         self.num_prefill_tokens += (completion.num_prompt_tokens or 0) + len(head_ids)
         self.num_cached_tokens += completion.num_cached_tokens or 0
+        if self.outcome is not None:
+            self.outcome = self._with_scores(self.outcome, completion)
+            return None
+        if self._lead is None and not self._done:
+            self._lead = _lead(completion)
         outcome = interpret(self._task, completion)
         if outcome is not None and "constrained" in self._done:
             outcome = replace(outcome, confidence=None, probability=None)  # of a few answers, not of all there are
@@ -91,7 +98,35 @@ class Inquiry:
         else:
             outcome = replace(outcome, explanation=None)
         self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens, flags=(*outcome.flags, *self._done))
-        return None
+        return self._ask_for_scores() if self._config.label_scores == "forced" else None
+
+    def _ask_for_scores(self) -> Request | None:
+        """The request for the label scores of the outcome; None where it can have none, or has them without one."""
+        assert self.outcome is not None
+        probability = self.outcome.probability
+        if probability is not None:  # of a binary task: what would be asked is known
+            shares = {self._task.positive: probability, self._task.negative: 1.0 - probability}
+            scores = tuple((slug, shares[slug]) for slug in self._task.answerable)
+            self.outcome = replace(self.outcome, label_scores=scores)
+            return None
+        # What thinks first, or fails on the row, has no probability for an answer that comes at once.
+        if self.outcome.finish_reason not in ("stop", "length") or self._lead is None:
+            return None
+        self.request = Request(
+            task=self._task.name,
+            prompt=self.request.prompt,
+            adapter=self.request.adapter,
+            candidates=tuple(candidate_answers(self._task).values()),
+            lead=self._lead,
+        )
+        return self.request
+
+    def _with_scores(self, outcome: Outcome, completion: Completion) -> Outcome:
+        outcome = replace(outcome, num_output_tokens=self._num_output_tokens)
+        if completion.candidate_probabilities is None:
+            return replace(outcome, flags=(*outcome.flags, "label_scores_failed"))
+        scores = zip(candidate_answers(self._task), completion.candidate_probabilities, strict=True)
+        return replace(outcome, label_scores=tuple(scores))
 
     def _go_on(self, head: Completion) -> Request:
         self.request = replace(self.request, head_only=False, head=head, pattern=None)
@@ -132,6 +167,14 @@ class Inquiry:
             rate = rates
         digest = hashlib.blake2b(f"{self._text_hash} {self._task.name}".encode(), digest_size=8).digest()
         return int.from_bytes(digest) < rate * 2**64
+
+
+def _lead(completion: Completion) -> str | None:
+    """White space that the model's own answer begins with; None where that is a thought, or no answer."""
+    answer = completion.text.lstrip()
+    if completion.finish_reason not in ("stop", "length") or answer.startswith("<think>"):
+        return None
+    return completion.text[: len(completion.text) - len(answer)]
 
 
 def _explained(labelled: Outcome, whole: Outcome) -> Outcome:

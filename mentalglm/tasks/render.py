@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from mentalglm.tasks.task import Slug, Task
+from mentalglm.tasks.task import NO_LABEL, Slug, Task
 
 _LABELS = "{labels}"
 _EXPLANATION = "{explanation}"
@@ -48,6 +48,30 @@ def head_pattern(task: Task) -> str:
     return f"(?:{'|'.join(heads)}){re.escape(lead[: lead.index(marker) + len(marker)])}"
 
 
+def candidate_answers(task: Task) -> dict[Slug, tuple[str, ...]]:
+    """The answers that name one label, by its slug in label-set order, then the one that no label applies, by
+    `NO_LABEL`, where the task has it.
+
+    Each as its head, which may be the whole answer, and then in the other ways that it may go on: to its explanation,
+    and to another label, where an answer may have several.
+    """
+    found = _CANDIDATES.get(task.digest)
+    if found is None:
+        lead = task.explanation.partition(_EXPLANATION)[0]
+        found = {}
+        for number, slug in enumerate(task.answerable):
+            head = _render_head(task, [slug])
+            other = task.answerable[(number + 1) % len(task.answerable)]
+            more = []
+            if task.kind in ("multilabel", "hierarchical") and other != slug:
+                more = [_render_head(task, [slug, other]).removesuffix(_after_labels(task))]
+            found[slug] = (head, head + lead, *more)
+        if task.none_answer is not None:
+            found[NO_LABEL] = (task.none_answer, task.none_answer + lead)
+        _CANDIDATES[task.digest] = found
+    return found
+
+
 def read_canonical_head(task: Task, head: str) -> tuple[Slug, ...] | None:
     """The labels of a head exactly as `render_answer` writes it, in label-set order; None for any other text."""
     single = _single_heads(task.digest, task).get(head)
@@ -87,6 +111,10 @@ def _render_head(task: Task, labels: Sequence[Slug]) -> str:
     return task.answer.replace(_LABELS, task.separator.join(task.name_of(slug) for slug in labels))
 
 
+def _after_labels(task: Task) -> str:
+    return "" if task.answer is None else task.answer.partition(_LABELS)[2]
+
+
 def _single_heads(digest: str, task: Task) -> dict[str, tuple[Slug, ...]]:
     if digest not in _SINGLE_HEADS:
         heads: dict[str, tuple[Slug, ...]] = {_render_head(task, [slug]): (slug,) for slug in reversed(task.answerable)}
@@ -104,3 +132,4 @@ def _names(digest: str, task: Task) -> dict[str, Slug]:
 
 _SINGLE_HEADS: dict[str, dict[str, tuple[Slug, ...]]] = {}
 _NAMES: dict[str, dict[str, Slug]] = {}
+_CANDIDATES: dict[str, dict[Slug, tuple[str, ...]]] = {}
