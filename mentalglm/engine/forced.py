@@ -7,8 +7,10 @@ path with one way costs nothing, so the forks are all that is asked, a token eac
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from mentalglm.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,29 @@ class AnswerTree:
         self.forks.append(Fork(tuple(wordings[0][0][:at]), tuple(ways)))
         for token_id, below in ways.items():
             self._grow(below, at + 1, [*path, (fork, token_id)])
+
+
+def tree_of(
+    candidates: Sequence[Sequence[str]], lead: str, encode: Callable[[str], list[int]], end_ids: Sequence[int]
+) -> AnswerTree:
+    """The tree of `Request.candidates` behind `lead`.
+
+    `encode`: text to token ids; `end_ids`: the tokens that may end an answer. A candidate that another one begins with
+    (work, work and study) is told from it by what follows: the end, an explanation, or another label. Raises:
+    ConfigError where the tokens do not tell.
+    """
+    answers = []
+    for whole, *longer in candidates:
+        ids = encode(lead + whole)
+        answers.append([*([*ids, end_id] for end_id in end_ids), *(encode(lead + each) for each in longer)])
+    try:
+        return AnswerTree(answers)
+    except IndistinctError as error:
+        one, other = (candidates[number][0] for number in error.pair)
+        raise ConfigError(
+            f"label_scores = forced: {one!r} and {other!r} cannot be told apart by the model's tokens; leave "
+            "label_scores out, or change the names of these labels"
+        ) from None
 
 
 def _normalised(fork: Fork, logprobs: Mapping[int, float]) -> dict[int, float]:

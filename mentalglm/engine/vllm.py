@@ -22,7 +22,7 @@ from mentalglm.config import GenerationConfig, VllmEngineConfig
 from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
 from mentalglm.engine.files import read_json
 from mentalglm.engine.flops import num_parameters
-from mentalglm.engine.forced import AnswerTree, Fork, IndistinctError
+from mentalglm.engine.forced import AnswerTree, Fork, tree_of
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.engine.orphans import reaped
 from mentalglm.engine.overheard import overhear
@@ -354,23 +354,11 @@ class VllmEngine:
         return self._choices[alternatives]
 
     def _tree_for(self, request: Request) -> AnswerTree:
-        """Where the candidates of a task part, for the way that this answer begins. A candidate that another one begins
-        with is told from it by what follows: the end of the answer, its explanation, or another label."""
+        """Where the candidates of a task part, for the way that this answer begins; for an unusual one, as answers
+        mostly do."""
         lead = request.lead if request.lead in _LEADS else _LEADS[0]
         if (request.task, lead) not in self._trees:
-            answers = []
-            for whole, *longer in request.candidates:
-                ids = self._encoder.encode_text(lead + whole)
-                ended = [[*ids, end_id] for end_id in self._end_ids]
-                answers.append([*ended, *(self._encoder.encode_text(lead + each) for each in longer)])
-            try:
-                tree = AnswerTree(answers)
-            except IndistinctError as error:
-                one, other = (request.candidates[number][0] for number in error.pair)
-                raise ConfigError(
-                    f"label_scores = forced: the model's tokenizer cannot tell {one!r} from {other!r} (task "
-                    f"{request.task}); leave label_scores out, or change the names of the labels"
-                ) from None
+            tree = tree_of(request.candidates, lead, self._encoder.encode_text, self._end_ids)
             if (most := max((len(fork.next_ids) for fork in tree.forks), default=0)) > _MAX_WAYS:
                 raise ConfigError(
                     f"label_scores = forced: {most} answers of task {request.task} part at one token, and vLLM tells "
