@@ -172,7 +172,7 @@ class Inquiry:
 def _lead(completion: Completion) -> str | None:
     """White space that the model's own answer begins with; None where that is a thought, or no answer."""
     answer = completion.text.lstrip()
-    if completion.finish_reason not in ("stop", "length") or answer.startswith("<think>"):
+    if completion.finish_reason not in ("stop", "length") or answer.startswith("<think"):
         return None
     return completion.text[: len(completion.text) - len(answer)]
 

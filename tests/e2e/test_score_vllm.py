@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -18,7 +19,7 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from mentalglm.corpus.synthetic import generate_posts, write_corpus
-from mentalglm.tasks import load_task
+from mentalglm.tasks import candidate_answers, load_task
 from tests.e2e.conftest import run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -164,13 +165,30 @@ def test_the_demo_model_answers_unseen_posts_and_survives_hostile_ones(demo_run:
     assert int(manifest["output"]["engines"][0]["num_parameters"]) > 1_000_000
 
 
+def check_scores(row: dict[str, Any], label_scores: str) -> None:
+    """Each label has its score, wherever the model has answered."""
+    if label_scores == "off":
+        assert "label_scores" not in row
+    elif row["num_output_tokens"] is None:
+        assert row["label_scores"] is None
+    else:
+        scores = dict(row["label_scores"])
+        assert list(scores) == list(candidate_answers(load_task(row["task"])))
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+        if row["probability"] is not None:
+            assert scores["high_risk"] == row["probability"]
+        if row["status"] == "ok" and row["confidence"] > 0.7:
+            assert max(scores, key=scores.__getitem__) == (row["labels"] or ["none"])[0]
+
+
 @pytest.mark.parametrize("explain", ["none", "positive"])
 def test_what_is_not_explained_has_the_same_labels_for_fewer_tokens(
     demo_run: tuple[Path, pa.Table], explain: str
 ) -> None:
     folder, full = demo_run
     key = [("post_id", "ascending"), ("task", "ascending")]
-    found = score(folder, explain, explain=explain, max_error_rate=0.05).sort_by(key).to_pylist()
+    asked = {"explain": explain, "label_scores": "forced" if explain == "positive" else "off"}
+    found = score(folder, explain, max_error_rate=0.05, **asked).sort_by(key).to_pylist()
     plain = full.sort_by(key).to_pylist()
     for one, other in zip(plain, found, strict=True):
         assert [one[name] for name in ("status", "labels", "parents")] == [
@@ -180,10 +198,11 @@ def test_what_is_not_explained_has_the_same_labels_for_fewer_tokens(
             assert (one[name] is None) == (other[name] is None)
             assert one[name] is None or math.isclose(one[name], other[name], rel_tol=0.02, abs_tol=0.02)
         is_explained = explain == "positive" and other["labels"] not in (None, [], ["low_risk"])
+        check_scores(other, label_scores=asked["label_scores"])
         # Gone on from the head, the answer is the one that was not interrupted.
         assert other["explanation"] == (one["explanation"] if is_explained else None)
     num_tokens = [sum(row["num_output_tokens"] or 0 for row in rows) for rows in (plain, found)]
-    print(f"explain: {explain}: {num_tokens[1] / num_tokens[0]:.2f} of the output tokens")
+    print(f"{asked}: {num_tokens[1] / num_tokens[0]:.2f} of the output tokens")
     assert num_tokens[1] < (0.6 if explain == "none" else 0.95) * num_tokens[0]
 
 
