@@ -109,9 +109,9 @@ def readme(manifest: Mapping[str, Any]) -> str:
     if manifest.get("label_scores", "off") != "off":  # runs of before have no such key
         lines += [
             "`label_scores` maps each label, named by the answer or not, to the probability that an answer held to the "
-            "task's labels begins with it, and `none` to that of the answer that no label applies; a row's scores add "
-            "up to 1. They do not depend on the answer that was given, so rows whose `status` is not `ok` may have "
-            "them; null where the model was not asked or the engine failed.",
+            "task's form names it (a parent: one of its children), and `none` to that of the answer that no label "
+            "applies. Where an answer has one label they add up to 1. They do not depend on the answer that was given, "
+            "so rows whose `status` is not `ok` may have them; null where the model gave no answer.",
             "",
         ]
     if estimate := manifest.get("estimate"):

@@ -271,14 +271,15 @@ class ScoreConfig(ConfigModel):
     explained stops at the explanation marker. Labels are the same with each."""
     cascade: CascadeConfig = CascadeConfig()
     label_scores: Literal["off", "forced"] = "off"
-    """forced: a column `label_scores`, a map from each label to its score, whether or not the answer names it, for
-    AUROC, thresholds and calibration. The model is asked for its probabilities where the answers with one label each,
-    and the one that no label applies (`none`), part: a score is the probability that an answer held to these begins
-    with the label, and the scores of a row add up to 1 (a parent's is the sum of its children's). So a label that comes
-    behind others in an answer scores low: compare posts by it, not labels. Of a binary task they are `probability` and
-    the rest. Also for rows whose answer was cut off, refused or could not be read; null where the engine gave none, or
-    a model thinks first. Costs a request of one token for each place where answers part; the prompt is in the prefix
-    cache by then. For the vllm engine; echo makes numbers up."""
+    """forced: a column `label_scores`, a map from each label (parents too, and `none` where no label may apply) to its
+    score, whether or not the answer names it: for AUROC, thresholds and calibration. A score is the probability that an
+    answer held to the task's form names the label: the model is asked how likely each label comes next, goes on with
+    the likeliest until it is none, and the score is 1 - product of (1 - probability) over these steps. Of a binary or
+    multiclass task, with one step, scores add up to 1; of a binary one they are `probability` and the rest. Nothing is
+    taken from the answer that the row has, so rows whose answer was cut off, refused or could not be read have scores
+    too; null where the engine gave no answer, or a model thinks first (flag `label_scores_failed`: asking failed).
+    Costs a request of one token at each place where answers part, which finds the prompt in the engine's cache. For the
+    vllm engine; echo makes them up."""
     dedup: Literal["off", "shard", "corpus"] = "off"
     """Posts with equal texts (after normalising) are scored once, and their rows say so in `duplicate_of`: those of one
     shard, or those of the whole corpus, for which every text is read once before scoring begins."""

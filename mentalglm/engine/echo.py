@@ -61,16 +61,15 @@ class EchoEngine:
         digest = hashlib.blake2b(asked.encode(), digest_size=8).digest()
         task = self._tasks[request.task]
         answerable = task.answerable
-        chosen = digest[0] % len(answerable)
+        label = answerable[digest[0] % len(answerable)]
         if request.candidates:
             return Completion(
                 text="",
                 finish_reason="stop",
                 num_prompt_tokens=num_prompt_tokens,
                 num_output_tokens=1,
-                candidate_probabilities=_probabilities(asked, len(request.candidates), chosen),
+                candidate_probabilities=_probabilities(asked, request.candidates, render_answer(task, [label], None)),
             )
-        label = answerable[chosen]
         answer = render_answer(task, [label], f"echo {digest.hex()}")
         marker = find_marker(request.markers, answer) if request.head_only else None
         answer = answer[: marker[1]] if marker else answer
@@ -83,10 +82,11 @@ class EchoEngine:
         )
 
 
-def _probabilities(asked: str, num_candidates: int, chosen: int) -> tuple[float, ...]:
-    """A hash of the text and of each candidate's number, normalised; the chosen one is the most likely."""
+def _probabilities(asked: str, candidates: Sequence[Sequence[str]], answer: str) -> tuple[float, ...]:
+    """A hash of the text and of each candidate, normalised; that which is the answer is the most likely."""
     weights = [
-        256 * (number == chosen) + hashlib.blake2b(f"{number} {asked}".encode(), digest_size=1).digest()[0]
-        for number in range(num_candidates)
+        256 * len(candidates) * (whole == answer)
+        + hashlib.blake2b(f"{whole} {asked}".encode(), digest_size=1).digest()[0]
+        for whole, *_ in candidates
     ]
     return tuple(weight / sum(weights) for weight in weights)

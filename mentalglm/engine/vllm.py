@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class VllmEngine:
         self._num_parameters = num_parameters(Path(model.path))
         self._request_ids = itertools.count()
         self._choices: dict[tuple[str, str], list[_Choice]] = {}
-        self._trees: dict[tuple[str, str], AnswerTree] = {}
+        self._tree = lru_cache(1024)(self._build_tree)
         self._end_ids = _end_ids(self._engine.model_config, self._tokenizer)
         self._model = model
         self._num_gpus = num_gpus
@@ -261,7 +262,8 @@ class VllmEngine:
             )
             return await self._ask([*encoded.token_ids, *fork.prefix], parameters, request.adapter)
 
-        tree = self._tree_for(request)
+        # For an unusual lead, as answers mostly begin.
+        tree = self._tree(request.task, request.candidates, request.lead if request.lead in _LEADS else _LEADS[0])
         outputs = await asyncio.gather(*map(ask, tree.forks))
         found = [output.outputs[0].logprobs for output in outputs]
         return Completion(
@@ -353,19 +355,14 @@ class VllmEngine:
             ]
         return self._choices[alternatives]
 
-    def _tree_for(self, request: Request) -> AnswerTree:
-        """Where the candidates of a task part, for the way that this answer begins; for an unusual one, as answers
-        mostly do."""
-        lead = request.lead if request.lead in _LEADS else _LEADS[0]
-        if (request.task, lead) not in self._trees:
-            tree = tree_of(request.candidates, lead, self._encoder.encode_text, self._end_ids)
-            if (most := max((len(fork.next_ids) for fork in tree.forks), default=0)) > _MAX_WAYS:
-                raise ConfigError(
-                    f"label_scores = forced: {most} answers of task {request.task} part at one token, and vLLM tells "
-                    f"the probabilities of {_MAX_WAYS} at most; leave label_scores out"
-                )
-            self._trees[request.task, lead] = tree
-        return self._trees[request.task, lead]
+    def _build_tree(self, task: str, candidates: tuple[tuple[str, ...], ...], lead: str) -> AnswerTree:
+        tree = tree_of(candidates, lead, self._encoder.encode_text, self._end_ids)
+        if (most := max((len(fork.next_ids) for fork in tree.forks), default=0)) > _MAX_WAYS:
+            raise ConfigError(
+                f"label_scores = forced: {most} answers of task {task} part at one token, and vLLM tells the "
+                f"probabilities of {_MAX_WAYS} at most; leave label_scores out"
+            )
+        return tree
 
     def _positive_probability(self, request: Request, token_ids: list[int], logprobs: Any) -> float | None:
         for choice in self._choices_for(request):

@@ -6,8 +6,8 @@ probability are those of the plain path, `explain: all`, which asks for whole an
 its labels ended may be asked for once more, with more tokens; one in which no label can be read, held to the form of
 the task's answers.
 
-With `label_scores: forced`, how likely each label is comes last, by a request of its own: it depends on nothing that
-was answered, and the prompt is in the engine's cache.
+With `label_scores: forced`, how likely each label is comes last (`LikelyLabels`), by requests of its own: it depends on
+nothing that was answered, and the prompt is in the engine's cache.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ from dataclasses import replace
 
 from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
+from mentalglm.scoring.likely import LikelyLabels
 from mentalglm.scoring.predictions import Outcome, interpret
 from mentalglm.scoring.questions import Question
-from mentalglm.tasks import NO_LABEL, answer_heads, candidate_answers, head_pattern, render_prompt
+from mentalglm.tasks import NO_LABEL, answer_heads, head_pattern, render_prompt
 
 
 class Inquiry:
@@ -49,6 +50,7 @@ class Inquiry:
         self.num_wasted_tokens = 0
         """Output tokens that are in no result: of answers that were asked for anew."""
         self._num_output_tokens: int | None = None
+        self._likely: LikelyLabels | None = None
         self._lead: str | None = None
         """White space that the model began its first answer with; None where it began a thought, or gave none."""
         self._done: tuple[str, ...] = ()
@@ -62,8 +64,7 @@ class Inquiry:
         self.num_prefill_tokens += (completion.num_prompt_tokens or 0) + len(head_ids)
         self.num_cached_tokens += completion.num_cached_tokens or 0
         if self.outcome is not None:
-            self.outcome = self._with_scores(self.outcome, completion)
-            return None
+            return self._take_scores(self.outcome, completion)
         if self._lead is None and not self._done:
             self._lead = _lead(completion)
         outcome = interpret(self._task, completion)
@@ -101,7 +102,7 @@ class Inquiry:
         return self._ask_for_scores() if self._config.label_scores == "forced" else None
 
     def _ask_for_scores(self) -> Request | None:
-        """The request for the label scores of the outcome; None where it can have none, or has them without one."""
+        """The first request for the label scores of the outcome; None where it can have none, or has them without."""
         assert self.outcome is not None
         probability = self.outcome.probability
         if probability is not None:  # of a binary task: what would be asked is known
@@ -112,21 +113,27 @@ class Inquiry:
         # What thinks first, or fails on the row, has no probability for an answer that comes at once.
         if self.outcome.finish_reason not in ("stop", "length") or self._lead is None:
             return None
+        self._likely = LikelyLabels(self._task)
         self.request = Request(
-            task=self._task.name,
-            prompt=self.request.prompt,
-            adapter=self.request.adapter,
-            candidates=tuple(candidate_answers(self._task).values()),
-            lead=self._lead,
+            task=self._task.name, prompt=self.request.prompt, adapter=self.request.adapter, lead=self._lead
         )
+        return self._ask_for_next_label()
+
+    def _ask_for_next_label(self) -> Request:
+        assert self._likely is not None
+        self.request = replace(self.request, candidates=tuple(self._likely.candidates.values()))
         return self.request
 
-    def _with_scores(self, outcome: Outcome, completion: Completion) -> Outcome:
-        outcome = replace(outcome, num_output_tokens=self._num_output_tokens)
+    def _take_scores(self, outcome: Outcome, completion: Completion) -> Request | None:
+        assert self._likely is not None
+        self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens)
         if completion.candidate_probabilities is None:
-            return replace(outcome, flags=(*outcome.flags, "label_scores_failed"))
-        scores = zip(candidate_answers(self._task), completion.candidate_probabilities, strict=True)
-        return replace(outcome, label_scores=tuple(scores))
+            self.outcome = replace(self.outcome, flags=(*outcome.flags, "label_scores_failed"))
+        elif self._likely.take(completion.candidate_probabilities):
+            return self._ask_for_next_label()
+        else:
+            self.outcome = replace(self.outcome, label_scores=self._likely.scores())
+        return None
 
     def _go_on(self, head: Completion) -> Request:
         self.request = replace(self.request, head_only=False, head=head, pattern=None)

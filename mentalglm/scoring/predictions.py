@@ -84,7 +84,7 @@ class Outcome:
     confidence: float | None = None
     probability: float | None = None
     label_scores: tuple[tuple[str, float], ...] | None = None
-    """(slug or `NO_LABEL`, score) in label-set order, with `label_scores: forced`. Not only where `status` is ok."""
+    """With `label_scores: forced`: see `LikelyLabels.scores`. Not only where `status` is ok."""
     finish_reason: str | None = None
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None

@@ -48,27 +48,27 @@ def head_pattern(task: Task) -> str:
     return f"(?:{'|'.join(heads)}){re.escape(lead[: lead.index(marker) + len(marker)])}"
 
 
-def candidate_answers(task: Task) -> dict[Slug, tuple[str, ...]]:
-    """The answers that name one label, by its slug in label-set order, then the one that no label applies, by
-    `NO_LABEL`, where the task has it.
+def candidate_answers(task: Task, named: Sequence[Slug] = ()) -> dict[Slug, tuple[str, ...]]:
+    """The ways that an answer may take which has named these labels so far, in this order: another label, by its slug
+    in label-set order, or none, by `NO_LABEL`, where the task allows that.
 
-    Each as its head, which may be the whole answer, and then in the other ways that it may go on: to its explanation,
-    and to another label, where an answer may have several.
+    Each as the head of an answer that ends so, which may be the whole answer, and then as beginnings of longer ones:
+    with an explanation, and with one more label, where an answer may have several.
     """
-    found = _CANDIDATES.get(task.digest)
-    if found is None:
-        lead = task.explanation.partition(_EXPLANATION)[0]
-        found = {}
-        for number, slug in enumerate(task.answerable):
-            head = _render_head(task, [slug])
-            other = task.answerable[(number + 1) % len(task.answerable)]
-            more = []
-            if task.kind in ("multilabel", "hierarchical") and other != slug:
-                more = [_render_head(task, [slug, other]).removesuffix(_after_labels(task))]
-            found[slug] = (head, head + lead, *more)
-        if task.none_answer is not None:
-            found[NO_LABEL] = (task.none_answer, task.none_answer + lead)
-        _CANDIDATES[task.digest] = found
+    lead = task.explanation.partition(_EXPLANATION)[0]
+    after = "" if task.answer is None else task.answer.partition(_LABELS)[2]
+    left = [slug for slug in task.answerable if slug not in named]
+    found: dict[Slug, tuple[str, ...]] = {}
+    for number, slug in enumerate(left):
+        head = _render_head(task, [*named, slug])
+        more: tuple[str, ...] = ()
+        if task.kind in ("multilabel", "hierarchical") and len(left) > 1:
+            other = left[(number + 1) % len(left)]
+            more = (_render_head(task, [*named, slug, other]).removesuffix(after),)
+        found[slug] = (head, head + lead, *more)
+    if named or task.none_answer is not None:
+        head = _render_head(task, named)
+        found[NO_LABEL] = (head, head + lead)
     return found
 
 
@@ -111,10 +111,6 @@ def _render_head(task: Task, labels: Sequence[Slug]) -> str:
     return task.answer.replace(_LABELS, task.separator.join(task.name_of(slug) for slug in labels))
 
 
-def _after_labels(task: Task) -> str:
-    return "" if task.answer is None else task.answer.partition(_LABELS)[2]
-
-
 def _single_heads(digest: str, task: Task) -> dict[str, tuple[Slug, ...]]:
     if digest not in _SINGLE_HEADS:
         heads: dict[str, tuple[Slug, ...]] = {_render_head(task, [slug]): (slug,) for slug in reversed(task.answerable)}
@@ -132,4 +128,3 @@ def _names(digest: str, task: Task) -> dict[str, Slug]:
 
 _SINGLE_HEADS: dict[str, dict[str, tuple[Slug, ...]]] = {}
 _NAMES: dict[str, dict[str, Slug]] = {}
-_CANDIDATES: dict[str, dict[Slug, tuple[str, ...]]] = {}

@@ -15,7 +15,7 @@ Metric = Literal["binary_f1", "micro_f1", "macro_f1", "weighted_f1"]
 
 SLUG_PATTERN = r"^[a-z0-9_]+$"
 NO_LABEL = "none"
-"""In the place of a slug, where a task may answer that no label applies: that answer."""
+"""In the place of a slug, where an answer may have several labels: none (more)."""
 
 
 class Label(ConfigModel):

@@ -21,7 +21,7 @@ from mentalglm.scoring import score
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
-from mentalglm.tasks import candidate_answers, load_task
+from mentalglm.tasks import load_task
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -277,9 +277,11 @@ def test_each_label_gets_a_score_that_every_reader_can_look_up(finished: Path, t
     same = [name for name in plain.column_names if name != "num_output_tokens"]
     assert scored.select(same).equals(plain.select(same))
     for row in scored.to_pylist():
-        assert [label for label, _ in row["label_scores"]] == list(candidate_answers(load_task(row["task"])))
-        assert sum(each for _, each in row["label_scores"]) == pytest.approx(1, abs=1e-6)
-        assert max(row["label_scores"], key=lambda each: each[1])[0] == row["labels"][0]
+        task, scores = load_task(row["task"]), dict(row["label_scores"])
+        assert list(scores) == [*task.by_slug, *(["none"] if task.none_allowed else [])]
+        assert max(task.answerable, key=scores.__getitem__) == row["labels"][0]
+        if task.kind == "binary":
+            assert sum(scores.values()) == pytest.approx(1, abs=1e-6)
     assert "`label_scores` maps each label" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["label_scores"] == "forced"
 

@@ -295,9 +295,9 @@ def test_an_answer_held_to_the_form_that_is_cut_off_is_explained_too(explain: st
 
 
 def weigh(request: Request) -> Completion:
-    """What an engine returns for candidates: the first is the most likely."""
+    """What an engine returns for candidates: the last, which is none where that may be, is the most likely."""
     num = len(request.candidates)
-    scores = tuple(2 * (num - number) / (num * (num + 1)) for number in range(num))
+    scores = tuple(2 * (number + 1) / (num * (num + 1)) for number in range(num))
     return Completion("", "stop", 90, num - 1, candidate_probabilities=scores, num_cached_tokens=70)
 
 
@@ -331,7 +331,8 @@ def test_every_answer_gets_scores_and_is_otherwise_what_it_was(explain: str) -> 
             continue
         assert replace(outcome, label_scores=None, num_output_tokens=plain.num_output_tokens) == plain
         assert outcome.label_scores is not None
-        assert [label for label, _ in outcome.label_scores] == list(candidate_answers(task))
+        labels = [label for label, _ in outcome.label_scores]
+        assert labels == [*task.by_slug, *(["none"] if task.none_allowed else [])]
         num_failed += outcome.status != "ok"
     assert num_failed > 50
 
@@ -350,7 +351,26 @@ def test_scores_are_asked_for_last_and_once_behind_the_models_own_white_space() 
     assert (outcome.status, outcome.explanation, outcome.flags) == ("ok", "有。", ("asked_again",))
     assert outcome.num_output_tokens == 4 + 6 + 8 + 19
     assert outcome.label_scores is not None
-    assert sum(score for _, score in outcome.label_scores) == pytest.approx(1)
+
+
+def test_an_answer_is_followed_from_label_to_label_until_there_is_none_more() -> None:
+    inquiry = Inquiry(config("none", label_scores="forced"), Question(PATHWAY), "一条帖子", "00")
+    following = inquiry.take(Completion("今天天气不错。", "stop", 9, 5))  # what it answers is no matter
+    one, other = PATHWAY.answerable[3], PATHWAY.answerable[1]
+    for named, likeliest, share in (([], one, 0.5), ([one], other, 0.6), ([one, other], "none", 0.7)):
+        candidates = candidate_answers(PATHWAY, named)
+        assert following is not None
+        assert following.candidates == tuple(candidates.values())
+        rest = (1 - share) / (len(candidates) - 1)
+        scores = tuple(share if label == likeliest else rest for label in candidates)
+        following = inquiry.take(Completion("", "stop", 90, 6, candidate_probabilities=scores))
+    assert following is None
+    assert inquiry.outcome is not None
+    found = dict(inquiry.outcome.label_scores or ())
+    assert inquiry.outcome.status == "parse_failed"
+    assert found[one] == pytest.approx(0.5)  # named, it does not come again
+    assert found[other] == pytest.approx(1 - (1 - 0.5 / 19) * (1 - 0.6))
+    assert found["none"] == pytest.approx(0.5 / 19)
 
 
 def test_what_the_scores_cost_is_counted_and_is_no_waste() -> None:
@@ -373,7 +393,7 @@ def test_of_a_binary_task_they_are_its_probability_for_nothing_more() -> None:
     held = Completion(HIGH, "stop", 9, 5, positive_probability=0.75)
     outcome, requests = ask_for_scores(settings, RISK, Completion(" 天气", "stop", 9, 2), held)
     assert (outcome.probability, len(requests), requests[-1].lead) == (None, 3, " ")
-    assert outcome.label_scores == (("low_risk", pytest.approx(2 / 3)), ("high_risk", pytest.approx(1 / 3)))
+    assert outcome.label_scores == (("low_risk", pytest.approx(1 / 3)), ("high_risk", pytest.approx(2 / 3)))
 
 
 @pytest.mark.parametrize(

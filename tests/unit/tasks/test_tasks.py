@@ -56,6 +56,20 @@ def test_each_label_has_an_answer_of_its_own_in_every_form_that_it_may_take(name
             assert len(named) == 2
 
 
+def test_what_may_come_behind_a_label_is_another_one_or_the_end() -> None:
+    task = load_task("cognitive_distortion")
+    named = ["labeling", "mind_reading"]  # in the order that they were named in
+    candidates = candidate_answers(task, named)
+    assert list(candidates) == [*(slug for slug in task.answerable if slug not in named), NO_LABEL]
+    assert candidates[NO_LABEL] == (
+        "这篇帖子体现了乱贴标签, 读心术的认知歪曲。",
+        "这篇帖子体现了乱贴标签, 读心术的认知歪曲。理由：",
+    )
+    for slug, (whole, *_) in candidates.items():
+        assert set(parse_answer(task, whole).labels) == {*named, slug} - {NO_LABEL}
+    assert list(candidate_answers(task, task.answerable)) == [NO_LABEL]
+
+
 def test_the_built_in_set_is_complete() -> None:
     names = builtin_tasks()
     imhi = ["dr", "dreaddit", "loneliness", "swmh", "tsid", "sad", "cams"]
@@ -211,7 +225,7 @@ _BAD = [
     ({"kind": "binary", "none_answer": None}, "a binary task has two labels, here are 3"),
     ({"kind": "binary", "none_answer": None, "labels": _LABELS[:2]}, "positive = None: name one of the two labels"),
     ({"kind": "multiclass"}, "none_answer: only for multilabel"),
-    ({"labels": [*_LABELS[:2], {**_LABELS[2], "slug": "none"}]}, "slug 'none' stands for the answer that no label"),
+    ({"labels": [*_LABELS[:2], {**_LABELS[2], "slug": "none"}]}, "slug 'none' stands for no label at all"),
     ({"positive": "joy"}, "positive = 'joy': only for binary"),
     ({"labels": [*_LABELS, _LABELS[0]]}, "slug 'joy' is given twice"),
     ({"labels": [*_LABELS, {"slug": "glad", "zh": "高兴", "en": "glad"}]}, "'高兴' names both joy and glad"),
