@@ -51,6 +51,7 @@ class Inquiry:
         """Output tokens that are in no result: of answers that were asked for anew."""
         self._num_output_tokens: int | None = None
         self._likely: LikelyLabels | None = None
+        """The label scores, while they are asked for."""
         self._lead: str | None = None
         """White space that the model began its first answer with; None where it began a thought, or gave none."""
         self._done: tuple[str, ...] = ()
@@ -133,6 +134,8 @@ class Inquiry:
             return self._ask_for_next_label()
         else:
             self.outcome = replace(self.outcome, label_scores=self._likely.scores())
+        # They are large, and the other rows of the shard are not done.
+        self._likely, self.request = None, replace(self.request, candidates=())
         return None
 
     def _go_on(self, head: Completion) -> Request:

@@ -136,11 +136,8 @@ def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
 
     Raises: ConfigError when a kept column has the name of one of ours, or one to partition by has no name for a folder.
     """
-    ours = (
-        {field.name for field in [*_COLUMNS, _LABEL_SCORES]}
-        | {"task"}
-        | ({"text"} if config.output.keep_text else set())
-    )
+    ours = {field.name for field in [*_COLUMNS, _LABEL_SCORES]} | {"task"}
+    ours |= {"text"} if config.output.keep_text else set()
     ours |= {"adapter"} if config.model.adapters else set()
     for name in kept.names:
         if name.casefold() in ours:  # most SQL engines do not tell Labels from labels
