@@ -54,15 +54,12 @@ def scores_of(model: Any, engine: VllmEngine, task: Task, text: str, named: Sequ
     for ids in (ids for wordings in every for ids in wordings):
         for at, token_id in enumerate(ids):
             ways.setdefault(ids[:at], set()).add(token_id)
-    shares: dict[tuple[int, ...], float] = {}
-    for prefix, following in ways.items():
-        with torch.no_grad():
-            logits = model(torch.tensor([[*encoded.token_ids, *prefix]])).logits[0, -1].double()
-        for token_id, share in zip(following, logits[list(following)].softmax(0).tolist(), strict=True):
-            shares[*prefix, token_id] = share
 
     def probability(ids: tuple[int, ...]) -> float:
-        return math.prod(shares[ids[: at + 1]] for at in range(len(ids)))
+        with torch.no_grad():
+            logits = model(torch.tensor([[*encoded.token_ids, *ids]])).logits[0, len(encoded.token_ids) - 1 :].double()
+        found = [(sorted(ways[ids[:at]]), token_id, logits[at]) for at, token_id in enumerate(ids)]
+        return math.prod(float(each[of].softmax(0)[of.index(token_id)]) for of, token_id, each in found)
 
     return [sum(probability(ids) for ids in set(wordings)) for wordings in every]
 
@@ -76,9 +73,8 @@ async def check_scores(engine: VllmEngine, models: dict[str, Any]) -> None:
     ):
         found = await weigh(engine, task, name, named)
         assert [each.num_output_tokens for each in found] == [num_asked] * NUM_POSTS
-        for text, each in list(zip(TEXTS, found, strict=True))[:2]:
-            wanted = scores_of(models[name], engine, task, text, named)
-            assert each.candidate_probabilities == pytest.approx(wanted, abs=1e-4)
+        wanted = scores_of(models[name], engine, task, TEXTS[0], named)
+        assert found[0].candidate_probabilities == pytest.approx(wanted, abs=1e-4)
     # Of a binary task: what the answer itself says at the token where its two answers part.
     risk = load_task("suicide_risk")
     prompts = [render_prompt(risk, text) for text in TEXTS]
