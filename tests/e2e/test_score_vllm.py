@@ -188,7 +188,7 @@ def test_what_is_not_explained_has_the_same_labels_for_fewer_tokens(
 ) -> None:
     folder, full = demo_run
     key = [("post_id", "ascending"), ("task", "ascending")]
-    asked = {"explain": explain, "label_scores": "forced" if explain == "positive" else "off"}
+    asked = {"explain": explain, "label_scores": "forced" if explain == "none" else "off"}
     found = score(folder, explain, max_error_rate=0.05, **asked).sort_by(key).to_pylist()
     plain = full.sort_by(key).to_pylist()
     for one, other in zip(plain, found, strict=True):
@@ -204,7 +204,8 @@ def test_what_is_not_explained_has_the_same_labels_for_fewer_tokens(
         assert other["explanation"] == (one["explanation"] if is_explained else None)
     num_tokens = [sum(row["num_output_tokens"] or 0 for row in rows) for rows in (plain, found)]
     print(f"{asked}: {num_tokens[1] / num_tokens[0]:.2f} of the output tokens")
-    assert num_tokens[1] < (0.6 if explain == "none" else 0.95) * num_tokens[0]
+    # Of heads alone 0.4; the scores take the rest, a token at each place where answers part.
+    assert num_tokens[1] < (0.8 if explain == "none" else 0.95) * num_tokens[0]
 
 
 def test_real_posts_go_through_the_job(tmp_path: Path, shared_data: Path) -> None:
