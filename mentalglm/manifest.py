@@ -36,6 +36,7 @@ def footer(
     generation: Mapping[str, Any],
     explain: str,
     cascade: Mapping[str, Any] | None,
+    label_scores: str,
 ) -> dict[str, Any]:
     """What the footer of every data file says, under the key `mentalglm`."""
     return {
@@ -45,6 +46,7 @@ def footer(
         "generation": dict(generation),
         "explain": explain,
         "cascade": dict(cascade) if cascade else None,
+        "label_scores": label_scores,
         "versions": code_version(),
         "intended_use": INTENDED_USE,
     }
@@ -104,6 +106,14 @@ def readme(manifest: Mapping[str, Any]) -> str:
         f"asked for (explain: {manifest['explain']}) or given. `manifest.json` says what made the numbers.",
         "",
     ]
+    if manifest.get("label_scores", "off") != "off":  # runs of before have no such key
+        lines += [
+            "`label_scores` maps each label, named by the answer or not, to the probability that an answer held to the "
+            "task's form names it (a parent: one of its children), and `none` to that of the answer that no label "
+            "applies. Where an answer has one label they add up to 1. They do not depend on the answer that was given, "
+            "so rows whose `status` is not `ok` may have them; null where the model gave no answer.",
+            "",
+        ]
     if estimate := manifest.get("estimate"):
         lines += [
             f"Predicted from {estimate['num_sampled_rows']} rows ({estimate['made_at']}), and what it was:",

@@ -282,6 +282,16 @@ class ScoreConfig(ConfigModel):
     of others any label, but for those that say that there is nothing) · uncertain: those of low confidence. What is not
     explained stops at the explanation marker. Labels are the same with each."""
     cascade: CascadeConfig = CascadeConfig()
+    label_scores: Literal["off", "forced"] = "off"
+    """forced: a column `label_scores`, a map from each label (parents too, and `none` where no label may apply) to its
+    score, whether or not the answer names it: for AUROC, thresholds and calibration. A score is the probability that an
+    answer held to the task's form names the label: the model is asked how likely each label comes next, goes on with
+    the likeliest until it is none, and the score is 1 - product of (1 - probability) over these steps. Of a binary or
+    multiclass task, with one step, scores add up to 1; of a binary one they are `probability` and the rest. Nothing is
+    taken from the answer that the row has, so rows whose answer was cut off, refused or could not be read have scores
+    too; null where the engine gave no answer, or a model thinks first (flag `label_scores_failed`: asking failed).
+    Costs a request of one token at each place where answers part, which finds the prompt in the engine's cache. For the
+    vllm engine; echo makes them up."""
     dedup: Literal["off", "shard", "corpus"] = "off"
     """Posts with equal texts (after normalising) are scored once, and their rows say so in `duplicate_of`: those of one
     shard, or those of the whole corpus, for which every text is read once before scoring begins."""
@@ -316,6 +326,15 @@ class ScoreConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _can_force_answers(self) -> "ScoreConfig":
+        if self.label_scores != "off" and isinstance(self.engine, OpenAIEngineConfig):
+            raise ValueError(
+                f"label_scores = {self.label_scores}: an endpoint does not tell how likely a given answer is; leave it "
+                "out, or use vllm"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_load_adapters(self) -> "ScoreConfig":
         if self.model.adapters and isinstance(self.engine, OpenAIEngineConfig):
             raise ValueError(
@@ -345,7 +364,7 @@ class ScoreConfig(ConfigModel):
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "vllm", **value} if isinstance(value, dict) else value
 
-    @field_validator("dedup", mode="before")
+    @field_validator("dedup", "label_scores", mode="before")
     @classmethod
     def _off_is_no_boolean(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false

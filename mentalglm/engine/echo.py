@@ -62,6 +62,14 @@ class EchoEngine:
         task = self._tasks[request.task]
         answerable = task.answerable
         label = answerable[digest[0] % len(answerable)]
+        if request.candidates:
+            return Completion(
+                text="",
+                finish_reason="stop",
+                num_prompt_tokens=num_prompt_tokens,
+                num_output_tokens=1,
+                candidate_probabilities=_probabilities(asked, request.candidates, render_answer(task, [label], None)),
+            )
         answer = render_answer(task, [label], f"echo {digest.hex()}")
         marker = find_marker(request.markers, answer) if request.head_only else None
         answer = answer[: marker[1]] if marker else answer
@@ -72,3 +80,13 @@ class EchoEngine:
             num_output_tokens=len(answer) - (len(request.head.text) if request.head else 0),
             is_head=marker is not None,
         )
+
+
+def _probabilities(asked: str, candidates: Sequence[Sequence[str]], answer: str) -> tuple[float, ...]:
+    """A hash of the text and of each candidate, normalised; that which is the answer is the most likely."""
+    weights = [
+        256 * len(candidates) * (whole == answer)
+        + hashlib.blake2b(f"{whole} {asked}".encode(), digest_size=1).digest()[0]
+        for whole, *_ in candidates
+    ]
+    return tuple(weight / sum(weights) for weight in weights)

@@ -31,6 +31,12 @@ class Request:
     """Most tokens of the answer, its head included; None: as configured."""
     alternatives: tuple[str, str] | None = None
     """Heads of the negative and of the positive answer of a binary task, for `Completion.positive_probability`."""
+    candidates: tuple[tuple[str, ...], ...] = ()
+    """No answer is wanted, but how likely each of these is against the others (`Completion.candidate_probabilities`),
+    whatever was or would be answered. Each as an answer in full, then as beginnings of longer ones, all of which count
+    as this candidate. Of the model itself, also where decoding has a temperature."""
+    lead: str = ""
+    """White space that this model begins an answer to this prompt with; the candidates are taken to begin so too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,9 @@ class Completion:
     """Natural log of the probability of the answer's head as generated: sum over its tokens up to the marker."""
     positive_probability: float | None = None
     """Binary tasks: P(positive) / (P(positive) + P(negative)) at the token where the two answers part."""
+    candidate_probabilities: tuple[float, ...] | None = None
+    """Of `Request.candidates`; they add up to 1. Prompt, cached and output tokens are then those of all that was asked
+    for them."""
     is_head: bool = False
     """It stopped at a marker, because of `head_only`: there may be more behind it."""
     token_ids: tuple[int, ...] = ()

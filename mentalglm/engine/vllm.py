@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mentalglm.config import GenerationConfig, VllmEngineConfig
 from mentalglm.engine.chat import ChatEncoder, EncodedPrompt
 from mentalglm.engine.files import read_json
 from mentalglm.engine.flops import num_parameters
+from mentalglm.engine.forced import AnswerTree, Fork, tree_of
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.engine.orphans import reaped
 from mentalglm.engine.overheard import overhear
@@ -32,6 +34,8 @@ from mentalglm.tasks import Prompt, find_marker
 
 # Answers of chat models begin with a line break (GLM-4), a blank, or nothing.
 _LEADS = ("\n", "", " ")
+# vLLM's own limit, `MAX_LOGPROB_TOKEN_IDS`.
+_MAX_WAYS = 128
 # SIGKILL takes effect at once, but for a process inside a driver's call.
 _KILL_TIMEOUT_S = 20
 
@@ -72,6 +76,8 @@ class VllmEngine:
         self._num_parameters = num_parameters(Path(model.path))
         self._request_ids = itertools.count()
         self._choices: dict[tuple[str, str], list[_Choice]] = {}
+        self._tree = lru_cache(1024)(self._build_tree)
+        self._end_ids = _end_ids(self._engine.model_config, self._tokenizer)
         self._model = model
         self._num_gpus = num_gpus
 
@@ -108,7 +114,8 @@ class VllmEngine:
 
     async def generate(self, request: Request, encoded: EncodedPrompt) -> Completion:
         """See `BareEngine.generate`. A head is gone on from where decoding is greedy; else the same seed would not
-        give the same text, and the whole answer is asked for anew."""
+        give the same text, and the whole answer is asked for anew. Raises: ConfigError for candidates that the model's
+        tokens cannot tell apart."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -118,6 +125,8 @@ class VllmEngine:
             return self._completion(request, encoded, (), "length")
         try:
             await self._load_adapters()
+            if request.candidates:
+                return await self._weigh(request, encoded)
             output = await self._generate(request, encoded)
         except EngineDeadError:
             raise EngineDiedError from None
@@ -131,8 +140,6 @@ class VllmEngine:
                 raise EngineDiedError from None
             return Completion(text="", finish_reason="error", flags=encoded.flags, error=type(error).__name__)
         answer = output.outputs[0]
-        if answer.finish_reason == "abort":  # not by us: the engine is on its way out (SIGTERM)
-            raise EngineDiedError
         completion = self._completion(request, encoded, answer.token_ids, answer.finish_reason, answer.logprobs)
         return replace(completion, num_cached_tokens=output.num_cached_tokens)
 
@@ -213,7 +220,6 @@ class VllmEngine:
 
     async def _generate(self, request: Request, encoded: EncodedPrompt, *, logprobs: bool = True) -> Any:
         from vllm import SamplingParams
-        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         generation = self._generation
@@ -237,15 +243,53 @@ class VllmEngine:
             structured_outputs=StructuredOutputsParams(regex=request.pattern) if request.pattern else None,
             skip_clone=True,  # it is of this request alone; a deep copy costs a fifth of what else is done for a row
         )
+        return await self._ask([*encoded.token_ids, *so_far], parameters, request.adapter)
+
+    async def _weigh(self, request: Request, encoded: EncodedPrompt) -> Completion:
+        """The probabilities of `Request.candidates`: one token is asked for at each fork, at all of them at once."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        async def ask(fork: Fork) -> Any:
+            parameters = SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                detokenize=False,
+                logprobs=len(fork.next_ids),
+                logprob_token_ids=list(fork.next_ids),
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,
+            )
+            return await self._ask([*encoded.token_ids, *fork.prefix], parameters, request.adapter)
+
+        # For an unusual lead, as answers mostly begin.
+        tree = self._tree(request.task, request.candidates, request.lead if request.lead in _LEADS else _LEADS[0])
+        outputs = await asyncio.gather(*map(ask, tree.forks))
+        found = [output.outputs[0].logprobs for output in outputs]
+        return Completion(
+            text="",
+            finish_reason="stop",
+            num_prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
+            num_output_tokens=sum(len(output.outputs[0].token_ids) for output in outputs),
+            num_cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
+            candidate_probabilities=tree.probabilities(
+                [dict(zip(each.token_ids, each.logprobs, strict=True)) for each in found]
+            ),
+        )
+
+    async def _ask(self, token_ids: list[int], parameters: Any, adapter: str | None) -> Any:
+        """What vLLM returns for a prompt. Raises: what vLLM raises; EngineDiedError."""
+        from vllm.inputs.engine import tokens_input
+
         final = None
         async for output in self._engine.generate(
-            tokens_input([*encoded.token_ids, *so_far]),
-            parameters,
-            str(next(self._request_ids)),
-            lora_request=self._loras[request.adapter],
+            tokens_input(token_ids), parameters, str(next(self._request_ids)), lora_request=self._loras[adapter]
         ):
             final = output
         assert final is not None
+        if final.outputs[0].finish_reason == "abort":  # not by us: the engine is on its way out (SIGTERM)
+            raise EngineDiedError
         return final
 
     def _max_tokens(self, request: Request, encoded: EncodedPrompt) -> int:
@@ -312,6 +356,15 @@ class VllmEngine:
             ]
         return self._choices[alternatives]
 
+    def _build_tree(self, task: str, candidates: tuple[tuple[str, ...], ...], lead: str) -> AnswerTree:
+        tree = tree_of(candidates, lead, self._encoder.encode_text, self._end_ids)
+        if (most := max((len(fork.next_ids) for fork in tree.forks), default=0)) > _MAX_WAYS:
+            raise ConfigError(
+                f"label_scores = forced: {most} answers of task {task} part at one token, and vLLM tells the "
+                f"probabilities of {_MAX_WAYS} at most; leave label_scores out"
+            )
+        return tree
+
     def _positive_probability(self, request: Request, token_ids: list[int], logprobs: Any) -> float | None:
         for choice in self._choices_for(request):
             at = len(choice.prefix)
@@ -336,6 +389,13 @@ def _choice(negative: list[int], positive: list[int]) -> _Choice | None:
         if pair[0] != pair[1]:
             return _Choice(negative[:at], pair)
     return None
+
+
+def _end_ids(model_config: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: what generation_config.json says, and the tokenizer."""
+    configured = model_config.try_get_generation_config().get("eos_token_id")
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({each for each in [*ids, tokenizer.eos_token_id] if each is not None})
 
 
 def engine_arguments(
@@ -363,6 +423,7 @@ def engine_arguments(
         "load_format": "safetensors",
         "trust_remote_code": False,
         "disable_log_stats": True,
+        "max_logprobs": _MAX_WAYS,
     }
     if num_gpus == 0:
         # What prompts share is found again block by block: in the CPU build's own of 128 tokens, short prompts share

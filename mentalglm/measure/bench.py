@@ -136,10 +136,12 @@ def _check(config: BenchConfig) -> None:
             "score.model.adapter, adapters: others are timed without; leave them out (or merge it beforehand and name "
             "the merged model), or contestants: [job]"
         )
-    if len(config.contestants) > 1 and (score.explain not in ("all", "none") or score.dedup != "off"):
+    asks_once = score.explain in ("all", "none") and score.dedup == "off" and score.label_scores == "off"
+    if len(config.contestants) > 1 and not asks_once:
         raise ConfigError(
-            f"score.explain = {score.explain}, score.dedup = {score.dedup}: others answer every request once; use "
-            "explain all or none, and dedup off, or contestants: [job]"
+            f"score.explain = {score.explain}, score.dedup = {score.dedup}, score.label_scores = {score.label_scores}: "
+            "others answer every request once; use explain all or none, and dedup and label_scores off, or "
+            "contestants: [job]"
         )
 
 

@@ -5,6 +5,9 @@ explanation, and where the head does not say enough by itself (`tasks.parse_head
 probability are those of the plain path, `explain: all`, which asks for whole answers. An answer that was cut off before
 its labels ended may be asked for once more, with more tokens; one in which no label can be read, held to the form of
 the task's answers.
+
+With `label_scores: forced`, how likely each label is comes last (`LikelyLabels`), by requests of its own: it depends on
+nothing that was answered, and the prompt is in the engine's cache.
 """
 
 import hashlib
@@ -12,12 +15,10 @@ from dataclasses import replace
 
 from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
+from mentalglm.scoring.likely import LikelyLabels
 from mentalglm.scoring.predictions import Outcome, interpret
 from mentalglm.scoring.questions import Question
-from mentalglm.tasks import answer_heads, head_pattern, render_prompt
-
-NO_LABEL = "none"
-"""In `cascade.sample`: the rows to which no label applies."""
+from mentalglm.tasks import NO_LABEL, answer_heads, head_pattern, render_prompt
 
 
 class Inquiry:
@@ -49,6 +50,10 @@ class Inquiry:
         self.num_wasted_tokens = 0
         """Output tokens that are in no result: of answers that were asked for anew."""
         self._num_output_tokens: int | None = None
+        self._likely: LikelyLabels | None = None
+        """The label scores, while they are asked for."""
+        self._lead: str | None = None
+        """White space that the model began its first answer with; None where it began a thought, or gave none."""
         self._done: tuple[str, ...] = ()
         """Flags of what was done."""
 
@@ -59,6 +64,10 @@ class Inquiry:
         head_ids = self.request.head.token_ids if self.request.head else ()
         self.num_prefill_tokens += (completion.num_prompt_tokens or 0) + len(head_ids)
         self.num_cached_tokens += completion.num_cached_tokens or 0
+        if self.outcome is not None:
+            return self._take_scores(self.outcome, completion)
+        if self._lead is None and not self._done:
+            self._lead = _lead(completion)
         outcome = interpret(self._task, completion)
         if outcome is not None and "constrained" in self._done:
             outcome = replace(outcome, confidence=None, probability=None)  # of a few answers, not of all there are
@@ -91,6 +100,42 @@ class Inquiry:
         else:
             outcome = replace(outcome, explanation=None)
         self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens, flags=(*outcome.flags, *self._done))
+        return self._ask_for_scores() if self._config.label_scores == "forced" else None
+
+    def _ask_for_scores(self) -> Request | None:
+        """The first request for the label scores of the outcome; None where it can have none, or has them without."""
+        assert self.outcome is not None
+        probability = self.outcome.probability
+        if probability is not None:  # of a binary task: what would be asked is known
+            shares = {self._task.positive: probability, self._task.negative: 1.0 - probability}
+            scores = tuple((slug, shares[slug]) for slug in self._task.answerable)
+            self.outcome = replace(self.outcome, label_scores=scores)
+            return None
+        # What thinks first, or fails on the row, has no probability for an answer that comes at once.
+        if self.outcome.finish_reason not in ("stop", "length") or self._lead is None:
+            return None
+        self._likely = LikelyLabels(self._task)
+        self.request = Request(
+            task=self._task.name, prompt=self.request.prompt, adapter=self.request.adapter, lead=self._lead
+        )
+        return self._ask_for_next_label()
+
+    def _ask_for_next_label(self) -> Request:
+        assert self._likely is not None
+        self.request = replace(self.request, candidates=tuple(self._likely.candidates.values()))
+        return self.request
+
+    def _take_scores(self, outcome: Outcome, completion: Completion) -> Request | None:
+        assert self._likely is not None
+        self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens)
+        if completion.candidate_probabilities is None:
+            self.outcome = replace(self.outcome, flags=(*outcome.flags, "label_scores_failed"))
+        elif self._likely.take(completion.candidate_probabilities):
+            return self._ask_for_next_label()
+        else:
+            self.outcome = replace(self.outcome, label_scores=self._likely.scores())
+        # They are large, and the other rows of the shard are not done.
+        self._likely, self.request = None, replace(self.request, candidates=())
         return None
 
     def _go_on(self, head: Completion) -> Request:
@@ -132,6 +177,14 @@ class Inquiry:
             rate = rates
         digest = hashlib.blake2b(f"{self._text_hash} {self._task.name}".encode(), digest_size=8).digest()
         return int.from_bytes(digest) < rate * 2**64
+
+
+def _lead(completion: Completion) -> str | None:
+    """White space that the model's own answer begins with; None where that is a thought, or no answer."""
+    answer = completion.text.lstrip()
+    if completion.finish_reason not in ("stop", "length") or answer.startswith("<think"):
+        return None
+    return completion.text[: len(completion.text) - len(answer)]
 
 
 def _explained(labelled: Outcome, whole: Outcome) -> Outcome:

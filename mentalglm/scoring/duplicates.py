@@ -265,7 +265,8 @@ def copy_of(outcome: Outcome, post_id: str | None) -> Outcome:
 
 
 def _described(table: pa.Table, row: int, posts: Posts, reason: str | None) -> dict[str, Any]:
-    record: dict[str, Any] = table.select([name for name in _COPIED if name != "reason"]).slice(row, 1).to_pylist()[0]
+    copied = [name for name in _COPIED if name in table.column_names]  # without `reason`, and what is not asked for
+    record: dict[str, Any] = table.select(copied).slice(row, 1).to_pylist()[0]
     flags = [flag for flag in record["flags"] if flag not in posts.flags[row]]  # those are of the row, not of its text
     return record | {"flags": flags, "reason": reason, "duplicate_of": posts.ids[row]}
 
@@ -274,4 +275,6 @@ def _outcome(record: Mapping[str, Any]) -> Outcome:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
     }
+    if values.get("label_scores") is not None:
+        values["label_scores"] = tuple((label, score) for label, score in values["label_scores"])
     return Outcome(**values)

@@ -14,12 +14,11 @@ from mentalglm.config.base import apply_override
 from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus, unreadable_now
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
-from mentalglm.scoring.cascade import NO_LABEL
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.order import cut_for_engines
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.questions import Question, questions_of
-from mentalglm.tasks import PARSER_VERSION, Task, builtin_tasks, load_task
+from mentalglm.tasks import NO_LABEL, PARSER_VERSION, Task, builtin_tasks, load_task
 
 # vLLM arguments that decide how fast and where, not what: they may change on resume.
 _RESOURCE_ARGUMENTS = frozenset(
@@ -132,6 +131,7 @@ class Job:
             "explain": config.explain,
             "dedup": config.dedup,
             "cascade": config.explained_by(),
+            **({} if config.label_scores == "off" else {"label_scores": config.label_scores}),
             "input": {
                 "digest": plan.digest,
                 "id_column": config.input.id_column,
@@ -172,6 +172,7 @@ class Job:
             generation=config.generation.model_dump(),
             explain=config.explain,
             cascade=config.explained_by(),
+            label_scores=config.label_scores,
         )
 
 

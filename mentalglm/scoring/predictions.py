@@ -59,6 +59,10 @@ _COLUMNS = [
     pa.field("flags", pa.list_(pa.string()), nullable=False),
 ]
 
+# A map is looked up by label in one expression by DuckDB, Spark, polars and pyarrow, and is a dict's items in pandas; a
+# struct would be another type for each task, and a list of structs is to be searched.
+_LABEL_SCORES = pa.field("label_scores", pa.map_(pa.string(), pa.float32()))
+
 _ERROR_COLUMNS = [
     pa.field("post_id", pa.string()),
     pa.field("task", pa.string(), nullable=False),
@@ -79,6 +83,8 @@ class Outcome:
     explanation: str | None = None
     confidence: float | None = None
     probability: float | None = None
+    label_scores: tuple[tuple[str, float], ...] | None = None
+    """With `label_scores: forced`: see `LikelyLabels.scores`. Not only where `status` is ok."""
     finish_reason: str | None = None
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
@@ -130,7 +136,8 @@ def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
 
     Raises: ConfigError when a kept column has the name of one of ours, or one to partition by has no name for a folder.
     """
-    ours = {field.name for field in _COLUMNS} | {"task"} | ({"text"} if config.output.keep_text else set())
+    ours = {field.name for field in [*_COLUMNS, _LABEL_SCORES]} | {"task"}
+    ours |= {"text"} if config.output.keep_text else set()
     ours |= {"adapter"} if config.model.adapters else set()
     for name in kept.names:
         if name.casefold() in ours:  # most SQL engines do not tell Labels from labels
@@ -152,7 +159,8 @@ def prediction_schema(config: ScoreConfig, kept: pa.Schema) -> pa.Schema:
                 "dates or booleans"
             )
     text = [pa.field("text", pa.string())] if config.output.keep_text else []
-    return pa.schema([*_COLUMNS, *text, *kept])
+    scores = [_LABEL_SCORES] if config.label_scores != "off" else []
+    return pa.schema([*_COLUMNS, *scores, *text, *kept])
 
 
 def prediction_table(schema: pa.Schema, posts: Posts, outcomes: Sequence[Outcome]) -> pa.Table:

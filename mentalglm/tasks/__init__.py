@@ -4,6 +4,7 @@ from mentalglm.tasks.answer import (
     PARSER_VERSION,
     ParsedAnswer,
     answer_heads,
+    candidate_answers,
     find_marker,
     head_pattern,
     label_rows,
@@ -15,9 +16,10 @@ from mentalglm.tasks.answer import (
 )
 from mentalglm.tasks.load import builtin_tasks, load_task
 from mentalglm.tasks.prompt import Prompt, render_prompt
-from mentalglm.tasks.task import Label, Task
+from mentalglm.tasks.task import NO_LABEL, Label, Task
 
 __all__ = [
+    "NO_LABEL",
     "PARSER_VERSION",
     "Label",
     "ParsedAnswer",
@@ -25,6 +27,7 @@ __all__ = [
     "Task",
     "answer_heads",
     "builtin_tasks",
+    "candidate_answers",
     "find_marker",
     "head_pattern",
     "label_rows",

@@ -38,7 +38,14 @@ from typing import Any, Literal
 
 from mentalglm.tasks import grammar
 from mentalglm.tasks.prose import Findings, read_prose
-from mentalglm.tasks.render import answer_heads, head_pattern, read_canonical_head, render_answer, split_canonical
+from mentalglm.tasks.render import (
+    answer_heads,
+    candidate_answers,
+    head_pattern,
+    read_canonical_head,
+    render_answer,
+    split_canonical,
+)
 from mentalglm.tasks.structured import read_structured
 from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Slug, Task
 from mentalglm.tasks.text import clean, fold
@@ -416,6 +423,7 @@ __all__ = [
     "PARSER_VERSION",
     "ParsedAnswer",
     "answer_heads",
+    "candidate_answers",
     "find_marker",
     "head_pattern",
     "label_rows",

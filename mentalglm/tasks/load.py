@@ -9,7 +9,7 @@ from typing import Any
 from mentalglm.config.base import load_yaml, validate
 from mentalglm.errors import ConfigError
 from mentalglm.tasks.answer import parse_answer, render_answer
-from mentalglm.tasks.task import Task
+from mentalglm.tasks.task import NO_LABEL, Task
 from mentalglm.tasks.text import fold
 from mentalglm.tasks.vocabulary import spelling_key, vocabulary_of
 
@@ -179,6 +179,8 @@ def _check_labels(task: Task, path: str) -> None:
             raise ConfigError(f"{path}: positive = {task.positive!r}: name one of the two labels: {', '.join(slugs)}")
     elif task.positive is not None:
         raise ConfigError(f"{path}: positive = {task.positive!r}: only for binary tasks; remove it")
+    if task.kind in ("multilabel", "hierarchical") and NO_LABEL in slugs:
+        raise ConfigError(f"{path}: labels: slug {NO_LABEL!r} stands for no label at all in outputs; use another")
     if task.nothing and (task.kind != "multiclass" or not set(task.nothing) < set(slugs)):
         raise ConfigError(
             f"{path}: nothing = {list(task.nothing)}: is for a multiclass task, and names some of its labels; do so, "

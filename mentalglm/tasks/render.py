@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from mentalglm.tasks.task import Slug, Task
+from mentalglm.tasks.task import NO_LABEL, Slug, Task
 
 _LABELS = "{labels}"
 _EXPLANATION = "{explanation}"
@@ -46,6 +46,30 @@ def head_pattern(task: Task) -> str:
     lead = task.explanation.partition(_EXPLANATION)[0]
     marker = next(marker for marker in task.markers if marker in lead)
     return f"(?:{'|'.join(heads)}){re.escape(lead[: lead.index(marker) + len(marker)])}"
+
+
+def candidate_answers(task: Task, named: Sequence[Slug] = ()) -> dict[Slug, tuple[str, ...]]:
+    """The ways that an answer may take which has named these labels so far, in this order: another label, by its slug
+    in label-set order, or none, by `NO_LABEL`, where the task allows that.
+
+    Each as the head of an answer that ends so, which may be the whole answer, and then as beginnings of longer ones:
+    with an explanation, and with one more label, where an answer may have several.
+    """
+    lead = task.explanation.partition(_EXPLANATION)[0]
+    after = "" if task.answer is None else task.answer.partition(_LABELS)[2]
+    left = [slug for slug in task.answerable if slug not in named]
+    found: dict[Slug, tuple[str, ...]] = {}
+    for number, slug in enumerate(left):
+        head = _render_head(task, [*named, slug])
+        more: tuple[str, ...] = ()
+        if task.kind in ("multilabel", "hierarchical") and len(left) > 1:
+            other = left[(number + 1) % len(left)]
+            more = (_render_head(task, [*named, slug, other]).removesuffix(after),)
+        found[slug] = (head, head + lead, *more)
+    if named or task.none_answer is not None:
+        head = _render_head(task, named)
+        found[NO_LABEL] = (head, head + lead)
+    return found
 
 
 def read_canonical_head(task: Task, head: str) -> tuple[Slug, ...] | None:

@@ -14,6 +14,8 @@ Slug = str
 Metric = Literal["binary_f1", "micro_f1", "macro_f1", "weighted_f1"]
 
 SLUG_PATTERN = r"^[a-z0-9_]+$"
+NO_LABEL = "none"
+"""In the place of a slug, where an answer may have several labels: none (more)."""
 
 
 class Label(ConfigModel):

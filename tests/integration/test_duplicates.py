@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 TASKS = ["suicide_risk", "cognitive_distortion"]
 NUM_ROWS, SHARD_ROWS = 200, 10
-SAME = ["post_id", "task", "status", "labels", "explanation", "text_hash", "flags", "finish_reason"]
+SAME = ["post_id", "task", "status", "labels", "explanation", "text_hash", "flags", "finish_reason", "label_scores"]
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def config(folder: Path, output: str, dedup: str, **changes: Any) -> ScoreConfig
             "engine": {"kind": "echo"},
             "shard_rows": SHARD_ROWS,
             "dedup": dedup,
+            "label_scores": "forced",
         }
         | changes
     )

@@ -21,6 +21,7 @@ from mentalglm.scoring import score
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
+from mentalglm.tasks import load_task
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -223,6 +224,8 @@ def test_output_is_partitioned_by_a_kept_column(folder: Path) -> None:
 def test_changed_settings_refuse_to_resume_and_show_the_difference(finished: Path, copied: Path) -> None:
     with pytest.raises(ConfigError, match=r"generation\.max_tokens: 256, now 64"):
         score(resume(finished, copied, generation={"max_tokens": 64}))
+    with pytest.raises(ConfigError, match="label_scores: None, now forced"):
+        score(resume(finished, copied, label_scores="forced"))
     with pytest.raises(ConfigError, match="explain: all, now none"):
         score(resume(finished, copied, explain="none"))
 
@@ -260,6 +263,36 @@ def test_explanations_are_left_out_and_text_is_kept_when_asked_for(finished: Pat
     assert full.sort_by(key)["labels"].to_pylist() == heads.sort_by(key)["labels"].to_pylist()
     for row in heads.to_pylist():
         assert row["text_hash"] == hashlib.blake2b(row["text"].encode(), digest_size=16).hexdigest()
+
+
+def test_each_label_gets_a_score_that_every_reader_can_look_up(finished: Path, tmp_path: Path) -> None:
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+    score(config(finished, output={"uri": str(tmp_path / "out")}, label_scores="forced"))
+    key = [("post_id", "ascending"), ("task", "ascending")]
+    plain, scored = read(finished / "out").sort_by(key), read(tmp_path / "out").sort_by(key)
+    assert scored.schema.field("label_scores").type == pa.map_(pa.string(), pa.float32())
+    same = [name for name in plain.column_names if name != "num_output_tokens"]
+    assert scored.select(same).equals(plain.select(same))
+    for row in scored.to_pylist():
+        task, scores = load_task(row["task"]), dict(row["label_scores"])
+        assert list(scores) == [*task.by_slug, *(["none"] if task.none_allowed else [])]
+        assert max(task.answerable, key=scores.__getitem__) == row["labels"][0]
+        if task.kind == "binary":
+            assert sum(scores.values()) == pytest.approx(1, abs=1e-6)
+    assert "`label_scores` maps each label" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["label_scores"] == "forced"
+
+    data = tmp_path / "out" / "data" / "task=suicide_risk"
+    wanted = [dict(row["label_scores"])["high_risk"] for row in pq.read_table(data).to_pylist()]
+    found = duckdb.sql(f"SELECT label_scores['high_risk'] FROM '{data}/*.parquet'").fetchall()
+    assert [each for (each,) in found] == wanted
+    frame = pd.read_parquet(data)
+    assert pd.DataFrame(frame["label_scores"].map(dict).tolist())["high_risk"].tolist() == wanted
+    entries = pl.read_parquet(data / "*.parquet")["label_scores"].to_list()
+    assert [dict(each)["high_risk"] for each in entries] == wanted
 
 
 def test_unusable_rows_get_a_status_and_do_not_spend_the_budget(tmp_path: Path) -> None:

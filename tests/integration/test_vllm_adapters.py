@@ -1,10 +1,13 @@
-"""Adapters under real vLLM: each answers as it does under PEFT, all of them in one engine."""
+"""Adapters under real vLLM: each answers as it does under PEFT, all of them in one engine; and scores labels so."""
 
 import asyncio
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mentalglm.config import GenerationConfig, ModelConfig, VllmEngineConfig
 from mentalglm.corpus.synthetic import generate_posts
@@ -12,7 +15,7 @@ from mentalglm.engine.model import DEMO_MODEL, resolve_model
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.engine.vllm import VllmEngine
 from mentalglm.errors import ConfigError
-from mentalglm.tasks import load_task, render_prompt
+from mentalglm.tasks import Task, answer_heads, candidate_answers, load_task, render_prompt
 from mentalglm.training.demo import generate, load
 from tests.adapters import save_adapter
 
@@ -28,6 +31,64 @@ async def ask(engine: VllmEngine, requests: list[Request]) -> list[Completion]:
     """All at once, so that a batch has rows of each adapter."""
     encoded = engine.encode([request.prompt for request in requests])
     return await asyncio.gather(*(engine.generate(*each) for each in zip(requests, encoded, strict=True)))  # type: ignore[arg-type]
+
+
+async def weigh(engine: VllmEngine, task: Task, adapter: str, named: Sequence[str] = ()) -> list[Completion]:
+    candidates = tuple(candidate_answers(task, named).values())
+    prompts = [render_prompt(task, text) for text in TEXTS]
+    return await ask(
+        engine, [Request(task.name, prompt, adapter, candidates=candidates, lead="\n") for prompt in prompts]
+    )
+
+
+def scores_of(model: Any, engine: VllmEngine, task: Task, text: str, named: Sequence[str] = ()) -> list[float]:
+    """The same without a tree: decoding with transformers, held to the candidates from their first token to their
+    last."""
+    [encoded] = engine.encode([render_prompt(task, text)])
+    assert encoded is not None
+    every: list[list[tuple[int, ...]]] = []
+    for whole, *longer in candidate_answers(task, named).values():
+        ends = [(*engine._encoder.encode_text(f"\n{whole}"), end_id) for end_id in engine._end_ids]
+        every.append([*ends, *(tuple(engine._encoder.encode_text(f"\n{each}")) for each in longer)])
+    ways: dict[tuple[int, ...], set[int]] = {}
+    for ids in (ids for wordings in every for ids in wordings):
+        for at, token_id in enumerate(ids):
+            ways.setdefault(ids[:at], set()).add(token_id)
+
+    def probability(ids: tuple[int, ...]) -> float:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*encoded.token_ids, *ids]])).logits[0, len(encoded.token_ids) - 1 :].double()
+        found = [(sorted(ways[ids[:at]]), token_id, logits[at]) for at, token_id in enumerate(ids)]
+        return math.prod(float(each[of].softmax(0)[of.index(token_id)]) for of, token_id, each in found)
+
+    return [sum(probability(ids) for ids in set(wordings)) for wordings in every]
+
+
+async def check_scores(engine: VllmEngine, models: dict[str, Any]) -> None:
+    pathway = load_task("cognitive_pathway")
+    for task, name, named, num_asked in (
+        (TASK, "values", [], 2),
+        (pathway, "base", [], 6),
+        (pathway, "base", ["study_work"], 6),
+    ):
+        found = await weigh(engine, task, name, named)
+        assert [each.num_output_tokens for each in found] == [num_asked] * NUM_POSTS
+        wanted = scores_of(models[name], engine, task, TEXTS[0], named)
+        assert found[0].candidate_probabilities == pytest.approx(wanted, abs=1e-4)
+    # Of a binary task: what the answer itself says at the token where its two answers part.
+    risk = load_task("suicide_risk")
+    prompts = [render_prompt(risk, text) for text in TEXTS]
+    answered = await ask(
+        engine,
+        [Request(risk.name, prompt, "base", risk.markers, True, alternatives=answer_heads(risk)) for prompt in prompts],
+    )
+    weighed = await weigh(engine, risk, "base")
+    for one, other in zip(answered, weighed, strict=True):
+        assert one.text.startswith("\n")
+        assert other.candidate_probabilities == pytest.approx(
+            (1 - one.positive_probability, one.positive_probability),
+            abs=1e-4,  # type: ignore[operator]
+        )
 
 
 def test_adapters_answer_as_under_peft_and_one_that_vllm_cannot_load_ends_the_run(tmp_path: Path) -> None:
@@ -59,6 +120,7 @@ def test_adapters_answer_as_under_peft_and_one_that_vllm_cannot_load_ends_the_ru
                 # The padding that `generate` needs may change the last bit, and so, rarely, a word.
                 texts = [each.text for each in completions[number :: len(wanted)]]
                 assert sum(map(str.__eq__, texts, answers)) >= NUM_POSTS - 1, name
+            await check_scores(engine, peft)
             # One that passes the checks and still does not load: one line, from an engine that is well.
             from vllm.lora.request import LoRARequest
 

@@ -45,6 +45,14 @@ def test_the_minimal_config_is_three_keys(tmp_path: Path) -> None:
         ({"explain": "some"}, ["explain", "some", "uncertain"]),
         ({"cascade": {"sample": {"low_risk": 2}}}, ["cascade.sample", "low_risk", "1"]),
         ({"dedup": "all"}, ["dedup", "all", "corpus"]),
+        ({"label_scores": "on"}, ["label_scores", "on", "forced"]),
+        (
+            {
+                "label_scores": "forced",
+                "engine": {"kind": "openai", "base_url": "https://host/v1", "model": "m"},
+            },
+            ["label_scores = forced", "endpoint", "vllm"],
+        ),
         ({"order": "random"}, ["order", "random", "smallest_last"]),
         ({"max_error_rate": 2}, ["max_error_rate", "2"]),
         ({"engine": {"kind": "magic"}}, ["engine", "magic"]),
@@ -94,8 +102,8 @@ def test_a_secret_in_an_address_is_refused_without_being_quoted(tmp_path: Path, 
 
 
 def test_off_without_quotes_is_the_word_off(tmp_path: Path) -> None:
-    config = load_config(ScoreConfig, write(tmp_path, yaml.safe_dump(MINIMAL) + "dedup: off\n"))
-    assert config.dedup == "off"
+    config = load_config(ScoreConfig, write(tmp_path, yaml.safe_dump(MINIMAL) + "dedup: off\nlabel_scores: off\n"))
+    assert (config.dedup, config.label_scores) == ("off", "off")
 
 
 @pytest.mark.parametrize(

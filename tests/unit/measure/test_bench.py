@@ -44,6 +44,7 @@ def test_the_loss_budget_adds_up_to_what_is_missing() -> None:
         ({"engine": {"kind": "echo"}}, "score.engine.kind = echo"),
         ({"explain": "positive"}, "score.explain = positive"),
         ({"dedup": "shard"}, "score.dedup = shard"),
+        ({"label_scores": "forced"}, "score.label_scores = forced"),
     ],
 )
 def test_what_others_would_not_do_is_not_compared(changes: dict[str, object], message: str) -> None:

@@ -3,6 +3,7 @@ where `explain` says so, from the same tokens, and paid for once."""
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from mentalglm.scoring.questions import Question
 from mentalglm.tasks import (
     Task,
     builtin_tasks,
+    candidate_answers,
     find_marker,
     head_pattern,
     load_task,
@@ -290,3 +292,122 @@ def test_an_answer_held_to_the_form_that_is_cut_off_is_explained_too(explain: st
     assert (outcome.status, outcome.labels) == ("ok", ("low_risk",))
     assert {"constrained", "asked_again"} <= {*outcome.flags}
     assert outcome.explanation == ("接着说。" if explain == "all" else None)
+
+
+def weigh(request: Request) -> Completion:
+    """What an engine returns for candidates: the last, which is none where that may be, is the most likely."""
+    num = len(request.candidates)
+    scores = tuple(2 * (number + 1) / (num * (num + 1)) for number in range(num))
+    return Completion("", "stop", 90, num - 1, candidate_probabilities=scores, num_cached_tokens=70)
+
+
+def ask_for_scores(settings: ScoreConfig, task: Task, *completions: Completion) -> tuple[Outcome, list[Request]]:
+    """The outcome, and every request that it took; the last completion is given to whatever is asked after it."""
+    inquiry = Inquiry(settings, Question(task), "一条帖子", "00")
+    requests = [inquiry.request]
+    left = list(completions)
+    following = inquiry.take(left.pop(0))
+    while following is not None:
+        requests.append(following)
+        following = inquiry.take(left.pop(0) if left else weigh(following))
+    assert inquiry.outcome is not None
+    return inquiry.outcome, requests
+
+
+@pytest.mark.parametrize("explain", ["all", "none", "positive"])
+def test_every_answer_gets_scores_and_is_otherwise_what_it_was(explain: str) -> None:
+    num_failed = 0
+    for case in ALL:
+        task = load_task(case.task)
+        completion = complete(Inquiry(config(explain), Question(task), "", "").request, case.raw)
+        if completion.is_head and parse_head(task, completion.text) is None:
+            continue  # it is gone on from
+        if explain == "positive":
+            completion = replace(completion, is_head=False)
+        plain, _ = ask_for_scores(config(explain), task, completion)
+        outcome, requests = ask_for_scores(config(explain, label_scores="forced"), task, completion)
+        if case.raw.lstrip().startswith("<think>"):  # its answer comes after a thought, and not at once
+            assert (outcome, len(requests)) == (plain, 1)
+            continue
+        assert replace(outcome, label_scores=None, num_output_tokens=plain.num_output_tokens) == plain
+        assert outcome.label_scores is not None
+        labels = [label for label, _ in outcome.label_scores]
+        assert labels == [*task.by_slug, *(["none"] if task.none_allowed else [])]
+        num_failed += outcome.status != "ok"
+    assert num_failed > 50
+
+
+def test_scores_are_asked_for_last_and_once_behind_the_models_own_white_space() -> None:
+    settings = config("positive", label_scores="forced", generation={"retry_max_tokens": 300})
+    answer = f"\n{render_answer(PATHWAY, PATHWAY.answerable[:1], '有。')}"
+    cut = Completion("\n这篇", "length", 9, 4)
+    head = Completion(answer[: answer.index("理由") + 2], "stop", 9, 6, is_head=True, token_ids=(1, 2, 3))
+    whole = Completion(answer, "stop", 9, 8)
+    outcome, requests = ask_for_scores(settings, PATHWAY, cut, head, whole)
+    assert [bool(request.candidates) for request in requests] == [False, False, False, True]
+    last = requests[-1]
+    assert (last.lead, last.prompt, last.head, last.pattern) == ("\n", requests[0].prompt, None, None)
+    assert last.candidates == tuple(candidate_answers(PATHWAY).values())
+    assert (outcome.status, outcome.explanation, outcome.flags) == ("ok", "有。", ("asked_again",))
+    assert outcome.num_output_tokens == 4 + 6 + 8 + 19
+    assert outcome.label_scores is not None
+
+
+def test_an_answer_is_followed_from_label_to_label_until_there_is_none_more() -> None:
+    inquiry = Inquiry(config("none", label_scores="forced"), Question(PATHWAY), "一条帖子", "00")
+    following = inquiry.take(Completion("今天天气不错。", "stop", 9, 5))  # what it answers is no matter
+    one, other = PATHWAY.answerable[3], PATHWAY.answerable[1]
+    for named, likeliest, share in (([], one, 0.5), ([one], other, 0.6), ([one, other], "none", 0.7)):
+        candidates = candidate_answers(PATHWAY, named)
+        assert following is not None
+        assert following.candidates == tuple(candidates.values())
+        rest = (1 - share) / (len(candidates) - 1)
+        scores = tuple(share if label == likeliest else rest for label in candidates)
+        following = inquiry.take(Completion("", "stop", 90, 6, candidate_probabilities=scores))
+    assert following is None
+    assert inquiry.outcome is not None
+    found = dict(inquiry.outcome.label_scores or ())
+    assert inquiry.outcome.status == "parse_failed"
+    assert found[one] == pytest.approx(0.5)  # named, it does not come again
+    assert found[other] == pytest.approx(1 - (1 - 0.5 / 19) * (1 - 0.6))
+    assert found["none"] == pytest.approx(0.5 / 19)
+
+
+def test_what_the_scores_cost_is_counted_and_is_no_waste() -> None:
+    inquiry = Inquiry(config("none", label_scores="forced"), Question(PATHWAY), "一条帖子", "00")
+    following = inquiry.take(Completion(render_answer(PATHWAY, [], None), "stop", 9, 5))
+    assert following is not None
+    assert inquiry.take(weigh(following)) is None
+    assert (inquiry.num_prefill_tokens, inquiry.num_cached_tokens, inquiry.num_wasted_tokens) == (99, 70, 0)
+    assert inquiry.outcome is not None
+    assert inquiry.outcome.num_prompt_tokens == 9
+
+
+def test_of_a_binary_task_they_are_its_probability_for_nothing_more() -> None:
+    settings = config("none", label_scores="forced")
+    outcome, requests = ask_for_scores(settings, RISK, Completion(HIGH, "stop", 9, 5, positive_probability=0.75))
+    assert len(requests) == 1
+    assert outcome.label_scores == (("low_risk", 0.25), ("high_risk", 0.75))
+    # Held to a form, an answer has no probability of its own; its labels have.
+    settings = config("none", label_scores="forced", generation={"retry_unparsed": True})
+    held = Completion(HIGH, "stop", 9, 5, positive_probability=0.75)
+    outcome, requests = ask_for_scores(settings, RISK, Completion(" 天气", "stop", 9, 2), held)
+    assert (outcome.probability, len(requests), requests[-1].lead) == (None, 3, " ")
+    assert outcome.label_scores == (("low_risk", pytest.approx(1 / 3)), ("high_risk", pytest.approx(2 / 3)))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [Completion("", "too_long"), Completion("", "error", error="timeout"), Completion("", "refused", error="filter")],
+)
+def test_what_no_engine_answers_has_no_scores_and_is_not_asked_again(completion: Completion) -> None:
+    outcome, requests = ask_for_scores(config("none", label_scores="forced"), PATHWAY, completion)
+    assert (len(requests), outcome.label_scores) == (1, None)
+
+
+def test_scores_that_fail_leave_the_answer_as_it_is() -> None:
+    answer = Completion(render_answer(PATHWAY, [], None), "stop", 9, 5)
+    failed = Completion("", "error", error="engine_crash")
+    outcome, _ = ask_for_scores(config("none", label_scores="forced"), PATHWAY, answer, failed)
+    assert (outcome.status, outcome.labels, outcome.label_scores) == ("ok", (), None)
+    assert outcome.flags == ("label_scores_failed",)

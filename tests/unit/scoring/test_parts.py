@@ -32,6 +32,7 @@ CONFIG = ScoreConfig.model_validate(
         "input": {"uri": "a", "keep_columns": KEPT.names},
         "output": {"uri": "b", "partition_by": KEPT.names},
         "tasks": ["suicide_risk", "cognitive_distortion"],
+        "label_scores": "forced",
     }
 )
 SCHEMA = prediction_schema(CONFIG, KEPT)

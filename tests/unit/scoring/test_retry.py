@@ -65,7 +65,9 @@ class Corpus:
     def outcome(self, attempt: int, key: Key) -> Outcome:
         if key[1:] == (0, 0):
             return UNUSABLE
-        ok = Outcome("ok", labels=("low_risk",), explanation=f"{attempt}/{key}", num_output_tokens=1)
+        scores = (("low_risk", attempt / 16), ("high_risk", 1 - attempt / 16))
+        explanation = f"{attempt}/{key}"
+        ok = Outcome("ok", labels=("low_risk",), explanation=explanation, label_scores=scores, num_output_tokens=1)
         chance = random.Random(f"{self._seed}/{attempt}/{key}")
         outcome = chance.choice([ok, ok, *FAILED])
         # Failed rows of one post and text, of one status, are not told apart: all are copies, or none.
@@ -162,6 +164,11 @@ class Run:
         assert Counter((row["task"], row["post_id"], row["status"], row["explanation"]) for row in table) == Counter(
             (*of(key), each.status, each.explanation) for key, each in self.results.items()
         )
+        for row in table:
+            attempt = int(row["explanation"].partition("/")[0]) if row["explanation"] else None
+            assert row["label_scores"] == (
+                None if attempt is None else [("low_risk", attempt / 16), ("high_risk", 1 - attempt / 16)]
+            )
         assert all((row["labels"] is None) == (row["status"] != "ok") for row in table)
         assert all(row["flags"] == ["duplicate_id"] for row in table)
         errors = pads.dataset(self.folder / "errors").to_table().to_pylist()

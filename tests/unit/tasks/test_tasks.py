@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mentalglm.errors import ConfigError
-from mentalglm.tasks import answer_heads, builtin_tasks, load_task, parse_answer, render_answer, render_prompt
+from mentalglm.tasks import (
+    NO_LABEL,
+    answer_heads,
+    builtin_tasks,
+    candidate_answers,
+    load_task,
+    parse_answer,
+    render_answer,
+    render_prompt,
+)
 
 _SHARED = Path(__file__).parents[3] / "../shared/data"
 
@@ -29,6 +38,36 @@ def test_built_in_tasks_load_and_say_where_their_templates_come_from(name: str) 
         assert negative != positive
         assert parse_answer(task, positive).labels == (task.positive,)
         assert parse_answer(task, negative).labels == (task.negative,)
+
+
+@pytest.mark.parametrize("name", builtin_tasks())
+def test_each_label_has_an_answer_of_its_own_in_every_form_that_it_may_take(name: str) -> None:
+    task = load_task(name)
+    candidates = candidate_answers(task)
+    assert list(candidates) == [*task.answerable, *([NO_LABEL] if task.none_allowed else [])]
+    for slug, (whole, explained, *more) in candidates.items():
+        labels = () if slug == NO_LABEL and task.none_allowed else (slug,)
+        assert whole == render_answer(task, labels, None)
+        assert parse_answer(task, f"{explained}写到了。").labels == labels
+        assert len(more) == (task.kind in ("multilabel", "hierarchical") and labels != ())
+        for beginning in more:
+            named = parse_answer(task, render_answer(task, labels, None).replace(whole, beginning)).labels
+            assert slug in named
+            assert len(named) == 2
+
+
+def test_what_may_come_behind_a_label_is_another_one_or_the_end() -> None:
+    task = load_task("cognitive_distortion")
+    named = ["labeling", "mind_reading"]  # in the order that they were named in
+    candidates = candidate_answers(task, named)
+    assert list(candidates) == [*(slug for slug in task.answerable if slug not in named), NO_LABEL]
+    assert candidates[NO_LABEL] == (
+        "这篇帖子体现了乱贴标签, 读心术的认知歪曲。",
+        "这篇帖子体现了乱贴标签, 读心术的认知歪曲。理由：",
+    )
+    for slug, (whole, *_) in candidates.items():
+        assert set(parse_answer(task, whole).labels) == {*named, slug} - {NO_LABEL}
+    assert list(candidate_answers(task, task.answerable)) == [NO_LABEL]
 
 
 def test_the_built_in_set_is_complete() -> None:
@@ -186,6 +225,7 @@ _BAD = [
     ({"kind": "binary", "none_answer": None}, "a binary task has two labels, here are 3"),
     ({"kind": "binary", "none_answer": None, "labels": _LABELS[:2]}, "positive = None: name one of the two labels"),
     ({"kind": "multiclass"}, "none_answer: only for multilabel"),
+    ({"labels": [*_LABELS[:2], {**_LABELS[2], "slug": "none"}]}, "slug 'none' stands for no label at all"),
     ({"positive": "joy"}, "positive = 'joy': only for binary"),
     ({"labels": [*_LABELS, _LABELS[0]]}, "slug 'joy' is given twice"),
     ({"labels": [*_LABELS, {"slug": "glad", "zh": "高兴", "en": "glad"}]}, "'高兴' names both joy and glad"),
