@@ -255,7 +255,6 @@ class VllmEngine:
                 max_tokens=1,
                 temperature=0.0,
                 detokenize=False,
-                logprobs=len(fork.next_ids),
                 logprob_token_ids=list(fork.next_ids),
                 flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
