@@ -20,7 +20,8 @@ from mentalglm.scoring.order import handing_order
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import connect, score_shards
 from mentalglm.scoring.questions import Question
-from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
+from mentalglm.scoring.retry import RetrySummary, check_statuses, open_round
+from mentalglm.scoring.rounds import effective_totals
 from mentalglm.scoring.throughput import Throughput
 from mentalglm.scoring.worker import RunSpec
 
