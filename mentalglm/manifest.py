@@ -104,6 +104,12 @@ def readme(manifest: Mapping[str, Any]) -> str:
         f"asked for (explain: {manifest['explain']}) or given. `manifest.json` says what made the numbers.",
         "",
     ]
+    for each in manifest.get("explanations", ()):
+        lines += [
+            f"Explanations added {each['finished_at']} (explain: {each['explain']}): {each['now']['explained']} of "
+            f"{each['num_wanted']} predictions that had none.",
+            "",
+        ]
     if estimate := manifest.get("estimate"):
         lines += [
             f"Predicted from {estimate['num_sampled_rows']} rows ({estimate['made_at']}), and what it was:",

@@ -5,19 +5,32 @@ explanation, and where the head does not say enough by itself (`tasks.parse_head
 probability are those of the plain path, `explain: all`, which asks for whole answers. An answer that was cut off before
 its labels ended may be asked for once more, with more tokens; one in which no label can be read, held to the form of
 the task's answers.
+
+Labels that are known already, from a run that did not ask for explanations, stay what they are: the whole answer is
+asked for, as they were asked for, and gives its explanation where it has the same labels.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.scoring.predictions import Outcome, interpret
 from mentalglm.scoring.questions import Question
-from mentalglm.tasks import answer_heads, head_pattern, render_prompt
+from mentalglm.tasks import Task, answer_heads, head_pattern, render_prompt
 
 NO_LABEL = "none"
 """In `cascade.sample`: the rows to which no label applies."""
+
+SAMPLED = "explanation_sampled"
+"""Flag of a row whose explanation was asked for because it fell into the sample."""
+FAILED, DISAGREES, MISSING = "explanation_failed", "explanation_disagrees", "explanation_missing"
+"""Flags of a row whose explanation was asked for in vain: no answer came · one with other labels · one without an
+explanation."""
+_ASKED_AGAIN, _CONSTRAINED = "asked_again", "constrained"
 
 
 class Inquiry:
@@ -25,9 +38,12 @@ class Inquiry:
 
     `request` is what to ask first; every completion goes to `take`, which says what to ask next. Once it says nothing,
     `outcome` is there.
+    `labelled`: the outcome that is known, of a row that is to be explained; its tokens are not counted again.
     """
 
-    def __init__(self, config: ScoreConfig, question: Question, text: str, text_hash: str) -> None:
+    def __init__(
+        self, config: ScoreConfig, question: Question, text: str, text_hash: str, labelled: Outcome | None = None
+    ) -> None:
         self._config = config
         self._task = task = question.task
         self._text_hash = text_hash
@@ -51,6 +67,8 @@ class Inquiry:
         self._num_output_tokens: int | None = None
         self._done: tuple[str, ...] = ()
         """Flags of what was done."""
+        if labelled is not None:
+            self._go_on_from(labelled)
 
     def take(self, completion: Completion) -> Request | None:
         """Reads a completion of the last request. Returns the next one, or None when the outcome is there."""
@@ -60,16 +78,18 @@ class Inquiry:
         self.num_prefill_tokens += (completion.num_prompt_tokens or 0) + len(head_ids)
         self.num_cached_tokens += completion.num_cached_tokens or 0
         outcome = interpret(self._task, completion)
-        if outcome is not None and "constrained" in self._done:
+        if outcome is not None and _CONSTRAINED in self._done:
             outcome = replace(outcome, confidence=None, probability=None)  # of a few answers, not of all there are
         if outcome is None:
             return self._go_on(completion)
         if self._unexplained is not None:
-            outcome = _explained(self._unexplained, outcome)
+            if completion.is_head:  # of labels that were known before, held to the form once more
+                return self._go_on(completion)
+            outcome = explained(self._unexplained, outcome)
             if outcome.explanation is None:
                 self.num_wasted_tokens += completion.num_output_tokens or 0
         elif self._is_to_ask_again(outcome, completion):
-            self._done += ("asked_again",)
+            self._done += (_ASKED_AGAIN,)
             self.num_wasted_tokens = self._num_output_tokens or 0
             self.request = replace(
                 self.request,
@@ -80,7 +100,7 @@ class Inquiry:
             )
             return self.request
         elif self._is_to_constrain(outcome):
-            self._done += ("constrained",)
+            self._done += (_CONSTRAINED,)
             self.num_wasted_tokens = self._num_output_tokens or 0
             self.request = replace(self.request, pattern=head_pattern(self._task), head_only=True, head=None)
             return self.request
@@ -88,6 +108,8 @@ class Inquiry:
             if completion.is_head:
                 self._unexplained = outcome
                 return self._go_on(completion)
+            if outcome.explanation is None and self._config.explain != "all":
+                outcome = replace(outcome, flags=(*outcome.flags, MISSING))
         else:
             outcome = replace(outcome, explanation=None)
         self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens, flags=(*outcome.flags, *self._done))
@@ -104,41 +126,75 @@ class Inquiry:
         return may_ask and has_room and outcome.status == "truncated"
 
     def _is_to_constrain(self, outcome: Outcome) -> bool:
-        may_ask = self._config.generation.retry_unparsed and "constrained" not in self._done
+        may_ask = self._config.generation.retry_unparsed and _CONSTRAINED not in self._done
         return may_ask and outcome.status == "parse_failed"
 
+    def _go_on_from(self, labelled: Outcome) -> None:
+        """Asks for the whole answer of a row whose labels are known, as its labels were asked for."""
+        self._done = tuple(flag for flag in labelled.flags if flag in (_ASKED_AGAIN, _CONSTRAINED, SAMPLED))
+        others = tuple(flag for flag in labelled.flags if flag not in self._done)
+        self._unexplained = replace(labelled, flags=others)
+        self.request = replace(self.request, head_only=False)
+        if _ASKED_AGAIN in self._done:
+            self.request = replace(self.request, max_tokens=self._config.generation.retry_max_tokens)
+        if _CONSTRAINED in self._done:
+            self.request = replace(self.request, pattern=head_pattern(self._task), head_only=True)
+
     def _is_to_explain(self, outcome: Outcome) -> bool:
-        if outcome.labels is None or self._config.explain == "none":
+        if outcome.labels is None:
             return False
-        if self._config.explain == "all":
+        labels, parents = outcome.labels, outcome.parents or ()
+        if is_chosen(self._config, self._task, labels, parents, outcome.confidence):
             return True
-        if self._config.explain == "positive":
-            is_chosen = self._task.finds(outcome.labels, outcome.parents or ())
-        else:
-            is_chosen = outcome.confidence is None or outcome.confidence < self._config.cascade.uncertain_below
-        if not is_chosen and self._is_sampled(outcome):
-            self._done += ("explanation_sampled",)
-            return True
-        return is_chosen
-
-    def _is_sampled(self, outcome: Outcome) -> bool:
-        """Whether the row falls into the sample of its labels. Equal texts do together, for every adapter, and again
-        on resuming; a larger rate takes the rows of a smaller one and more."""
-        rates = self._config.cascade.sample
-        if isinstance(rates, dict):
-            names = {*(outcome.labels or ()), *(outcome.parents or ())} or {NO_LABEL}
-            rate = max(rates.get(name, 0.0) for name in names)
-        else:
-            rate = rates
-        digest = hashlib.blake2b(f"{self._text_hash} {self._task.name}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest) < rate * 2**64
+        is_sampled_ = is_sampled(self._task, self._text_hash, sample_rate(self._config, labels, parents))
+        self._done += (SAMPLED,) if is_sampled_ else ()
+        return is_sampled_
 
 
-def _explained(labelled: Outcome, whole: Outcome) -> Outcome:
-    """The labels of the head with the explanation of the whole answer. Where that one failed, or an engine that had to
-    answer anew gives other labels, they stay without one."""
+def is_chosen(
+    config: ScoreConfig, task: Task, labels: Sequence[str], parents: Sequence[str], confidence: float | None
+) -> bool:
+    """Whether `explain` wants an explanation of these labels."""
+    if config.explain == "positive":
+        return task.finds(labels, parents)
+    if config.explain == "uncertain":
+        # As exact as in `data/`, so that a later run chooses the same rows.
+        return confidence is None or float(np.float32(confidence)) < config.cascade.uncertain_below
+    return config.explain == "all"
+
+
+def sample_rate(config: ScoreConfig, labels: Sequence[str], parents: Sequence[str]) -> float:
+    """Share of the rows with these labels that is explained though `explain` does not choose them."""
+    if config.explain not in ("positive", "uncertain"):
+        return 0.0
+    rates = config.cascade.sample
+    if not isinstance(rates, dict):
+        return rates
+    return max(rates.get(name, 0.0) for name in {*labels, *parents} or {NO_LABEL})
+
+
+def is_sampled(task: Task, text_hash: str, rate: float) -> bool:
+    """Whether the row falls into a sample of this rate. Equal texts do together, for every adapter, and again on
+    resuming; a larger rate takes the rows of a smaller one and more."""
+    if not rate:
+        return False
+    digest = hashlib.blake2b(f"{text_hash} {task.name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < rate * 2**64
+
+
+def explained(labelled: Outcome, whole: Outcome) -> Outcome:
+    """The labels of the head with the explanation of the whole answer. Where that one failed, has no explanation, or an
+    engine that had to answer anew gives other labels, they stay without one."""
+    if labelled.num_prompt_tokens is None:
+        labelled = replace(labelled, num_prompt_tokens=whole.num_prompt_tokens)
     if whole.finish_reason not in ("stop", "length"):
-        return replace(labelled, flags=(*labelled.flags, "explanation_failed"))
+        return replace(labelled, flags=(*labelled.flags, FAILED))
     if (whole.status, whole.labels, whole.parents) != ("ok", labelled.labels, labelled.parents):
-        return replace(labelled, flags=(*labelled.flags, "explanation_disagrees"))
-    return replace(labelled, explanation=whole.explanation, finish_reason=whole.finish_reason, flags=whole.flags)
+        return replace(labelled, flags=(*labelled.flags, DISAGREES))
+    missing = () if whole.explanation else (MISSING,)
+    return replace(
+        labelled,
+        explanation=whole.explanation,
+        finish_reason=whole.finish_reason,
+        flags=(*whole.flags, *missing),
+    )
