@@ -110,8 +110,6 @@ def open_explanations(ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task]
 
 def _count_wanted(ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task]) -> tuple[list[int], int]:
     """(shards of the parts in which rows are to be explained, how many rows those are)."""
-    if ledger.record.fingerprint["explain"] == "all":  # asked for with every answer; those without have none
-        return [], 0
     shards: list[int] = []
     total = 0
     for part, finished in finished_parts(ledger):
