@@ -163,7 +163,7 @@ class ExplainRound(Round):
         for kind in sorted({kind for commit in commits for kind in commit.files}):
             task = self._tasks[question_columns(kind.removeprefix("task="))["task"]]
             having = [commit for commit in commits if kind in commit.files]
-            tables = [table.select([*_NEEDED, *partition_by]) for table in read_staged(self.ledger, kind, having)]
+            tables = [_needed(table, partition_by) for table in read_staged(self.ledger, kind, having)]
             for place, rows in split(pa.concat_tables(tables), partition_by):
                 file = standing[part_path(kind, place, number)]
                 yield self._rewrite(file, partial(_with_explanations, rows=rows, config=self._config, task=task))
@@ -183,6 +183,12 @@ class ExplainRound(Round):
         return {"num_wanted": self._record.num_wanted, "now": dict(now)}
 
 
+def _needed(table: pa.Table, partition_by: Sequence[str]) -> pa.Table:
+    needed = table.select([*_NEEDED, *partition_by])
+    column = needed.schema.get_field_index("explanation")  # those of a part may be more than 2 GiB
+    return needed.set_column(column, "explanation", needed["explanation"].cast(pa.large_string()))
+
+
 def _with_explanations(
     source: pq.ParquetFile, rows: pa.Table, config: ScoreConfig, task: Task
 ) -> tuple[dict[str, Any], Iterator[pa.Table]]:
@@ -190,6 +196,7 @@ def _with_explanations(
 
     Found by id and text: rows that are equal in these stand for each other, where they have the same labels.
     """
+    rows = rows.combine_chunks()
     index, taken = RowIndex(rows), np.zeros(rows.num_rows, bool)
     picks = []
     for group in range(source.num_row_groups):
@@ -217,7 +224,8 @@ def _with_explanations(
             paid = pc.add(pc.fill_null(before, 0), answers["num_output_tokens"])
             paid = pc.if_else(pc.is_null(paid), before, paid)
             column = answers.schema.get_field_index("num_output_tokens")
-            yield with_rows(table, places.tolist(), answers.set_column(column, "num_output_tokens", paid))
+            answers = answers.set_column(column, "num_output_tokens", paid)
+            yield with_rows(table, places, answers.cast(pa.schema([table.schema.field(name) for name in _REPLACED])))
 
     return {"now": now}, tables()
 

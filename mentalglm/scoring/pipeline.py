@@ -128,7 +128,7 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
     InterruptedRunError.
     """
     chosen = check_statuses(statuses)
-    job, ledger, _ = _finished_run(run_uri, overrides, may_differ=["generation.retry_max_tokens"])
+    job, ledger = _finished_run(run_uri, overrides, may_differ=["generation.retry_max_tokens"])
     with Lease.acquire(ledger.uri) as lease:
         ledger = Ledger(ledger.uri, lease.check)
         current = open_round(ledger, chosen, job.config.generation.retry_max_tokens)
@@ -153,7 +153,7 @@ def explain(run_uri: str, overrides: Sequence[str]) -> ExplainSummary:
     Raises: as `retry`.
     """
     may_differ = ["explain", "cascade", "generation.retry_max_tokens"]
-    job, ledger, plan = _finished_run(run_uri, overrides, may_differ)
+    job, ledger = _finished_run(run_uri, overrides, may_differ)
     check_policy(job.config)
     with Lease.acquire(ledger.uri) as lease:
         ledger = Ledger(ledger.uri, lease.check)
@@ -166,19 +166,20 @@ def explain(run_uri: str, overrides: Sequence[str]) -> ExplainSummary:
             job.config, job.tasks, job.model, footer, lease.epoch, current.ledger.folder, explains=current.parts()
         )
         totals = Totals.of(current.committed())
-        pending = handing_order(job.config, current.pending(), plan.shard_num_rows, len(job.questions))
-        for commit in score_shards(spec, pending, current.num_predictions, totals, lease, lambda: None):
+        # In order: a worker keeps what it has read of the last parts.
+        for commit in score_shards(spec, current.pending(), current.num_predictions, totals, lease, lambda: None):
             totals.add(commit)
         return current.finish(job.config.output.partition_by)
 
 
-def _finished_run(run_uri: str, overrides: Sequence[str], may_differ: Sequence[str]) -> tuple[Job, Ledger, CorpusPlan]:
+def _finished_run(run_uri: str, overrides: Sequence[str], may_differ: Sequence[str]) -> tuple[Job, Ledger]:
     """The job that a finished run was made by, with changes. Raises: ConfigError, InputError."""
     job = Job.resolve(standing_config(run_uri, overrides))
     ledger = Ledger(job.config.output.uri)
     if not ledger.is_complete():
         raise ConfigError(f"RUN_URI = {run_uri}: the run is not finished; finish it with `mentalglm score` first")
-    return job, ledger, job.check_standing_run(ledger, may_differ=may_differ)
+    job.check_standing_run(ledger, may_differ=may_differ)
+    return job, ledger
 
 
 def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Question, ...]]:

@@ -265,13 +265,13 @@ class Round(ABC):
         self._run.republish(record)
 
 
-def with_rows(table: pa.Table, places: Sequence[int], rows: pa.Table) -> pa.Table:
+def with_rows(table: pa.Table, places: Sequence[int] | np.ndarray[Any, Any], rows: pa.Table) -> pa.Table:
     """The table, where the columns of `rows` have replaced what stood at `places`."""
     if not rows.num_rows:
         return table
     names = rows.column_names
     order = np.arange(table.num_rows)
-    order[list(places)] = table.num_rows + np.arange(rows.num_rows)
+    order[places] = table.num_rows + np.arange(rows.num_rows)
     mixed = pa.concat_tables([table.select(names), rows]).unify_dictionaries().take(order)
     columns = [mixed[name] if name in names else table[name] for name in table.column_names]
     return pa.Table.from_arrays(columns, schema=table.schema)

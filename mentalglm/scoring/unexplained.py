@@ -36,10 +36,8 @@ _SEPARATOR, _HALVES = "\x1f", "\x1e"  # not in labels
 _ROW = "\0row"  # a name that no kept column has
 _ROWS = pa.schema([("post_id", pa.string()), ("text_hash", pa.string()), (_ROW, pa.int64())])
 _KNOWN_BY = ["post_id", "text_hash"]
-CHOSEN_BY = [
-    *_KNOWN_BY,
-    *("status", "labels", "parents", "explanation", "confidence", "finish_reason", "flags"),
-]
+_KNOWN = [*_KNOWN_BY, "labels", "parents", "finish_reason", "flags"]
+CHOSEN_BY = [*_KNOWN, "status", "explanation", "confidence"]
 """Columns of `data/` that say which rows are to be explained, and what is known of them."""
 
 BoolArray = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -58,7 +56,7 @@ def choose(config: ScoreConfig, task: Task, table: pa.Table) -> tuple[Int64Array
     is_open = pc.and_(pc.equal(table["status"].cast(pa.string()), "ok"), pc.is_null(table["explanation"]))
     rows = np.flatnonzero(is_open.to_numpy() & ~settled)
     # Labels repeat: each set of them is looked at once.
-    found = _found(table.take(rows)).dictionary_encode()
+    found = _found(table.select(["labels", "parents"]).take(rows)).dictionary_encode()
     sets = [_labels(text) for text in found.dictionary.to_pylist()]
     of = found.indices.to_numpy()
     if config.explain == "uncertain":
@@ -96,7 +94,7 @@ class RowIndex:
     """Rows of a table by post id and text, in few bytes each."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._known = table.select(_KNOWN_BY)
+        self._known = table.select(_KNOWN_BY).combine_chunks()
         keys = _keys(self._known)
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
@@ -181,7 +179,7 @@ class _WantedRows:
     """Those of a file."""
 
     def __init__(self, uri: str, config: ScoreConfig, question: Question) -> None:
-        self._table = pa.concat_tables(wanted_rows(uri, config, question.task))
+        self._table = pa.concat_tables(wanted_rows(uri, config, question.task)).combine_chunks()
         self._index = RowIndex(self._table)
 
     def of(self, rows: pa.Table, posts: Posts) -> dict[int, Outcome]:
@@ -206,18 +204,22 @@ def _outcome(known: Mapping[str, Any], flags_of_post: Sequence[str]) -> Outcome:
 
 
 def wanted_rows(uri: str, config: ScoreConfig, task: Task) -> Iterator[pa.Table]:
-    """The rows of a file of predictions that are to be explained, group by group.
+    """What is known of the rows of a file of predictions that are to be explained, group by group.
 
     Raises: InterruptedRunError where it cannot be read.
     """
+    for table in _row_groups(uri):
+        rows, sampled = choose(config, task, table)
+        yield table.select(_KNOWN).take(rows).append_column(SAMPLED, pa.array(sampled))
+
+
+def _row_groups(uri: str) -> Iterator[pa.Table]:
     fs, path = storage.filesystem(uri)
     try:
         with fs.open_input_file(path) as data:
             source = pq.ParquetFile(data, page_checksum_verification=True)
             for group in range(source.num_row_groups):
-                table = source.read_row_group(group, columns=CHOSEN_BY)
-                rows, sampled = choose(config, task, table)
-                yield table.take(rows).append_column(SAMPLED, pa.array(sampled))
+                yield source.read_row_group(group, columns=CHOSEN_BY)
     except (OSError, pa.ArrowException) as error:
         raise InterruptedRunError(
             f"{storage.shown(uri)}: cannot be read ({type(error).__name__}); see to it and run the same command again"
