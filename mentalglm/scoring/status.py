@@ -32,7 +32,7 @@ class RunStatus:
     """Predictions made and not committed yet, as the job said last."""
     rows_per_s: float | None
     eta_s: float | None
-    """Seconds left at that rate."""
+    """Seconds left at that rate; None for a retry or explanations, whose number the run does not tell."""
     statuses: dict[str, dict[str, int]]
     """task -> status -> predictions; where adapters are compared, `<task>/adapter=<adapter>` ->."""
     num_unreadable_rows: int
@@ -80,7 +80,7 @@ def read_status(uri: str) -> RunStatus:
         num_expected=num_expected,
         num_in_progress=num_made - totals.num_predictions,
         rows_per_s=rate,
-        eta_s=round((num_expected - num_made) / rate, 1) if rate else None,
+        eta_s=round((num_expected - num_made) / rate, 1) if rate and begun is None else None,
         statuses={task: dict(counts) for task, counts in totals.statuses.items()},
         num_unreadable_rows=totals.num_quarantined,
         num_shards=plan.num_shards,

@@ -112,7 +112,7 @@ def is_positive(row: dict[str, Any]) -> bool:
         max_size=3,
     ),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_rows_are_there_once_with_their_labels_after_deaths_at_any_write(
     num_shards: int,
     num_ids: int,
