@@ -248,6 +248,16 @@ def test_rows_that_were_asked_in_vain_are_asked_again_where_that_can_help(tmp_pa
     assert add(run, config("all")) is None
 
 
+def test_an_explanation_is_never_of_other_labels_than_its_row(tmp_path: Path) -> None:
+    run = labels_only(tmp_path, LabelledCorpus(3, 1, seed=1))  # one post again and again, labelled differently
+    for _ in range(3 * NUM_ROWS):
+        if add(run, config("all")) is None:
+            break
+    rows = [row for row in run.table() if row["status"] == "ok"]
+    assert len({tuple(row["labels"]) for row in rows}) > 2
+    assert all(row["explanation"] == str(tuple(row["labels"])) for row in rows)
+
+
 def test_files_say_what_was_added_and_those_without_stay_as_they_are(tmp_path: Path) -> None:
     run = labels_only(tmp_path, LabelledCorpus(5, 1000, seed=2), target_bytes=1)
     files = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.parquet")}
