@@ -70,7 +70,8 @@ class ExplainSummary:
         ):
             parts += [f"{self.now[flag]} {what}"] if self.now[flag] else []
         num_left = self.num_wanted - sum(self.now.values())
-        parts += [f"{num_left} not asked for, since their posts could not be read"] if num_left > 0 else []
+        left = f"{num_left} left for another call, of posts that could not be read or are twice in the input"
+        parts += [left] if num_left else []
         return f"{self.uri}: {', '.join(parts)}; {whole}"
 
 
