@@ -51,7 +51,7 @@ def config(posts: str, output: str, **changes: Any) -> ScoreConfig:
     return ScoreConfig.model_validate(
         {
             "input": {"uri": posts, "keep_columns": ["day"]},
-            "output": {"uri": output, "partition_by": ["day"], "target_file_mb": 0.001},
+            "output": {"uri": output, "partition_by": ["day"], "target_file_mb": 0.02},
             "tasks": TASKS,
             "engine": {"kind": "echo", "num_engines": 2},
             "explain": "none",
@@ -71,7 +71,9 @@ def read(uri: str) -> pa.Table:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run without explanations, and its posts."""
     folder = tmp_path_factory.mktemp("finished")
-    score(config(write_posts(folder), str(folder / "out")))
+    job = config(write_posts(folder), str(folder / "out"))
+    many_files = job.output.model_copy(update={"target_file_mb": 0.001})
+    score(job.model_copy(update={"output": many_files}))
     return folder
 
 
@@ -86,9 +88,10 @@ def output(finished: Path, tmp_path: Path) -> str:
     ("place", "changes"),
     [
         ("disk", {"dedup": "shard"}),
-        ("s3", {"dedup": "corpus", "tasks": TASKS[:1], "model": {"adapters": {"S1": None, "S2": None}}}),
+        ("s3", {"tasks": TASKS[:1], "model": {"adapters": {"S1": None, "S2": None}}}),
+        pytest.param("disk", {"tasks": TASKS[:1], "dedup": "corpus"}, marks=pytest.mark.slow),
     ],
-    ids=["disk", "s3"],
+    ids=["dedup shard", "adapters on s3", "dedup corpus"],
 )
 def test_the_table_is_the_one_of_a_run_that_asked_for_explanations(
     place: str, changes: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
