@@ -101,6 +101,18 @@ def retry(
 
 
 @app.command()
+def explain(run_uri: RunArgument, set_: SetOption = None) -> None:
+    """Add explanations to a finished run: --set explain=positive (uncertain, all), --set cascade.sample=0.02.
+
+    For rows that have labels and no explanation. Labels stay as they are. The same command resumes an interrupted call.
+    """
+    with _resumable("explain", run_uri, set=set_):
+        from mentalglm.scoring import explain as add_explanations
+
+        print(add_explanations(run_uri, set_ or []).describe())
+
+
+@app.command()
 def status(run_uri: RunArgument, json_: JsonOption = False, set_: S3Option = None) -> None:
     """How far a run is, at what rate, what failed; from any machine that can read its folder."""
     from mentalglm.scoring.status import print_status, read_status

@@ -114,6 +114,12 @@ def readme(manifest: Mapping[str, Any]) -> str:
             "so rows whose `status` is not `ok` may have them; null where the model gave no answer.",
             "",
         ]
+    for each in manifest.get("explanations", ()):
+        lines += [
+            f"Explanations added {each['finished_at']} (explain: {each['explain']}): {each['now']['explained']} of "
+            f"{each['num_wanted']} predictions that had none.",
+            "",
+        ]
     if estimate := manifest.get("estimate"):
         lines += [
             f"Predicted from {estimate['num_sampled_rows']} rows ({estimate['made_at']}), and what it was:",

@@ -15,7 +15,7 @@ from mentalglm import storage
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import shards_in_parts
-from mentalglm.scoring.retry import finished_rounds
+from mentalglm.scoring.rounds import finished_rounds
 
 _SHARD = re.compile(
     r"(?:retries/(?P<round>\d+)/)?shards/(?:task=[^/]+(?:/adapter=[^/]+)?|errors)/(?P<shard>\d{8,})\.parquet"

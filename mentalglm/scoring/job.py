@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +72,21 @@ class Job:
         """The plan of the run in the folder, or of the one that would be begun there. Writes nothing."""
         return self.plan() if ledger.find() is None else self.check_standing_run(ledger)
 
-    def check_standing_run(self, ledger: Ledger, *, is_retry: bool = False) -> CorpusPlan:
+    def check_standing_run(self, ledger: Ledger, *, may_differ: Sequence[str] | None = None) -> CorpusPlan:
         """The plan of the run in the folder. Raises: ConfigError or InputError when this job is another one.
 
-        `is_retry`: how many more tokens cut-off answers get may differ, since it is for failed rows alone.
+        `may_differ`: keys in which a later round over the finished run may differ from it.
         """
         standing = ledger.record.fingerprint
         plan = ledger.read_plan()
         self.check_input(plan)
         now = self.fingerprint(plan)
-        if is_retry:
-            now["generation"]["retry_max_tokens"] = standing["generation"]["retry_max_tokens"]
-        difference = differences(standing, now)
-        if difference and is_retry:
+        free = frozenset(may_differ or ())
+        difference = [line for line in differences(standing, now) if not free & {*_prefixes(line.partition(":")[0])}]
+        if difference and may_differ is not None:
             raise ConfigError(
-                f"--set: {'; '.join(difference)}: rows are retried as the run was made; leave it out, or score all "
-                "posts anew in another folder"
+                f"--set: {'; '.join(difference)}: rows are asked for again as the run was made; leave it out, or score "
+                "all posts anew in another folder"
             )
         if difference:
             raise ConfigError(
@@ -189,7 +189,7 @@ def standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
         apply_override(data, override)
     config = validate(ScoreConfig, data, f"{uri}/_run/run.json")
     if config.output.uri != uri:
-        raise ConfigError(f"--set output.uri={config.output.uri}: rows are retried where they are; leave it out")
+        raise ConfigError(f"--set output.uri={config.output.uri}: the run stays where it is; leave it out")
     return config
 
 
@@ -254,6 +254,11 @@ def _check_sample(config: ScoreConfig, tasks: Sequence[Task]) -> None:
     for name in config.cascade.sample if isinstance(config.cascade.sample, dict) else ():
         if name not in known:
             raise ConfigError(f"cascade.sample: {name!r} is no label of the tasks; use {', '.join(sorted(known))}")
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    """`a.b.c` -> a, a.b, a.b.c."""
+    return accumulate(key.split("."), "{}.{}".format)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ matters.
     _run/shards/task=<task>/<number>.parquet    _run/shards/errors/<number>.parquet    _run/commits/<number>.json
     _run/parts/<number>.json    data/task=<task>/part-<number>.parquet    errors/part-<number>.parquet
     manifest.json    README.md    _SUCCESS         (in this order, when all is in parts)
-    _run/retries/<round>.json   _run/retries/<round>/{shards,commits}/...   _run/retries/<round>.done.json   (retry.py)
+    _run/retries/<round>.json   _run/retries/<round>/{shards,commits}/...   _run/retries/<round>.done.json   (rounds.py)
 
 Where adapters are compared, <task> is <task>/adapter=<adapter> everywhere (questions.py).
 """
@@ -87,7 +87,7 @@ def read_record(record: type[RecordT], path: str) -> RecordT | None:
 class Ledger:
     """The run in the folder `uri`. `check_fence` is called before each commit and raises where the run is another's.
 
-    `folder`: where below `uri` the shards of this ledger are committed; that of a retry has its own.
+    `folder`: where below `uri` the shards of this ledger are committed; a later round has its own.
     """
 
     def __init__(self, uri: str, check_fence: Callable[[], None] = lambda: None, folder: str = "_run") -> None:
@@ -198,7 +198,8 @@ class Ledger:
     ) -> ShardCommit:
         """Writes the predictions of a shard, its failed rows and its record, and returns the record that stands.
 
-        `tables`: task -> predictions, those of all tasks for the same rows; in a retry each task has rows of its own.
+        `tables`: task -> predictions, those of all tasks for the same rows; in a later round each task has rows of its
+        own, or none.
         Where adapters are compared, a task here is one of one adapter: a question's key.
         `keep`: called before the record is written, with the predictions that stand and the reasons of failed rows.
         """
@@ -211,6 +212,7 @@ class Ledger:
         errors: list[dict[str, Any]] = []
         num_tokens = {"num_prompt_tokens": 0, "num_output_tokens": 0}
         num_copied = 0
+        id_hash = hash_ids([])
         standing_tables: dict[str, pa.Table] = {}
         standing_reasons: dict[str, list[str | None]] = {}
         for task, table in tables.items():
@@ -245,7 +247,7 @@ class Ledger:
         return self._put_commit(
             ShardCommit(
                 shard=shard,
-                num_rows=next(iter(tables.values())).num_rows,
+                num_rows=next((table.num_rows for table in tables.values()), 0),
                 statuses=statuses,
                 labels=labels,
                 explained=explained,

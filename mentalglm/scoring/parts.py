@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
-from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
+from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError
 from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.ledger import Ledger, read_record
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, ROW_GROUP_SIZE, add_hashes, hash_ids
@@ -63,7 +63,7 @@ class Part(BaseModel):
 
     def numbers(self) -> Iterator[int]:
         """Every shard, in order."""
-        return _numbers(self.shards)
+        return numbers_of(self.shards)
 
 
 class FinishedPart(BaseModel):
@@ -77,7 +77,7 @@ class FinishedPart(BaseModel):
 
     def failed_shards(self) -> Iterator[int]:
         """Those shards, in order."""
-        return _numbers(self.failed)
+        return numbers_of(self.failed)
 
 
 class PartWriter:
@@ -131,7 +131,7 @@ class PartWriter:
         """Writes what is committed and in no part yet, so that `data/` and `errors/` show all of it."""
         if not self._waiting:
             return
-        part = Part(shards=_ranges(sorted(self._waiting)))
+        part = Part(shards=to_ranges(sorted(self._waiting)))
         self._ledger.check_fence()
         path = _record_path(self._ledger, self._num_parts)
         if not storage.put_if_absent(path, part.model_dump_json().encode(), self._ledger.staging):
@@ -179,7 +179,7 @@ class PartWriter:
             finished = FinishedPart(
                 files=[file for kind in kinds for file in self._write(kind, commits)],
                 totals=Totals.of(commits),
-                failed=_ranges([commit.shard for commit in commits if any(commit.failed.values())]),
+                failed=to_ranges([commit.shard for commit in commits if any(commit.failed.values())]),
             )
         except StagedFileError:
             # Whoever took the run over may have finished the part, and deleted them.
@@ -296,6 +296,15 @@ def finished_parts(ledger: Ledger) -> Iterator[tuple[Part, FinishedPart]]:
     return ((part, finished) for part, finished in read_parts(ledger) if finished is not None)
 
 
+def read_finished_part(ledger: Ledger, number: int) -> FinishedPart:
+    """A part that is known to be finished. Raises: InputError where its record is gone."""
+    path = _record_path(ledger, number, ".done")
+    finished = read_record(FinishedPart, path)
+    if finished is None:
+        raise InputError(f"{path}: is gone; put it back, or begin a new run in another folder")
+    return finished
+
+
 def read_totals(ledger: Ledger) -> Totals:
     """Counts over every committed shard, as it was first scored."""
     totals, in_parts = Totals(), set[int]()
@@ -370,11 +379,12 @@ def _folder(value: Any) -> str:
     return name
 
 
-def _numbers(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+def numbers_of(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """The numbers in ranges [start, stop), in order."""
     return chain.from_iterable(range(start, stop) for start, stop in ranges)
 
 
-def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+def to_ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
     """Increasing numbers as ranges [start, stop)."""
     ranges: list[tuple[int, int]] = []
     for number in numbers:

@@ -13,6 +13,7 @@ from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, 
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.duplicates import find_duplicates
 from mentalglm.scoring.estimate import Accuracy, Attempt, check_estimate, read_accuracy
+from mentalglm.scoring.explain import ExplainSummary, check_policy, open_explanations
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
@@ -20,7 +21,8 @@ from mentalglm.scoring.order import handing_order
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import connect, score_shards
 from mentalglm.scoring.questions import Question
-from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
+from mentalglm.scoring.retry import RetrySummary, check_statuses, open_round
+from mentalglm.scoring.rounds import effective_totals
 from mentalglm.scoring.throughput import Throughput
 from mentalglm.scoring.worker import RunSpec
 
@@ -126,11 +128,7 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
     InterruptedRunError.
     """
     chosen = check_statuses(statuses)
-    job = Job.resolve(standing_config(run_uri, overrides))
-    ledger = Ledger(job.config.output.uri)
-    if not ledger.is_complete():
-        raise ConfigError(f"RUN_URI = {run_uri}: the run is not finished; finish it with `mentalglm score` first")
-    job.check_standing_run(ledger, is_retry=True)
+    job, ledger = _finished_run(run_uri, overrides, may_differ=["generation.retry_max_tokens"])
     with Lease.acquire(ledger.uri) as lease:
         ledger = Ledger(ledger.uri, lease.check)
         current = open_round(ledger, chosen, job.config.generation.retry_max_tokens)
@@ -145,6 +143,43 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
         for commit in score_shards(spec, pending, current.num_predictions, totals, lease, lambda: None):
             totals.add(commit)
         return current.finish(job.config.output.partition_by)
+
+
+def explain(run_uri: str, overrides: Sequence[str]) -> ExplainSummary:
+    """Adds explanations to a finished run, where `explain` and `cascade` choose rows that have none.
+
+    `overrides`: `a.b=value`, of the config that the run was begun with; `explain` and `cascade` may be others. The same
+    call goes on with an interrupted one. No error budget: labels stay what they are.
+    Raises: as `retry`.
+    """
+    may_differ = ["explain", "cascade", "generation.retry_max_tokens"]
+    job, ledger = _finished_run(run_uri, overrides, may_differ)
+    check_policy(job.config)
+    with Lease.acquire(ledger.uri) as lease:
+        ledger = Ledger(ledger.uri, lease.check)
+        had_all = ledger.record.fingerprint["explain"] == "all"  # asked for with every answer: where none is, none came
+        current = None if had_all else open_explanations(ledger, job.config, job.tasks)
+        if current is None:
+            return ExplainSummary(ledger.uri, job.config.explain, 0, {}, effective_totals(ledger))
+        footer = job.footer(ledger.record.run_id)
+        spec = RunSpec(
+            job.config, job.tasks, job.model, footer, lease.epoch, current.ledger.folder, explains=current.parts()
+        )
+        totals = Totals.of(current.committed())
+        # In order: a worker keeps what it has read of the last parts.
+        for commit in score_shards(spec, current.pending(), current.num_predictions, totals, lease, lambda: None):
+            totals.add(commit)
+        return current.finish(job.config.output.partition_by)
+
+
+def _finished_run(run_uri: str, overrides: Sequence[str], may_differ: Sequence[str]) -> tuple[Job, Ledger]:
+    """The job that a finished run was made by, with changes. Raises: ConfigError, InputError."""
+    job = Job.resolve(standing_config(run_uri, overrides))
+    ledger = Ledger(job.config.output.uri)
+    if not ledger.is_complete():
+        raise ConfigError(f"RUN_URI = {run_uri}: the run is not finished; finish it with `mentalglm score` first")
+    job.check_standing_run(ledger, may_differ=may_differ)
+    return job, ledger
 
 
 def plan_run(config: ScoreConfig) -> tuple[CorpusPlan, tuple[Question, ...]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from mentalglm.scoring.lease import LeaseState, read_lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.progress import duration
-from mentalglm.scoring.retry import effective_totals, has_unfinished_round
+from mentalglm.scoring.rounds import effective_totals, unfinished_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class RunStatus:
     run_id: str
     state: str
     """complete · running · interrupted (run the same command again) · lost (the same, its job ended without a word)"""
-    is_retry: bool
-    """Whether it is a retry of failed rows that runs, or was interrupted; the run itself is complete."""
+    command: str
+    """score · retry, explain: that is what runs, or was interrupted; the run itself is complete"""
     owner: str | None
     """Who works on it, or did last, since when, and when it gave the last sign of life."""
     num_predictions: int
@@ -32,7 +32,7 @@ class RunStatus:
     """Predictions made and not committed yet, as the job said last."""
     rows_per_s: float | None
     eta_s: float | None
-    """Seconds left at that rate."""
+    """Seconds left at that rate; None for a retry or explanations, whose number the run does not tell."""
     statuses: dict[str, dict[str, int]]
     """task -> status -> predictions; where adapters are compared, `<task>/adapter=<adapter>` ->."""
     num_unreadable_rows: int
@@ -65,8 +65,8 @@ def read_status(uri: str) -> RunStatus:
     num_expected = (
         plan.num_rows * len(record.fingerprint["tasks"]) * max(1, len(record.fingerprint.get("adapters", ())))
     )
-    is_retry = ledger.is_complete() and has_unfinished_round(ledger)
-    state = _state(ledger.is_complete() and not is_retry, lease)
+    begun = unfinished_round(ledger) if ledger.is_complete() else None
+    state = _state(ledger.is_complete() and begun is None, lease)
     progress = lease.progress if lease is not None and state == "running" else {}
     num_made = max(sum(progress.get("statuses", {}).values()), totals.num_predictions)
     rate = progress.get("rows_per_s")
@@ -74,13 +74,13 @@ def read_status(uri: str) -> RunStatus:
         uri=ledger.uri,
         run_id=record.run_id,
         state=state,
-        is_retry=is_retry,
+        command="score" if begun is None else begun.command,
         owner=lease.describe() if lease is not None else None,
         num_predictions=totals.num_predictions,
         num_expected=num_expected,
         num_in_progress=num_made - totals.num_predictions,
         rows_per_s=rate,
-        eta_s=round((num_expected - num_made) / rate, 1) if rate else None,
+        eta_s=round((num_expected - num_made) / rate, 1) if rate and begun is None else None,
         statuses={task: dict(counts) for task, counts in totals.statuses.items()},
         num_unreadable_rows=totals.num_quarantined,
         num_shards=plan.num_shards,
@@ -94,14 +94,15 @@ def _state(is_complete: bool, lease: LeaseState | None) -> str:
         return "complete" if is_complete else "interrupted"
     if lease.is_stale or lease.owner.is_gone():
         return "complete" if is_complete else "lost"
-    return "running"  # also where failed rows of a complete run are retried
+    return "running"  # also where rows of a complete run are asked for again
 
 
 def print_status(status: RunStatus) -> None:
     """For a person."""
     console = Console(soft_wrap=True)
     share = status.num_predictions / status.num_expected if status.num_expected else 1.0
-    console.print(f"{status.uri}: {'retry ' if status.is_retry else ''}{status.state}", markup=False, highlight=False)
+    command = "" if status.command == "score" else f"{status.command} "
+    console.print(f"{status.uri}: {command}{status.state}", markup=False, highlight=False)
     lines = [
         f"{status.num_predictions} of {status.num_expected} predictions committed ({share:.1%}), "
         f"{status.num_committed_shards} of {status.num_shards} shards"
@@ -119,7 +120,7 @@ def print_status(status: RunStatus) -> None:
         lines.append(f"by {status.owner}")
     elif status.state in ("interrupted", "lost"):
         by = f"last worked on by {status.owner}; " if status.owner else ""
-        lines.append(f"{by}the same `mentalglm {'retry' if status.is_retry else 'score'}` command goes on")
+        lines.append(f"{by}the same `mentalglm {status.command}` command goes on")
     for line in lines:
         console.print(line, markup=False, highlight=False)
     if not status.statuses:

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mentalglm.engine.echo import EchoEngine
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Completion, Engine, Request
 from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError, UserError
-from mentalglm.scoring.cascade import Inquiry
+from mentalglm.scoring.cascade import Inquiry, explained
 from mentalglm.scoring.commit import Effort, ShardCommit
 from mentalglm.scoring.duplicates import (
     NO_DUPLICATES,
@@ -36,6 +36,7 @@ from mentalglm.scoring.order import asking_order
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
 from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.scoring.throughput import EffortMeter
+from mentalglm.scoring.unexplained import Labelled, UnexplainedRows
 from mentalglm.tasks import Task
 
 _REPORT_INTERVAL_S = 1.0
@@ -60,6 +61,8 @@ class RunSpec:
     """Where below the run's folder the shards are committed."""
     rows: Mapping[int, Rows] = field(default_factory=dict)
     """shard -> the rows to ask for; a shard that is not named here: all of them."""
+    explains: Sequence[tuple[int, int, int]] | None = None
+    """Where explanations are added to a finished run: `parts` of `UnexplainedRows`."""
     num_gpus: int = 0
     shards_in_flight: int = 1
     started: float = field(default_factory=time.time)
@@ -98,6 +101,9 @@ class ShardScorer:
             self._plan = self._ledger.read_plan()
             self._reader = ShardReader(spec.config.input, self._plan)
             self._schema = prediction_schema(spec.config, self._plan.kept_schema)
+            self._unexplained: UnexplainedRows | None = None
+            if spec.explains is not None:
+                self._unexplained = UnexplainedRows(self._ledger, spec.config, spec.questions, spec.explains)
             self._engine = _build_engine(spec)
             self._meter.engine_started()
         except UserError as error:
@@ -175,10 +181,14 @@ class ShardScorer:
                 self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
             )
         picked: Rows = rows or {each.key: range(len(posts)) for each in self._spec.questions}
-        duplicates = await self._find_duplicates(shard, posts) if rows is None else NO_DUPLICATES
+        is_first = rows is None and self._unexplained is None
+        duplicates = await self._find_duplicates(shard, posts) if is_first else NO_DUPLICATES
         copies = {} if given_up else duplicates.copies
         own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
-        if rows is not None and self._spec.config.dedup != "off" and not given_up:
+        if self._unexplained is not None:
+            labelled = await loop.run_in_executor(self._copying, self._unexplained.of, shard, posts)
+            outcomes = await self._explained(shard, posts, labelled, given_up)
+        elif rows is not None and self._spec.config.dedup != "off" and not given_up:
             outcomes = await self._retried(shard, posts, rows)
         else:
             outcomes = await self._outcomes(shard, posts, own, given_up)
@@ -200,23 +210,29 @@ class ShardScorer:
             return self._reader.read(self._plan.shard(shard))
 
     async def _outcomes(
-        self, shard: int, posts: Posts, picked: Rows, given_up: str | None
+        self, shard: int, posts: Posts, picked: Rows, given_up: str | None, labelled: Labelled | None = None
     ) -> dict[str, dict[int, Outcome]]:
-        """Key of a question -> row -> its outcome, for the rows that are picked, in order."""
+        """Key of a question -> row -> its outcome, for the rows that are picked, in order. `labelled`: what is known of
+        them, where they are to be explained."""
         assert self._engine is not None
         questions = self._spec.questions
         outcomes = {
             task: {row: Outcome(posts.statuses[row] or "engine_error", posts.reasons[row] or given_up) for row in rows}
             for task, rows in picked.items()
         }
+        if labelled is not None:
+            outcomes = {
+                task: {row: explained(labelled[task][row], failed) for row, failed in rows.items()}
+                for task, rows in outcomes.items()
+            }
         slots = [
             (row, questions[number])
             for row, number in asking_order(picked, questions)
             if posts.statuses[row] is None and given_up is None
         ]
-        inquiries = await asyncio.to_thread(self._inquire, posts, slots)
+        inquiries = await asyncio.to_thread(self._inquire, posts, slots, labelled)
         counts: Counter[str] = Counter(each.status for rows in outcomes.values() for each in rows.values())
-        counts["engine_error"] -= len(inquiries)  # not failed: not asked yet
+        counts["engine_error" if labelled is None else "ok"] -= len(inquiries)  # not asked yet
         reported = time.monotonic()
 
         def follow_up(index: int, completion: Completion) -> Request | None:
@@ -240,9 +256,18 @@ class ShardScorer:
                 self._report(shard, counts)
         return outcomes
 
-    def _inquire(self, posts: Posts, slots: Sequence[tuple[int, Question]]) -> list[Inquiry]:
+    def _inquire(self, posts: Posts, slots: Sequence[tuple[int, Question]], labelled: Labelled | None) -> list[Inquiry]:
         with self._meter.step("render"):
-            return [Inquiry(self._spec.config, each, posts.texts[row], posts.text_hashes[row]) for row, each in slots]
+            return [
+                Inquiry(
+                    self._spec.config,
+                    each,
+                    posts.texts[row],
+                    posts.text_hashes[row],
+                    None if labelled is None else labelled[each.key][row],
+                )
+                for row, each in slots
+            ]
 
     async def _find_duplicates(self, shard: int, posts: Posts) -> ShardDuplicates:
         place = self._plan.shard(shard)
@@ -288,6 +313,29 @@ class ShardScorer:
             asked = outcomes[task]
             asked |= {row: copy_of(asked[original], posts.ids[original]) for row, original in originals.items()}
         return {task: {row: outcomes[task][row] for row in each} for task, each in rows.items()}
+
+    async def _explained(
+        self, shard: int, posts: Posts, labelled: Labelled, given_up: str | None
+    ) -> dict[str, dict[int, Outcome]]:
+        """The outcomes of rows that are to be explained, with `dedup` each text among them asked for once."""
+        copies: dict[str, dict[int, int]] = {task: {} for task in labelled}
+        if self._spec.config.dedup != "off":
+            for task, known in labelled.items():
+                copies[task] = {
+                    row: original
+                    for row, original in copies_among(posts, known).items()
+                    if (known[row].labels, known[row].parents) == (known[original].labels, known[original].parents)
+                }
+        own = {task: [row for row in known if row not in copies[task]] for task, known in labelled.items()}
+        outcomes = await self._outcomes(shard, posts, own, given_up, labelled)
+        for task, originals in copies.items():
+            asked = outcomes[task]
+            for row, original in originals.items():  # tokens are paid for once
+                of = asked[original]
+                asked[row] = replace(
+                    labelled[task][row], explanation=of.explanation, finish_reason=of.finish_reason, flags=of.flags
+                )
+        return {task: {row: outcomes[task][row] for row in known} for task, known in labelled.items()}
 
     async def _from_elsewhere(
         self, shard: int, originals: Sequence[int], outcomes: dict[str, dict[int, Outcome]]

@@ -207,6 +207,34 @@ def test_what_is_not_explained_has_the_same_labels_for_fewer_tokens(
     print(f"{asked}: {num_tokens[1] / num_tokens[0]:.2f} of the output tokens")
     # Of heads alone 0.4; the scores take the rest, a token at each place where answers part.
     assert num_tokens[1] < (0.8 if explain == "none" else 0.95) * num_tokens[0]
+    if explain == "none":
+        check_that_explanations_can_be_added(folder, found, plain)
+
+
+def check_that_explanations_can_be_added(
+    folder: Path, labelled: list[dict[str, Any]], plain: list[dict[str, Any]]
+) -> None:
+    """The run `none` gets the explanations of `plain`, where something was found, and is else what it was."""
+    result = run_in(folder, "mentalglm", "explain", "none", "--set", "explain=positive", timeout_s=400)
+    assert result.returncode == 0, result.stderr[-3000:]
+    print(result.stdout)
+    table = pads.dataset(folder / "none" / "data", partitioning="hive").to_table()
+    found = table.sort_by([("post_id", "ascending"), ("task", "ascending")]).to_pylist()
+    changed = ("explanation", "finish_reason", "num_output_tokens", "flags")
+    num_explained = 0
+    for before, after, whole in zip(labelled, found, plain, strict=True):
+        assert {name: before[name] for name in before if name not in changed} == {
+            name: after[name] for name in after if name not in changed
+        }
+        is_wanted = after["labels"] not in (None, [], ["low_risk"])
+        num_explained += after["explanation"] is not None
+        if is_wanted and "explanation_disagrees" not in after["flags"]:
+            assert after["explanation"] == whole["explanation"]
+        elif not is_wanted:
+            assert after == before
+    assert f"{num_explained} of " in result.stdout
+    assert num_explained >= 0.99 * sum(row["labels"] not in (None, [], ["low_risk"]) for row in found)
+    assert places_with(CANARY, folder / "none" / "_run", folder / "none" / "manifest.json") == []
 
 
 def test_real_posts_go_through_the_job(tmp_path: Path, shared_data: Path) -> None:

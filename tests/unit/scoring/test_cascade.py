@@ -237,6 +237,54 @@ def test_an_answer_that_cannot_be_read_twice_has_failed() -> None:
     assert (inquiry.outcome.status, inquiry.outcome.num_output_tokens) == ("parse_failed", 4)
 
 
+def explain_later(settings: ScoreConfig, labelled: Outcome, second: Completion) -> tuple[Outcome, Request]:
+    """What comes of a row whose labels are known, and what was asked about it."""
+    inquiry = Inquiry(settings, Question(RISK), "一条帖子", "00", labelled)
+    request = inquiry.request
+    assert inquiry.take(second) is None
+    assert inquiry.outcome is not None
+    return inquiry.outcome, request
+
+
+def test_known_labels_stay_and_get_the_explanation_of_an_answer_that_has_them() -> None:
+    labelled = Outcome("ok", labels=("high_risk",), finish_reason="stop", flags=("explanation_sampled",))
+    unexplained = render_answer(RISK, ["high_risk"], "")
+    for second, explanation, flags in (
+        (Completion(HIGH, "stop", 9, 20, flags=("text_truncated",)), "写到了计划。", ["text_truncated"]),
+        (Completion(LOW, "stop", 9, 20), None, ["explanation_disagrees"]),
+        (Completion("", "error", error="timeout"), None, ["explanation_failed"]),
+        (Completion(unexplained, "stop", 9, 20), None, ["explanation_missing"]),
+    ):
+        outcome, request = explain_later(config("positive"), labelled, second)
+        assert (request.head_only, request.head, request.pattern, request.max_tokens) == (False, None, None, None)
+        assert (outcome.status, outcome.labels, outcome.explanation) == ("ok", ("high_risk",), explanation)
+        assert list(outcome.flags) == [*flags, "explanation_sampled"]
+        assert (outcome.num_prompt_tokens, outcome.num_output_tokens) == (
+            second.num_prompt_tokens,
+            second.num_output_tokens,
+        )
+
+
+def test_known_labels_are_asked_about_as_they_were_found() -> None:
+    settings = config("all", generation={"max_tokens": 4, "retry_max_tokens": 64, "retry_unparsed": True})
+    labelled = Outcome("ok", labels=("high_risk",), flags=("asked_again",))
+    outcome, request = explain_later(settings, labelled, Completion(HIGH, "stop", 9, 20))
+    assert request.max_tokens == 64
+    assert (outcome.explanation, outcome.flags) == ("写到了计划。", ("asked_again",))
+
+    inquiry = Inquiry(
+        settings, Question(RISK), "一条帖子", "00", Outcome("ok", labels=("high_risk",), flags=("constrained",))
+    )
+    assert (inquiry.request.pattern, inquiry.request.head_only) == (head_pattern(RISK), True)
+    following = inquiry.take(complete(inquiry.request, HIGH))
+    assert following is not None
+    assert (following.pattern, following.head_only) == (None, False)
+    assert inquiry.take(complete(following, HIGH)) is None
+    assert inquiry.outcome is not None
+    assert (inquiry.outcome.explanation, inquiry.outcome.flags) == ("写到了计划。", ("constrained",))
+    assert inquiry.outcome.num_output_tokens == len(HIGH)
+
+
 def obey(request: Request, answer: str, max_tokens: int, task: Task) -> Completion:
     """An engine that has one answer, a token for each character, and keeps to `max_tokens` and to the pattern."""
     if request.pattern is not None:

@@ -23,7 +23,7 @@ from mentalglm.corpus import Posts
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
 from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter, _ranges, read_totals, split
+from mentalglm.scoring.parts import PartWriter, read_totals, split, to_ranges
 from mentalglm.scoring.predictions import Outcome, hash_ids, prediction_schema, prediction_table
 
 KEPT = pa.schema([("lang", pa.string()), ("year", pa.int32())])
@@ -340,6 +340,6 @@ def test_files_of_the_output_that_went_missing_or_that_nobody_wrote_are_noticed(
 
 @given(st.sets(st.integers(0, 50)))
 def test_ranges_hold_the_numbers(numbers: set[int]) -> None:
-    ranges = _ranges(sorted(numbers))
+    ranges = to_ranges(sorted(numbers))
     assert [n for start, stop in ranges for n in range(start, stop)] == sorted(numbers)
     assert all(before[1] < after[0] for before, after in pairwise(ranges))

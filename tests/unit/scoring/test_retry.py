@@ -24,7 +24,8 @@ from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.predictions import Outcome, prediction_table
-from mentalglm.scoring.retry import RetrySummary, check_statuses, effective_totals, open_round
+from mentalglm.scoring.retry import RetrySummary, check_statuses, open_round
+from mentalglm.scoring.rounds import effective_totals
 from tests.unit.scoring.test_parts import CONFIG, KEPT, LANGUAGES, SCHEMA, Killed
 
 NUM_ROWS = 6

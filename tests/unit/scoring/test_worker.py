@@ -17,6 +17,7 @@ from mentalglm.engine.protocol import Completion, FollowUp, Request
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.board import RunBoard
 from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 from mentalglm.tasks import load_task
 
@@ -493,3 +494,28 @@ def test_a_retry_asks_once_for_each_text_of_a_shard(scorer: ShardScorer, tmp_pat
         assert table["duplicate_of"].to_pylist() == of
         is_asked = [each is None and post_id != "6" for each, post_id in zip(of, ids, strict=True)]
         assert [each is not None for each in table["num_output_tokens"].to_pylist()] == is_asked
+
+
+def test_explanations_are_asked_for_once_for_each_text_and_labels_stay(scorer: ShardScorer, tmp_path: Path) -> None:
+    texts = ["又", "好", "又", "坏", "又", "", "一", "二"]
+    config = begun(scorer, tmp_path, texts, shard_rows=4).model_copy(update={"explain": "none", "dedup": "shard"})
+    spec = replace(scorer._spec, config=config, provenance={"run_id": "r"})
+    score(ShardScorer(spec, board := LocalBoard(2)), board)
+    ledger = Ledger(config.output.uri)
+    PartWriter(ledger, target_bytes=1 << 20).flush()
+    labels = {row["post_id"]: row["labels"] for row in pq.read_table(tmp_path / "others" / "data").to_pylist()}
+
+    policy = config.model_copy(update={"explain": "all"})
+    spec = replace(spec, config=policy, folder="_run/retries/000", explains=[(0, 2, 0)])
+    board = LocalBoard(2)
+    board.board._deaths.update({1: 4})  # read, not asked
+    commits, error = score(ShardScorer(spec, board), board)
+    assert error is None
+    assert [each["statuses"] for each in commits] == [{"suicide_risk": {"ok": 4}}, {"suicide_risk": {"ok": 3}}]
+    assert [each["explained"] for each in commits] == [{"suicide_risk": 4}, {"suicide_risk": 0}]
+    folder = tmp_path / "others" / "_run" / "retries" / "000" / "shards" / "task=suicide_risk"
+    asked, given_up = (pq.read_table(folder / f"{shard:08d}.parquet").to_pylist() for shard in range(2))
+    assert all(row["labels"] == labels[row["post_id"]] for row in (*asked, *given_up))
+    assert [row["num_output_tokens"] is not None for row in asked] == [True, True, False, True]
+    assert asked[0]["explanation"] == asked[2]["explanation"]
+    assert [row["flags"] for row in given_up] == [["explanation_failed"]] * 3
