@@ -101,15 +101,21 @@ def retry(
 
 
 @app.command()
-def explain(run_uri: RunArgument, set_: SetOption = None) -> None:
+def explain(
+    run_uri: RunArgument,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End an interrupted call with the explanations that it has.")
+    ] = False,
+    set_: SetOption = None,
+) -> None:
     """Add explanations to a finished run: --set explain=positive (uncertain, all), --set cascade.sample=0.02.
 
     For rows that have labels and no explanation. Labels stay as they are. The same command resumes an interrupted call.
     """
-    with _resumable("explain", run_uri, set=set_):
+    with _resumable("explain", run_uri, *(["--stop"] if stop else []), set=set_):
         from mentalglm.scoring import explain as add_explanations
 
-        print(add_explanations(run_uri, set_ or []).describe())
+        print(add_explanations(run_uri, set_ or [], is_to_stop=stop).describe())
 
 
 @app.command()

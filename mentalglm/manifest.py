@@ -110,8 +110,8 @@ def readme(manifest: Mapping[str, Any]) -> str:
         lines += [
             "`label_scores` maps each label, named by the answer or not, to the probability that an answer held to the "
             "task's form names it (a parent: one of its children), and `none` to that of the answer that no label "
-            "applies. Where an answer has one label they add up to 1. They do not depend on the answer that was given, "
-            "so rows whose `status` is not `ok` may have them; null where the model gave no answer.",
+            "applies. Where an answer has one label they add up to 1. Nothing but leading white space is taken from "
+            "the answer that was given, so rows whose `status` is not `ok` may have them; null where it gave none.",
             "",
         ]
     for each in manifest.get("explanations", ()):

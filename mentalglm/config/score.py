@@ -204,6 +204,11 @@ class VllmEngineConfig(ConfigModel):
     def _leave_ours_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "quantization" in value:
             raise ValueError("'quantization' is engine.quantization now; move it there")
+        if value.get("speculative_config") is not None:
+            raise ValueError(
+                "'speculative_config': with drafts vLLM does not tell the probabilities that confidence is made of; "
+                "remove it"
+            )
         for key in sorted(_OUR_ENGINE_ARGUMENTS & value.keys()):
             raise ValueError(f"{key!r} has a key of its own in this config, or is fixed for safety; remove it here")
         return value
@@ -285,9 +290,10 @@ class ScoreConfig(ConfigModel):
     label_scores: Literal["off", "forced"] = "off"
     """forced: a column `label_scores`, a map from each label (parents too, and `none` where no label may apply) to its
     score, whether or not the answer names it: for AUROC, thresholds and calibration. A score is the probability that an
-    answer held to the task's form names the label: the model is asked how likely each label comes next, goes on with
-    the likeliest until it is none, and the score is 1 - product of (1 - probability) over these steps. Of a binary or
-    multiclass task, with one step, scores add up to 1; of a binary one they are `probability` and the rest. Nothing is
+    answer held to the task's form names the label: the model is asked how likely each label comes next, or none, and
+    goes on with the likeliest label while one more has a probability of 5 % or more. What would follow the others is
+    taken to be what follows that one. Of a binary or multiclass task, with one step, scores add up to 1; of a binary
+    one they are `probability` and the rest. Nothing is
     taken from the answer that the row has, so rows whose answer was cut off, refused or could not be read have scores
     too; null where the engine gave no answer, or a model thinks first (flag `label_scores_failed`: asking failed).
     Costs a request of one token at each place where answers part, which finds the prompt in the engine's cache. For the

@@ -92,7 +92,7 @@ def tree_of(
         one, other = (candidates[number][0] for number in error.pair)
         raise ConfigError(
             f"label_scores = forced: {one!r} and {other!r} cannot be told apart by the model's tokens; leave "
-            "label_scores out, or change the names of these labels"
+            "label_scores out, or change the names of these labels; and name another output folder"
         ) from None
 
 

@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 
 from mentalglm.tasks import Prompt
 
+USUAL_LEAD = "\n"
+"""What GLM-4 begins its answers with."""
+
 FinishReason = Literal["stop", "length", "too_long", "refused", "error"]
 
 

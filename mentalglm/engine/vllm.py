@@ -27,13 +27,14 @@ from mentalglm.engine.forced import AnswerTree, Fork, tree_of
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.engine.orphans import reaped
 from mentalglm.engine.overheard import overhear
-from mentalglm.engine.protocol import Completion, FinishReason, Request
+from mentalglm.engine.protocol import USUAL_LEAD, Completion, FinishReason, Request
 from mentalglm.engine.supervisor import EngineDiedError
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Prompt, find_marker
 
 # Answers of chat models begin with a line break (GLM-4), a blank, or nothing.
-_LEADS = ("\n", "", " ")
+_LEADS = (USUAL_LEAD, "", " ")
+_LONGEST_LEAD = 4
 # vLLM's own limit, `MAX_LOGPROB_TOKEN_IDS`.
 _MAX_WAYS = 128
 # SIGKILL takes effect at once, but for a process inside a driver's call.
@@ -262,8 +263,8 @@ class VllmEngine:
             )
             return await self._ask([*encoded.token_ids, *fork.prefix], parameters, request.adapter)
 
-        # For an unusual lead, as answers mostly begin.
-        tree = self._tree(request.task, request.candidates, request.lead if request.lead in _LEADS else _LEADS[0])
+        lead = request.lead if len(request.lead) <= _LONGEST_LEAD else USUAL_LEAD
+        tree = self._tree(request.task, request.candidates, lead)
         outputs = await asyncio.gather(*map(ask, tree.forks))
         found = [output.outputs[0].logprobs for output in outputs]
         return Completion(
@@ -360,7 +361,7 @@ class VllmEngine:
         if (most := max((len(fork.next_ids) for fork in tree.forks), default=0)) > _MAX_WAYS:
             raise ConfigError(
                 f"label_scores = forced: {most} answers of task {task} part at one token, and vLLM tells the "
-                f"probabilities of {_MAX_WAYS} at most; leave label_scores out"
+                f"probabilities of {_MAX_WAYS} at most; leave label_scores out, in another output folder"
             )
         return tree
 
@@ -422,7 +423,6 @@ def engine_arguments(
         "load_format": "safetensors",
         "trust_remote_code": False,
         "disable_log_stats": True,
-        "max_logprobs": _MAX_WAYS,
     }
     if num_gpus == 0:
         # What prompts share is found again block by block: in the CPU build's own of 128 tokens, short prompts share

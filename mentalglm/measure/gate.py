@@ -177,6 +177,7 @@ def _trial(config: ScoreConfig, num_rows: int) -> ScoreConfig:
         update={
             "input": config.input.model_copy(update={"sample_rows": num_rows, "keep_columns": []}),
             "output": config.output.model_copy(update={"uri": "-", "partition_by": [], "keep_text": False}),
+            "label_scores": "off",
             "shard_rows": min(config.shard_rows, _SHARD_ROWS),
             "max_error_rate": 1.0,
         }

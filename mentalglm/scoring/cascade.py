@@ -20,7 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from mentalglm.config import ScoreConfig
-from mentalglm.engine.protocol import Completion, Request
+from mentalglm.engine.protocol import USUAL_LEAD, Completion, Request
 from mentalglm.scoring.likely import LikelyLabels
 from mentalglm.scoring.predictions import Outcome, interpret
 from mentalglm.scoring.questions import Question
@@ -29,9 +29,12 @@ from mentalglm.tasks import NO_LABEL, Task, answer_heads, head_pattern, render_p
 SAMPLED = "explanation_sampled"
 """Flag of a row whose explanation was asked for because it fell into the sample."""
 FAILED, DISAGREES, MISSING = "explanation_failed", "explanation_disagrees", "explanation_missing"
-"""Flags of a row whose explanation was asked for in vain: no answer came · one with other labels · one without an
-explanation."""
+"""Flags of a row whose explanation was asked for in vain: no answer came, or none that can be read · one with other
+labels · one without an explanation."""
 _ASKED_AGAIN, _CONSTRAINED = "asked_again", "constrained"
+_SCORES_FAILED = "label_scores_failed"
+_OF_LABELS = frozenset({_ASKED_AGAIN, _CONSTRAINED, _SCORES_FAILED, SAMPLED})
+"""Flags that no later answer changes."""
 
 
 class Inquiry:
@@ -152,12 +155,11 @@ class Inquiry:
     def _take_scores(self, outcome: Outcome, completion: Completion) -> Request | None:
         assert self._likely is not None
         self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens)
-        if completion.candidate_probabilities is None:
-            self.outcome = replace(self.outcome, flags=(*outcome.flags, "label_scores_failed"))
+        if completion.candidate_probabilities is None:  # a later step, behind several labels, may not fit any more
+            self.outcome = replace(self.outcome, flags=(*outcome.flags, _SCORES_FAILED))
         elif self._likely.take(completion.candidate_probabilities):
             return self._ask_for_next_label()
-        else:
-            self.outcome = replace(self.outcome, label_scores=self._likely.scores())
+        self.outcome = replace(self.outcome, label_scores=self._likely.scores())
         # They are large, and the other rows of the shard are not done.
         self._likely, self.request = None, replace(self.request, candidates=())
         return None
@@ -178,7 +180,7 @@ class Inquiry:
 
     def _go_on_from(self, labelled: Outcome) -> None:
         """Asks for the whole answer of a row whose labels are known, as its labels were asked for."""
-        self._done = tuple(flag for flag in labelled.flags if flag in (_ASKED_AGAIN, _CONSTRAINED, SAMPLED))
+        self._done = tuple(flag for flag in labelled.flags if flag in _OF_LABELS)
         others = tuple(flag for flag in labelled.flags if flag not in self._done)
         self._unexplained = replace(labelled, flags=others)
         self.request = replace(self.request, head_only=False)
@@ -199,11 +201,12 @@ class Inquiry:
 
 
 def _lead(completion: Completion) -> str | None:
-    """White space that the model's own answer begins with; None where that is a thought, or no answer."""
+    """White space that the model's own answer begins with, or mostly does where it is blank; None where it is a
+    thought, or there is none."""
     answer = completion.text.lstrip()
     if completion.finish_reason not in ("stop", "length") or answer.startswith("<think"):
         return None
-    return completion.text[: len(completion.text) - len(answer)]
+    return USUAL_LEAD if not answer else completion.text[: len(completion.text) - len(answer)]
 
 
 def is_chosen(
@@ -238,13 +241,13 @@ def is_sampled(task: Task, text_hash: str, rate: float) -> bool:
 
 
 def explained(labelled: Outcome, whole: Outcome) -> Outcome:
-    """The labels of the head with the explanation of the whole answer. Where that one failed, has no explanation, or an
-    engine that had to answer anew gives other labels, they stay without one."""
+    """The labels of the head with the explanation of the whole answer. Where that one failed or cannot be read, has no
+    explanation, or an engine that had to answer anew gives other labels, they stay without one."""
     if labelled.num_prompt_tokens is None:
         labelled = replace(labelled, num_prompt_tokens=whole.num_prompt_tokens)
-    if whole.finish_reason not in ("stop", "length"):
+    if whole.finish_reason not in ("stop", "length") or whole.status != "ok":
         return replace(labelled, flags=(*labelled.flags, FAILED))
-    if (whole.status, whole.labels, whole.parents) != ("ok", labelled.labels, labelled.parents):
+    if (whole.labels, whole.parents) != (labelled.labels, labelled.parents):
         return replace(labelled, flags=(*labelled.flags, DISAGREES))
     missing = () if whole.explanation else (MISSING,)
     return replace(

@@ -7,7 +7,7 @@ committed, and then its record and its commits say all.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,8 @@ from mentalglm.scoring.rounds import (
     clear_last,
     other_round,
     read_rounds,
+    stop_round,
+    stopped_shards,
     unfinished_round,
     with_rows,
 )
@@ -70,7 +72,7 @@ class ExplainSummary:
         ):
             parts += [f"{self.now[flag]} {what}"] if self.now[flag] else []
         num_left = self.num_wanted - sum(self.now.values())
-        left = f"{num_left} left for another call, of posts that could not be read or are twice in the input"
+        left = f"{num_left} left for another call"
         parts += [left] if num_left else []
         return f"{self.uri}: {', '.join(parts)}; {whole}"
 
@@ -83,10 +85,21 @@ def check_policy(config: ScoreConfig) -> None:
         )
 
 
-def open_explanations(ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task]) -> "ExplainRound | None":
+def with_room(config: ScoreConfig, ledger: Ledger) -> ScoreConfig:
+    """The config, in which an answer that was cut off gets as many tokens as any retry of the run has given it: with
+    fewer it would be cut off again."""
+    given = [round_.entry.get("retry_max_tokens") for round_ in read_rounds(ledger)]
+    most = max((each for each in (*given, config.generation.retry_max_tokens) if each is not None), default=None)
+    return config.model_copy(update={"generation": config.generation.model_copy(update={"retry_max_tokens": most})})
+
+
+def open_explanations(
+    ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task], check: Callable[[], None]
+) -> "ExplainRound | None":
     """The round that was begun and not finished, else a new one; None where there is nothing to explain.
 
-    To be called by the holder of the lease. Raises: ConfigError where the unfinished round is another one.
+    `check`: raises what would keep a round from being made, called before one is begun: it would stand in the way of
+    others. To be called by the holder of the lease. Raises: ConfigError where the unfinished round is another one.
     """
     done = read_rounds(ledger)
     clear_last(ledger, done)
@@ -100,6 +113,7 @@ def open_explanations(ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task]
         shards, num_wanted = _count_wanted(ledger, config, tasks)
         if not num_wanted:
             return None
+        check()
         record = ExplainRecord(**policy, shards=to_ranges(sorted(shards)), num_wanted=num_wanted)
         begin(ledger, len(done), record)
     elif isinstance(standing, ExplainRecord) and standing.described() == policy:
@@ -107,6 +121,21 @@ def open_explanations(ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task]
     else:
         raise other_round(ledger, standing)
     return ExplainRound(ledger, record, config, tasks, done)
+
+
+def stop_explanations(ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task]) -> "ExplainRound":
+    """The round that was begun and not finished, to be finished with the shards that it has committed.
+
+    To be called by the holder of the lease. Raises: ConfigError where there is none.
+    """
+    done = read_rounds(ledger)
+    record = unfinished_round(ledger, len(done))
+    if not isinstance(record, ExplainRecord):
+        raise ConfigError(f"--stop: no `mentalglm explain` of {ledger.uri} was interrupted; leave it out")
+    policy = config.model_copy(update={"explain": record.explain, "cascade": record.cascade_of(config.cascade)})
+    begun = ExplainRound(ledger, record, policy, tasks, done)
+    stop_round(ledger, len(done), (commit.shard for commit in begun.committed()))
+    return ExplainRound(ledger, record, policy, tasks, done)
 
 
 def _count_wanted(ledger: Ledger, config: ScoreConfig, tasks: Sequence[Task]) -> tuple[list[int], int]:
@@ -132,7 +161,8 @@ class ExplainRound(Round):
         tasks: Sequence[Task],
         done: Sequence[FinishedRound],
     ) -> None:
-        super().__init__(ledger, record, list(numbers_of(record.shards)), done)
+        shards = stopped_shards(ledger, len(done))
+        super().__init__(ledger, record, list(numbers_of(record.shards if shards is None else shards)), done)
         self._record = record
         self._config = config
         self._tasks = {task.name: task for task in tasks}
@@ -209,12 +239,12 @@ def _with_explanations(
         is_same = same_labels(table.take(places), rows.take(found))
         picks.append((places[is_same], found[is_same]))
     if not taken.all():  # what is left may only be another answer for a post that is twice in the input
-        found_ids, left = ({*_ids(rows.filter(pa.array(mask)))} for mask in (taken, ~taken))
-        if not left <= found_ids:
+        left = {*_ids(rows.filter(pa.array(~taken)))}
+        if left - {each for each in _ids(rows.filter(pa.array(taken))) if each in left}:
             raise OtherRowsError
-    asked = rows.take(np.concatenate([found for _, found in picks]))
-    flags = Counter(asked["flags"].combine_chunks().flatten().to_pylist())
-    now = {"explained": asked.num_rows - asked["explanation"].null_count}
+    asked = np.concatenate([found for _, found in picks])
+    flags = Counter(rows["flags"].take(asked).combine_chunks().flatten().to_pylist())
+    now = {"explained": int(rows["explanation"].is_valid().to_numpy()[asked].sum())}
     now |= {flag: flags[flag] for flag in (FAILED, DISAGREES, MISSING)}
 
     def tables() -> Iterator[pa.Table]:

@@ -16,6 +16,7 @@ from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, p
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.likely import LABEL_SCORES_VERSION
 from mentalglm.scoring.order import cut_for_engines
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.questions import Question, questions_of
@@ -131,7 +132,7 @@ class Job:
             "explain": config.explain,
             "dedup": config.dedup,
             "cascade": config.explained_by(),
-            **({} if config.label_scores == "off" else {"label_scores": config.label_scores}),
+            **({} if config.label_scores == "off" else {"label_scores": f"forced, version {LABEL_SCORES_VERSION}"}),
             "input": {
                 "digest": plan.digest,
                 "id_column": config.input.id_column,

@@ -3,7 +3,8 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mentalglm import manifest
@@ -13,13 +14,13 @@ from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, 
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.duplicates import find_duplicates
 from mentalglm.scoring.estimate import Accuracy, Attempt, check_estimate, read_accuracy
-from mentalglm.scoring.explain import ExplainSummary, check_policy, open_explanations
+from mentalglm.scoring.explain import ExplainSummary, check_policy, open_explanations, stop_explanations, with_room
 from mentalglm.scoring.job import Job, standing_config
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.order import handing_order
 from mentalglm.scoring.parts import PartWriter
-from mentalglm.scoring.pool import connect, score_shards
+from mentalglm.scoring.pool import check_resources, connect, score_shards
 from mentalglm.scoring.questions import Question
 from mentalglm.scoring.retry import RetrySummary, check_statuses, open_round
 from mentalglm.scoring.rounds import effective_totals
@@ -145,20 +146,26 @@ def retry(run_uri: str, statuses: Sequence[str] = (), overrides: Sequence[str] =
         return current.finish(job.config.output.partition_by)
 
 
-def explain(run_uri: str, overrides: Sequence[str]) -> ExplainSummary:
+def explain(run_uri: str, overrides: Sequence[str] = (), *, is_to_stop: bool = False) -> ExplainSummary:
     """Adds explanations to a finished run, where `explain` and `cascade` choose rows that have none.
 
     `overrides`: `a.b=value`, of the config that the run was begun with; `explain` and `cascade` may be others. The same
     call goes on with an interrupted one. No error budget: labels stay what they are.
+    `is_to_stop`: end an interrupted call, whatever it was about, with the explanations that it has.
     Raises: as `retry`.
     """
     may_differ = ["explain", "cascade", "generation.retry_max_tokens"]
     job, ledger = _finished_run(run_uri, overrides, may_differ)
-    check_policy(job.config)
+    job = replace(job, config=with_room(job.config, ledger))
+    if not is_to_stop:
+        check_policy(job.config)
     with Lease.acquire(ledger.uri) as lease:
         ledger = Ledger(ledger.uri, lease.check)
+        if is_to_stop:
+            return stop_explanations(ledger, job.config, job.tasks).finish(job.config.output.partition_by)
         had_all = ledger.record.fingerprint["explain"] == "all"  # asked for with every answer: where none is, none came
-        current = None if had_all else open_explanations(ledger, job.config, job.tasks)
+        check = partial(check_resources, job.config)
+        current = None if had_all else open_explanations(ledger, job.config, job.tasks, check)
         if current is None:
             return ExplainSummary(ledger.uri, job.config.explain, 0, {}, effective_totals(ledger))
         footer = job.footer(ledger.record.run_id)

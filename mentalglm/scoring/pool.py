@@ -177,6 +177,12 @@ def connect() -> None:
     context.execution_no_progress_timeout_s = -1
 
 
+def check_resources(config: ScoreConfig) -> None:
+    """Joins the cluster. Raises: as `connect`; ConfigError when it cannot hold the engines."""
+    connect()
+    _resources(config, config.engine.num_engines)
+
+
 def _resources(config: ScoreConfig, num_engines: int) -> tuple[int, float]:
     """(GPUs, CPUs) of one engine. Raises: ConfigError when the cluster cannot hold the engines."""
     import ray

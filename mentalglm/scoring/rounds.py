@@ -7,6 +7,7 @@ it; whoever comes after a death changes only the others. Which rows are of a rou
 retry.py and explain.py.
 
     _run/retries/<round>.json                    what it is about
+    _run/retries/<round>.stopped.json            with which shards it ends, where it was stopped before all were done
     _run/retries/<round>/{shards,commits}/...    as in _run/
     _run/retries/<round>.done.json               what came of it; written last, after manifest.json and README.md
 
@@ -17,7 +18,7 @@ up in the middle of a write puts there what the round decided, or nothing, where
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,10 +31,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, RootModel
 
 from mentalglm import manifest, storage
+from mentalglm.config import CascadeConfig
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
 from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.ledger import Ledger, read_record
-from mentalglm.scoring.parts import PartFile, StagedFileError, finished_parts, read_totals
+from mentalglm.scoring.parts import PartFile, StagedFileError, finished_parts, read_totals, to_ranges
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, hash_ids
 
 Change = Callable[[pq.ParquetFile], tuple[dict[str, Any], Iterator[pa.Table]]]
@@ -79,16 +81,19 @@ class ExplainRecord(BaseModel):
         """See `RetryRecord.described`."""
         return self.model_dump(exclude={"shards", "num_wanted"})
 
+    def cascade_of(self, config: CascadeConfig) -> CascadeConfig:
+        """The `cascade` of its policy; the keys that decide nothing are those of `config`."""
+        return CascadeConfig.model_validate(config.model_dump() | (self.cascade or {}))
+
     def options(self) -> list[str]:
         """See `RetryRecord.options`."""
-        options = _set("explain", self.explain)
-        for key, value in (self.cascade or {}).items():
-            options += _set(f"cascade.{key}", value)
+        settings = {"explain": self.explain, **{f"cascade.{key}": each for key, each in (self.cascade or {}).items()}}
+        options = [word for key, value in settings.items() for word in _set(key, value)]
         return options + _set("generation.retry_max_tokens", self.retry_max_tokens)
 
 
 def _set(key: str, value: Any) -> list[str]:
-    return [] if value is None else ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
 
 
 Record = RetryRecord | ExplainRecord
@@ -170,12 +175,13 @@ class Round(ABC):
                 raise
             return by_another
         # Not `effective_totals`: a job that was taken for dead may have finished this very round meanwhile.
-        totals = self._done[-1].totals if self._done else read_totals(self._run)
+        totals = self._done[-1].totals.model_copy(deep=True) if self._done else read_totals(self._run)
+        counts = self._count(totals, commits, rewritten)
         entry = {
             "round": self.number,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **self._about.described(),
-            **self._count(totals, commits, rewritten),
+            **counts,
             "engines": Totals.of(commits.values()).engines,
             "versions": self._versions,
         }
@@ -291,11 +297,34 @@ def unfinished_round(ledger: Ledger, number: int | None = None) -> Record | None
     return None if record is None else record.root
 
 
+class _StoppedRound(BaseModel):
+    """A round that ends with the shards that were committed when it was stopped."""
+
+    shards: list[tuple[int, int]]
+    """Ranges [start, stop), in order."""
+
+
+def stop_round(ledger: Ledger, number: int, committed: Iterable[int]) -> None:
+    """Lays down that the round ends with the shards that are committed. To be called by the holder of the lease."""
+    ledger.check_fence()
+    record = _StoppedRound(shards=to_ranges(sorted(committed)))
+    path = _record_path(ledger, number, ".stopped")
+    storage.put_if_absent(path, record.model_dump_json().encode(), ledger.staging)  # or stopped before
+
+
+def stopped_shards(ledger: Ledger, number: int) -> list[tuple[int, int]] | None:
+    """The shards that a stopped round ends with, as ranges; None where it was not stopped."""
+    record = read_record(_StoppedRound, _record_path(ledger, number, ".stopped"))
+    return None if record is None else record.shards
+
+
 def other_round(ledger: Ledger, standing: Record) -> ConfigError:
     """What to say where another round than the wanted one was begun and not finished."""
-    command = shlex.join(["mentalglm", standing.command, ledger.uri, *standing.options()])
+    begin = ["mentalglm", standing.command, ledger.uri]
+    stop = f"; or end it with what it has: {shlex.join([*begin, '--stop'])}" if standing.command == "explain" else ""
     return ConfigError(
-        f"RUN_URI = {ledger.uri}: a `mentalglm {standing.command}` was interrupted; finish it first: {command}"
+        f"RUN_URI = {ledger.uri}: a `mentalglm {standing.command}` was interrupted; finish it first: "
+        f"{shlex.join([*begin, *standing.options()])}{stop}"
     )
 
 

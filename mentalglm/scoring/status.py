@@ -10,7 +10,7 @@ from rich.table import Table
 from mentalglm.scoring.lease import LeaseState, read_lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.progress import duration
-from mentalglm.scoring.rounds import effective_totals, unfinished_round
+from mentalglm.scoring.rounds import ExplainRecord, effective_totals, read_rounds, round_ledger, unfinished_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class RunStatus:
     """Predictions made and not committed yet, as the job said last."""
     rows_per_s: float | None
     eta_s: float | None
-    """Seconds left at that rate; None for a retry or explanations, whose number the run does not tell."""
+    """Seconds left at that rate; None for a retry, whose number is not told."""
     statuses: dict[str, dict[str, int]]
     """task -> status -> predictions; where adapters are compared, `<task>/adapter=<adapter>` ->."""
     num_unreadable_rows: int
@@ -40,6 +40,10 @@ class RunStatus:
     num_committed_shards: int
     num_engine_restarts: int
     """Engines that died or hung and were replaced."""
+    num_wanted: int | None = None
+    """Of explanations that are being added: how many rows they are for."""
+    num_committed_shards_of_round: int | None = None
+    """Shards that a retry or explanations have committed."""
 
     @property
     def failed(self) -> dict[str, int]:
@@ -65,10 +69,14 @@ def read_status(uri: str) -> RunStatus:
     num_expected = (
         plan.num_rows * len(record.fingerprint["tasks"]) * max(1, len(record.fingerprint.get("adapters", ())))
     )
-    begun = unfinished_round(ledger) if ledger.is_complete() else None
+    num_rounds = len(read_rounds(ledger))
+    begun = unfinished_round(ledger, num_rounds) if ledger.is_complete() else None
     state = _state(ledger.is_complete() and begun is None, lease)
     progress = lease.progress if lease is not None and state == "running" else {}
-    num_made = max(sum(progress.get("statuses", {}).values()), totals.num_predictions)
+    num_told = sum(progress.get("statuses", {}).values())
+    num_made = max(num_told, totals.num_predictions) if begun is None else totals.num_predictions
+    num_wanted = begun.num_wanted if isinstance(begun, ExplainRecord) else None
+    num_left = num_expected - num_made if begun is None else (num_wanted - num_told if num_wanted is not None else None)
     rate = progress.get("rows_per_s")
     return RunStatus(
         uri=ledger.uri,
@@ -80,12 +88,16 @@ def read_status(uri: str) -> RunStatus:
         num_expected=num_expected,
         num_in_progress=num_made - totals.num_predictions,
         rows_per_s=rate,
-        eta_s=round((num_expected - num_made) / rate, 1) if rate and begun is None else None,
+        eta_s=round(num_left / rate, 1) if rate and num_left is not None else None,
         statuses={task: dict(counts) for task, counts in totals.statuses.items()},
         num_unreadable_rows=totals.num_quarantined,
         num_shards=plan.num_shards,
         num_committed_shards=totals.num_shards,
         num_engine_restarts=totals.num_engine_restarts,
+        num_wanted=num_wanted,
+        num_committed_shards_of_round=(
+            None if begun is None else len(round_ledger(ledger, num_rounds).committed_shards())
+        ),
     )
 
 
@@ -107,6 +119,9 @@ def print_status(status: RunStatus) -> None:
         f"{status.num_predictions} of {status.num_expected} predictions committed ({share:.1%}), "
         f"{status.num_committed_shards} of {status.num_shards} shards"
     ]
+    if status.num_committed_shards_of_round is not None:
+        of = "" if status.num_wanted is None else f" of those with {status.num_wanted} rows to explain"
+        lines.append(f"{status.command}: {status.num_committed_shards_of_round} shards{of} committed")
     if status.num_in_progress:
         lines.append(f"{status.num_in_progress} more made, not committed yet")
     if status.rows_per_s:

@@ -91,10 +91,10 @@ def _labels(found: str) -> tuple[list[str], list[str]]:
 
 
 class RowIndex:
-    """Rows of a table by post id and text, in few bytes each."""
+    """Rows of a table, which has one chunk, by post id and text; it holds 16 bytes for each."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._known = table.select(_KNOWN_BY).combine_chunks()
+        self._known = table.select(_KNOWN_BY)
         keys = _keys(self._known)
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
@@ -109,11 +109,15 @@ class RowIndex:
         taken = np.zeros(len(self._keys), bool) if taken is None else taken
         found = np.full(len(keys), -1)
         first, after = (np.searchsorted(self._keys, keys, side=side).tolist() for side in ("left", "right"))
+        next_at: dict[int, int] = {}  # where the equal ones begin -> the first of them that may be left
         for number, (start, stop) in enumerate(zip(first, after, strict=True)):
-            for row in self._order[start:stop].tolist():
-                if not taken[row]:
-                    taken[row], found[number] = True, row
-                    break
+            at = next_at.get(start, start)
+            while at < stop and taken[self._order[at]]:
+                at += 1
+            if at < stop:
+                row = self._order[at]
+                taken[row], found[number] = True, row
+            next_at[start] = at
         hits = np.flatnonzero(found >= 0)  # keys of 64 bits may be equal by chance
         for name in _KNOWN_BY:
             is_same = pc.equal(self._known[name].take(found[hits]), wanted[name].take(hits))

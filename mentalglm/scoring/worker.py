@@ -180,17 +180,17 @@ class ShardScorer:
             return await loop.run_in_executor(
                 self._writing, self._ledger.commit_quarantined, shard, num_rows, error.reason
             )
-        picked: Rows = rows or {each.key: range(len(posts)) for each in self._spec.questions}
         is_first = rows is None and self._unexplained is None
         duplicates = await self._find_duplicates(shard, posts) if is_first else NO_DUPLICATES
         copies = {} if given_up else duplicates.copies
-        own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
         if self._unexplained is not None:
             labelled = await loop.run_in_executor(self._copying, self._unexplained.of, shard, posts)
             outcomes = await self._explained(shard, posts, labelled, given_up)
         elif rows is not None and self._spec.config.dedup != "off" and not given_up:
             outcomes = await self._retried(shard, posts, rows)
         else:
+            picked: Rows = rows or {each.key: range(len(posts)) for each in self._spec.questions}
+            own = {task: [row for row in each if row not in copies] for task, each in picked.items()}
             outcomes = await self._outcomes(shard, posts, own, given_up)
         if copies:
             outcomes = await self._with_copies(shard, posts, outcomes, copies)

@@ -151,11 +151,13 @@ def test_what_an_interrupted_call_has_committed_is_not_asked_again(
     assert read(output).equals(before)
     status = read_status(output)
     assert (status.command, status.state) == ("explain", "interrupted")
+    assert status.num_wanted
+    assert status.num_committed_shards_of_round
     print_status(status)
     assert "the same `mentalglm explain` command goes on" in capsys.readouterr().out
     with pytest.raises(ConfigError) as refused:
         retry(output)
-    command = re.search(r"finish it first: mentalglm (.*)", str(refused.value))
+    command = re.search(r"finish it first: mentalglm (.*?); or end it with what it has: ", str(refused.value))
     assert command is not None
     with pytest.raises(ConfigError, match="a `mentalglm explain` was interrupted"):
         explain(output, ["explain=all"])
@@ -172,6 +174,32 @@ def test_what_an_interrupted_call_has_committed_is_not_asked_again(
     assert read_status(output).command == "score"
     assert read_status(output).state == "complete"
     assert retry(output).num_retried == 0
+
+
+def test_a_call_that_was_interrupted_can_be_ended_with_what_it_has(
+    output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(current: ExplainRound, *_: object) -> None:
+        (Path(output) / "_run" / "retries" / "000" / "commits" / "00000001.json").unlink()  # died before its record
+        raise InterruptedRunError("here")
+
+    before = read(output)
+    with monkeypatch.context() as patch:
+        patch.setattr(ExplainRound, "finish", interrupt)
+        with pytest.raises(InterruptedRunError):
+            explain(output, ["explain=all"])
+    for code in (0, 2):  # done, and nothing to stop
+        with pytest.raises(SystemExit) as exit_:
+            main(["explain", output, "--stop"])
+        assert exit_.value.code == code
+    assert "left for another call" in capsys.readouterr().out
+    table, unchanged = read(output), ["post_id", "task", "status", "labels", "text_hash"]
+    num_ok = table["status"].to_pylist().count("ok")
+    assert 0 < table.num_rows - table["explanation"].null_count < num_ok
+    assert table.select(unchanged).equals(before.select(unchanged))
+    explain(output, ["explain=all"])
+    table = read(output)
+    assert table.num_rows - table["explanation"].null_count == num_ok
 
 
 @pytest.mark.slow

@@ -344,9 +344,9 @@ def test_an_answer_held_to_the_form_that_is_cut_off_is_explained_too(explain: st
 
 
 def weigh(request: Request) -> Completion:
-    """What an engine returns for candidates: the last, which is none where that may be, is the most likely."""
+    """What an engine returns for candidates: the last, which is none where that may be, is nearly sure."""
     num = len(request.candidates)
-    scores = tuple(2 * (number + 1) / (num * (num + 1)) for number in range(num))
+    scores = (*[0.03 / (num - 1)] * (num - 1), 0.97)
     return Completion("", "stop", 90, num - 1, candidate_probabilities=scores, num_cached_tokens=70)
 
 
@@ -406,7 +406,7 @@ def test_an_answer_is_followed_from_label_to_label_until_there_is_none_more() ->
     inquiry = Inquiry(config("none", label_scores="forced"), Question(PATHWAY), "一条帖子", "00")
     following = inquiry.take(Completion("今天天气不错。", "stop", 9, 5))  # what it answers is no matter
     one, other = PATHWAY.answerable[3], PATHWAY.answerable[1]
-    for named, likeliest, share in (([], one, 0.5), ([one], other, 0.6), ([one, other], "none", 0.7)):
+    for named, likeliest, share in (([], one, 0.5), ([one], other, 0.6), ([one, other], "none", 0.97)):
         candidates = candidate_answers(PATHWAY, named)
         assert following is not None
         assert following.candidates == tuple(candidates.values())
@@ -418,7 +418,7 @@ def test_an_answer_is_followed_from_label_to_label_until_there_is_none_more() ->
     found = dict(inquiry.outcome.label_scores or ())
     assert inquiry.outcome.status == "parse_failed"
     assert found[one] == pytest.approx(0.5)  # named, it does not come again
-    assert found[other] == pytest.approx(1 - (1 - 0.5 / 19) * (1 - 0.6))
+    assert found[other] == pytest.approx(0.5 / 19 + (1 - 2 * 0.5 / 19) * 0.6)
     assert found["none"] == pytest.approx(0.5 / 19)
 
 
@@ -442,7 +442,7 @@ def test_of_a_binary_task_they_are_its_probability_for_nothing_more() -> None:
     held = Completion(HIGH, "stop", 9, 5, positive_probability=0.75)
     outcome, requests = ask_for_scores(settings, RISK, Completion(" 天气", "stop", 9, 2), held)
     assert (outcome.probability, len(requests), requests[-1].lead) == (None, 3, " ")
-    assert outcome.label_scores == (("low_risk", pytest.approx(1 / 3)), ("high_risk", pytest.approx(2 / 3)))
+    assert outcome.label_scores == (("low_risk", 0.03), ("high_risk", 0.97))
 
 
 @pytest.mark.parametrize(
@@ -460,3 +460,19 @@ def test_scores_that_fail_leave_the_answer_as_it_is() -> None:
     outcome, _ = ask_for_scores(config("none", label_scores="forced"), PATHWAY, answer, failed)
     assert (outcome.status, outcome.labels, outcome.label_scores) == ("ok", (), None)
     assert outcome.flags == ("label_scores_failed",)
+
+
+def test_what_was_said_before_the_scores_failed_counts() -> None:
+    answer = Completion(render_answer(PATHWAY, [], None), "stop", 9, 5)
+    failed = Completion("", "error", error="engine_crash")
+    num = len(candidate_answers(PATHWAY))
+    first = Completion("", "stop", 90, 9, candidate_probabilities=(0.9, *[0.1 / (num - 1)] * (num - 1)))
+    outcome, _ = ask_for_scores(config("none", label_scores="forced"), PATHWAY, answer, first, failed)
+    assert outcome.flags == ("label_scores_failed",)
+    assert dict(outcome.label_scores or ())[PATHWAY.answerable[0]] == pytest.approx(0.9)
+
+
+def test_what_is_known_of_the_scores_of_known_labels_is_kept() -> None:
+    labelled = Outcome("ok", labels=("high_risk",), finish_reason="stop", flags=("label_scores_failed",))
+    outcome, _ = explain_later(config("positive"), labelled, Completion(HIGH, "stop", 9, 20))
+    assert (outcome.explanation, outcome.flags) == ("写到了计划。", ("label_scores_failed",))

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion
-from mentalglm.errors import ConfigError, InternalError
+from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
 from mentalglm.scoring.cascade import Inquiry
-from mentalglm.scoring.explain import ExplainSummary, open_explanations
+from mentalglm.scoring.explain import ExplainSummary, open_explanations, stop_explanations, with_room
 from mentalglm.scoring.predictions import Outcome, prediction_table
 from mentalglm.scoring.questions import Question, questions_of
 from mentalglm.scoring.retry import check_statuses, open_round
@@ -58,19 +58,27 @@ def labels_only(folder: Path | str, corpus: Corpus, *, partitioned: bool = False
     return Run(folder, corpus, partitioned=partitioned, target_bytes=target_bytes)
 
 
-def add(run: Run, policy: ScoreConfig, answer: Callable[[Outcome], Outcome] | None = None) -> ExplainSummary | None:
-    """What `mentalglm explain` does, with an engine that says for which labels it explains."""
+def add(
+    run: Run,
+    policy: ScoreConfig,
+    answer: Callable[[Outcome], Outcome] | None = None,
+    most_shards: int | None = None,
+) -> ExplainSummary | None:
+    """What `mentalglm explain` does, with an engine that says for which labels it explains. It is
+    interrupted when it has committed `most_shards`."""
     adapters = {"model": {"adapters": dict.fromkeys(("S1", "S2"))}} if "adapter=" in run.corpus.tasks[0] else {}
     fields = {
         "input": {"uri": "a", "keep_columns": KEPT.names},
         "output": {"uri": "b", "partition_by": run.partition_by},
     }
     policy = ScoreConfig.model_validate(policy.model_dump() | fields | adapters)
-    current = open_explanations(run.ledger, policy, TASKS)
+    current = open_explanations(run.ledger, policy, TASKS, lambda: None)
     if current is None:
         return None
     wanted = UnexplainedRows(run.ledger, policy, questions_of(policy, TASKS), current.parts())
-    for shard in current.pending():
+    for number, shard in enumerate(current.pending()):
+        if number == most_shards:
+            raise InterruptedRunError("for the test")
         posts = run.corpus.posts(shard)
         outcomes: dict[str, list[Outcome]] = {}
         tables: dict[str, pa.Table] = {}
@@ -292,7 +300,7 @@ def test_rows_retried_after_a_call_are_explained_by_the_next(tmp_path: Path) -> 
 def test_a_round_of_the_other_kind_is_finished_first(tmp_path: Path) -> None:
     run = labels_only(tmp_path, LabelledCorpus(2, 100))
     policy = config("uncertain", cascade={"sample": {"low_risk": 0.5}, "uncertain_below": 0.7})
-    assert open_explanations(run.ledger, policy, TASKS) is not None
+    assert open_explanations(run.ledger, policy, TASKS, lambda: None) is not None
     with pytest.raises(
         ConfigError, match="a `mentalglm explain` was interrupted; finish it first: mentalglm explain"
     ) as error:
@@ -306,6 +314,29 @@ def test_a_round_of_the_other_kind_is_finished_first(tmp_path: Path) -> None:
         ConfigError, match=r"a `mentalglm retry` was interrupted; finish it first: mentalglm retry .* --status"
     ):
         add(run, config("all"))
+
+
+@pytest.mark.parametrize("num_done", [0, 2])
+def test_a_call_that_was_begun_by_mistake_ends_with_what_it_has(tmp_path: Path, num_done: int) -> None:
+    run = labels_only(tmp_path, LabelledCorpus(4, 1000, seed=3), target_bytes=1)
+    run.corpus.is_readable = lambda attempt, shard: True  # type: ignore[method-assign]
+    before = run.table()
+    with pytest.raises(InterruptedRunError):
+        add(run, config("all"), most_shards=num_done)
+    with pytest.raises(ConfigError, match=r"or end it with what it has: mentalglm explain .* --stop"):
+        open_round(run.ledger, DEFAULT)
+    summary = stop_explanations(run.ledger, config("none"), TASKS).finish(run.partition_by)
+    assert bool(summary.now["explained"]) == bool(num_done)
+    assert summary.now["explained"] < summary.num_wanted
+    assert without_explanation(run.table()) == without_explanation(before)
+    assert sum(row["explanation"] is not None for row in run.table()) == summary.now["explained"]
+    assert f"{summary.num_wanted - summary.now['explained']} left for another call" in summary.describe()
+    with pytest.raises(ConfigError, match="--stop: no `mentalglm explain`"):
+        stop_explanations(run.ledger, config("none"), TASKS)
+    rest = add(run, config("all"))
+    assert rest is not None
+    assert rest.now["explained"] + summary.now["explained"] == sum(row["status"] == "ok" for row in run.table())
+    assert open_round(run.ledger, DEFAULT) is not None
 
 
 def test_a_file_with_other_rows_is_not_written_over(tmp_path: Path) -> None:
@@ -322,3 +353,13 @@ def test_a_file_with_other_rows_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="does not hold the rows"):
         add(run, config("all"), swap)
     assert "other 0" in pq.ParquetFile(path).read()["post_id"].to_pylist()
+
+
+def test_an_answer_gets_the_room_that_a_retry_has_given_it(tmp_path: Path) -> None:
+    run = labels_only(tmp_path, LabelledCorpus(3, 100, seed=3))
+    assert with_room(config("all"), run.ledger) == config("all")
+    assert run.retry(retry_max_tokens=512) is not None
+    assert run.retry() is not None
+    assert with_room(config("positive"), run.ledger) == config("positive", generation={"retry_max_tokens": 512})
+    more = config("all", generation={"retry_max_tokens": 900})
+    assert with_room(more, run.ledger) == more

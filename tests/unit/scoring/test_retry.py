@@ -119,9 +119,9 @@ class Run:
         self.results = {key: corpus.outcome(0, key) for key in corpus.predictions()}
         self.num_rounds = 0
 
-    def retry(self, statuses: frozenset[str] = DEFAULT) -> RetrySummary | None:
+    def retry(self, statuses: frozenset[str] = DEFAULT, retry_max_tokens: int | None = None) -> RetrySummary | None:
         """One attempt at the next round. None: there was nothing to do."""
-        if (current := open_round(self.ledger, statuses)) is None:
+        if (current := open_round(self.ledger, statuses, retry_max_tokens)) is None:
             return None
         attempt = current.number + 1
         for shard, rows in current.pending().items():
