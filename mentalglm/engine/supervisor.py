@@ -147,6 +147,7 @@ class SupervisedEngine:
                     self._dispatch()
                     continue
                 num_unfinished -= 1
+                rows.pop(index, None)  # its last request may be large
                 yield index, outcome
         finally:
             if num_unfinished:
