@@ -194,9 +194,12 @@ def test_long_junk_is_read_in_linear_time(junk: str) -> None:
     for name in ("suicide_risk", "cognitive_distortion", "imhi_dr_zh"):
         task = load_task(name)
         parse_answer(task, "x")
-        started = time.process_time()
-        parse_answer(task, "x" + junk * (100_000 // len(junk)) + "x")
-        assert time.process_time() - started < 1.0  # about 0.1 s; quadratic steps took minutes
+        seconds = []
+        while len(seconds) < 3 and min(seconds, default=1.0) >= 1.0:  # a whole suite's garbage may be collected in one
+            started = time.process_time()
+            parse_answer(task, "x" + junk * (100_000 // len(junk)) + "x")
+            seconds.append(time.process_time() - started)
+        assert min(seconds) < 1.0  # about 0.1 s; quadratic steps took minutes
 
 
 def test_parse_row_names_labels_in_chinese() -> None:
