@@ -310,12 +310,14 @@ def test_label_first_is_row_by_row_what_the_whole_answers_of_a_real_chat_model_s
     tmp_path: Path, smollm2: Path, shared_data: Path
 ) -> None:
     builtin = yaml.safe_load((files("mentalglm.tasks") / "builtin/imhi/imhi_dreaddit_en.yaml").read_text())
-    example = "Yes, the poster suffers from stress. Reasoning: the post says that nothing goes well."
-    prompt = builtin["prompt"] + f" Answer in this form, with a reasoning: {example}"
-    (tmp_path / "stress.yaml").write_text(yaml.safe_dump(builtin | {"name": "stress", "prompt": prompt}))
+    # A model that was not trained for the task says "No, the poster ...": the first word, and the rest as explanation.
+    task = builtin | {"name": "stress", "explanation": ", {explanation}", "markers": [","], "positive": "no"}
+    task["prompt"] += " Begin with yes or no."
+    task["labels"] = [label | {"answer": label["en"].capitalize()} for label in builtin["labels"]]
+    (tmp_path / "stress.yaml").write_text(yaml.safe_dump(task))
     lines = (shared_data / "imhi.dreaddit.val.jsonl").read_text(encoding="utf-8").splitlines()
-    posts = [json.loads(line)["post"] for line in lines[:96]]
-    pq.write_table(pa.table({"post_id": [str(n) for n in range(96)], "text": posts}), tmp_path / "posts.parquet")
+    posts = [json.loads(line)["post"] for line in lines[:64]]
+    pq.write_table(pa.table({"post_id": [str(n) for n in range(64)], "text": posts}), tmp_path / "posts.parquet")
     answers = {}
     for explain in ("all", "none", "positive"):
         table = score(
@@ -324,7 +326,7 @@ def test_label_first_is_row_by_row_what_the_whole_answers_of_a_real_chat_model_s
             tasks=["stress.yaml"],
             model={"path": str(smollm2)},
             engine={"kind": "vllm", "max_num_seqs": 32, "dtype": "float32"},  # sums in bfloat16 depend on the batch
-            generation={"max_tokens": 64, "max_prompt_tokens": 768},
+            generation={"max_tokens": 48, "max_prompt_tokens": 512},
             explain=explain,
             max_error_rate=1.0,
         )
@@ -332,7 +334,7 @@ def test_label_first_is_row_by_row_what_the_whole_answers_of_a_real_chat_model_s
     num_equal, num_explained = Counter(), 0
     for plain, *others in zip(*answers.values(), strict=True):
         for explain, found in zip(("none", "positive"), others, strict=True):
-            is_explained = explain == "positive" and plain["labels"] == ["yes"]
+            is_explained = explain == "positive" and plain["labels"] == ["no"]
             expected = plain["explanation"] if is_explained else None
             num_explained += expected is not None
             num_equal[explain] += all(plain[name] == found[name] for name in ("status", "labels")) and (
@@ -340,7 +342,7 @@ def test_label_first_is_row_by_row_what_the_whole_answers_of_a_real_chat_model_s
             )
     tokens = {explain: sum(row["num_output_tokens"] or 0 for row in rows) for explain, rows in answers.items()}
     counts = Counter(row["status"] for row in answers["all"])
-    print(f"equal rows of 96: {dict(num_equal)}; {dict(counts)}, {num_explained} explained; output tokens {tokens}")
-    assert num_equal == {"none": 96, "positive": 96}
+    print(f"equal rows of 64: {dict(num_equal)}; {dict(counts)}, {num_explained} explained; output tokens {tokens}")
+    assert num_equal == {"none": 64, "positive": 64}
     assert num_explained > 10
     assert tokens["none"] < tokens["positive"] <= tokens["all"]
