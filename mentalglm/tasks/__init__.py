@@ -14,6 +14,7 @@ from mentalglm.tasks.answer import (
     render_answer,
     with_thought_opened,
 )
+from mentalglm.tasks.gold import read_gold
 from mentalglm.tasks.load import builtin_tasks, load_task
 from mentalglm.tasks.prompt import Prompt, render_prompt
 from mentalglm.tasks.task import NO_LABEL, Label, Task
@@ -35,6 +36,7 @@ __all__ = [
     "parse_answer",
     "parse_head",
     "parse_row",
+    "read_gold",
     "render_answer",
     "render_prompt",
     "with_thought_opened",
