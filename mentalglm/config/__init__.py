@@ -15,6 +15,7 @@ from mentalglm.config.score import (
     VllmEngineConfig,
 )
 from mentalglm.config.storage import S3Config
+from mentalglm.config.train import RecordsConfig, StageConfig, TrainConfig
 
 __all__ = [
     "BenchConfig",
@@ -26,8 +27,11 @@ __all__ = [
     "ModelConfig",
     "OpenAIEngineConfig",
     "OutputConfig",
+    "RecordsConfig",
     "S3Config",
     "ScoreConfig",
+    "StageConfig",
+    "TrainConfig",
     "VllmEngineConfig",
     "load_config",
     "load_yaml",

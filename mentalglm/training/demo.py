@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mentalglm.corpus import normalise
 from mentalglm.corpus.synthetic import TASKS, SyntheticPost, generate_posts, phrase_fragments, unfamiliar_posts
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.tasks import Task, load_task, parse_answer, render_answer, render_prompt
 from mentalglm.training.demo_tokenizer import SPECIAL_TOKENS, train_tokenizer
-from mentalglm.training.examples import Example, ExampleEncoder, Record
+from mentalglm.training.examples import Example, ExampleEncoder
+from mentalglm.training.records import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def training_records(settings: DemoSettings) -> list[Record]:
     records = []
     for index, post in enumerate(posts):
         task = tasks[index % len(tasks)]
-        records.append(Record(task, post.text, post.labels[task.name], post.explanations[task.name]))
+        records.append(Record(task, normalise(post.text)[0], post.labels[task.name], post.explanations[task.name]))
     return records
 
 

@@ -1,0 +1,273 @@
+"""Config of a train job: the stages of fine-tuning, what each starts from, and how its best checkpoint is chosen."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from mentalglm.config.base import ConfigModel
+from mentalglm.config.score import EchoEngineConfig, EngineConfig, VllmEngineConfig
+from mentalglm.config.storage import S3Config, StorageAddress
+
+BASE = "base"
+"""What a stage starts from that starts from `model.path` itself."""
+
+_NOT_IN_VLLM = {
+    "use_dora": "DoRA",
+    "modules_to_save": "whole modules beside the adapter",
+    "lora_bias": "biases in the adapter",
+    "bias": "biases in the adapter",
+    "layer_replication": "replicated layers",
+    "trainable_token_indices": "trained tokens",
+}
+_PLAIN_INITS = ("gaussian", "orthogonal")
+
+
+def _is_a_stage_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name):
+        raise ValueError("is no name for a stage; use up to 64 letters, digits, dashes and underscores, a letter first")
+    if name == BASE:
+        raise ValueError(f"{BASE} is the name of the model that stages start from; choose another")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_is_a_stage_name)]
+
+
+class BaseModelConfig(ConfigModel):
+    """The model that is fine-tuned."""
+
+    path: str = Field(default="demo", min_length=1)
+    """`demo`, a folder, or a Hugging Face hub id; every node must be able to read it."""
+    revision: str | None = None
+    """Commit of a hub model."""
+
+
+class RecordsConfig(ConfigModel):
+    """Instruction records, one row each: a post, a task, the labels to learn and, where there is one, the explanation."""
+
+    uri: StorageAddress
+    """JSONL or Parquet file, or s3:// address."""
+    task: str | None = None
+    """Task of all rows: a built-in name or a task file. Null: `task_column` says it."""
+    task_column: str = "task"
+    task_names: dict[str, str] = {}
+    """What `task_column` calls a task -> our name for it, where they differ."""
+    id_column: str | None = None
+    """Names the rows in messages and in the validation's predictions; null: they are numbered."""
+    text_column: str = "text"
+    labels_column: str = "labels"
+    """A list of labels, or a text that names them, such as the answer itself; slugs, names, or 0 and 1."""
+    explanation_column: str | None = "explanation"
+    """Null, or an empty value: the answer ends after its labels."""
+    weight: float = Field(default=1.0, gt=0, le=100)
+    """How often each row is seen in an epoch: 2 twice, 0.5 half of the rows, drawn anew in each epoch."""
+
+
+class LoraConfig(ConfigModel):
+    """LoRA by PEFT, of the kinds that vLLM can load beside a model."""
+
+    r: int = Field(default=8, ge=1, le=512)
+    lora_alpha: float = Field(default=16, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of modules; all-linear: every linear layer but the head."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_loadable(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for key, what in _NOT_IN_VLLM.items():
+            if data.get(key) not in (None, False, [], "none"):
+                raise ValueError(f"{key} = {data[key]}: vLLM cannot load {what}; leave it out")
+        init = data.get("init_lora_weights", True)
+        if init is not True and init not in _PLAIN_INITS:
+            raise ValueError(
+                f"init_lora_weights = {init}: changes the model's own weights or makes an adapter that vLLM cannot load; "
+                f"use true, {' or '.join(_PLAIN_INITS)}"
+            )
+        return {key: value for key, value in data.items() if key not in _NOT_IN_VLLM}
+
+
+class OptimizerConfig(ConfigModel):
+    """AdamW with warm-up. Learning rate and warm-up are the paper's; what it does not tell is LLaMA-Factory's default
+    of that time."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """The highest, at the end of the warm-up."""
+    warmup_ratio: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the steps in which it grows from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls to 0 afterwards, if at all."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of matrices; vectors have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class StageConfig(ConfigModel):
+    """One fine-tuning step."""
+
+    start_from: str = BASE
+    """`base`, or the name of a stage, whose best checkpoint is trained further: the same adapter (or model), with a new
+    optimizer and schedule."""
+    train: list[RecordsConfig] = Field(min_length=1)
+    validation: list[RecordsConfig] = []
+    """Records that the best checkpoint is chosen by. Empty: a part of `train`, see `validation_fraction`."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of `train` that is held out where `validation` is empty. A hash of the text decides, so equal texts lie on
+    one side, and a record stays on its side when others are added."""
+    num_epochs: int = Field(default=5, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Ends the stage early; the schedule then has this length."""
+    optimizer: OptimizerConfig | None = None
+    """Null: that of the job."""
+
+
+class SelectionConfig(ConfigModel):
+    """How the best checkpoint is found: by the benchmark's own metric (F1) of its answers on the validation records.
+
+    Each is scored by the score job and counted by the eval job while training goes on. With several tasks: the mean of
+    their headline metrics.
+    """
+
+    every_epochs: int = Field(default=1, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    """In place of `every_epochs`."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many validations in a row without a better one; null: never. A decision is made one validation
+    late, so that training does not wait for it."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Validate on a sample of this many records, the same each time; null: on all."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an answer; it ends after its labels anyway."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """A validation that takes longer is given up."""
+    engine: EngineConfig = VllmEngineConfig()
+    """What scores. It needs room beside training; where there is none, validations wait until training has ended."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _default_kind(cls, value: Any) -> Any:
+        return {"kind": "vllm", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _engine_loads_a_model(self) -> "SelectionConfig":
+        if not isinstance(self.engine, VllmEngineConfig | EchoEngineConfig):
+            raise ValueError(f"engine.kind = {self.engine.kind}: cannot load a checkpoint; use vllm")
+        return self
+
+
+class CheckpointConfig(ConfigModel):
+    """What an interrupted stage goes on from."""
+
+    every_steps: int = Field(default=200, ge=1)
+    """Beside those that are validated. A killed worker loses at most this many steps."""
+    num_to_keep: int | None = Field(default=3, ge=1)
+    """The best so many, and the latest; null: all."""
+
+
+class WorkersConfig(ConfigModel):
+    """The training workers of Ray Train, each with one model."""
+
+    num_workers: int | tuple[int, int] = 1
+    """A number, or [least, most]: then training shrinks and grows with the cluster. The batch stays the same."""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """Of each. Default: 1 where the cluster has GPUs, else 0."""
+    num_cpus: float = Field(default=1, gt=0)
+    """Of each; on the CPU also its number of threads."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each worker holds the model · fsdp: they share it (FSDP2), for models that do not fit on one."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often workers may die before the job ends (exit code 75). Preempted nodes do not count."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _is_a_range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        least, most = value if isinstance(value, tuple) else (value, value)
+        if not 1 <= least <= most:
+            raise ValueError("must be at least 1, and [least, most] in this order")
+        return value
+
+
+class TrackingConfig(ConfigModel):
+    """Where the metrics of training go, beside `metrics.jsonl` and `tensorboard/`, which are always written."""
+
+    log_every_steps: int = Field(default=10, ge=1)
+    mlflow_uri: StorageAddress | None = None
+    """Tracking server or folder of MLflow; needs the package `mlflow-skinny` or `mlflow`."""
+    mlflow_experiment: str = "mentalglm"
+
+
+class TrainOutputConfig(ConfigModel):
+    """Where the stages go."""
+
+    uri: StorageAddress
+    """Folder or s3:// address; each stage has a folder of its name in it."""
+
+
+class TrainConfig(ConfigModel):
+    """Fine-tunes a model in one or more stages. Published values are defaults; README of each stage tells which."""
+
+    output: TrainOutputConfig
+    model: BaseModelConfig = BaseModelConfig()
+    stages: dict[StageName, StageConfig] = Field(min_length=1)
+    """Name -> stage; each has its own folder in the output."""
+    method: Literal["lora", "full"] = "lora"
+    """lora: an adapter · full: all weights."""
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch_size: int = Field(default=32, ge=1)
+    """Records of a step, over all workers."""
+    micro_batch_size: int = Field(default=4, ge=1)
+    """Records that go through the model at once in a worker; gradients of the others are added up. Changes no result
+    but for rounding."""
+    max_prompt_tokens: int = Field(default=1024, ge=32)
+    """Longest prompt; the end of longer posts is cut, never the question. As in scoring."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the frozen weights and of the arithmetic; what is trained is kept in float32. The paper used float16."""
+    activation_checkpointing: bool = False
+    """Compute activations anew in the backward pass: less memory, a third more time."""
+    loss_chunk_tokens: int = Field(default=512, ge=1)
+    """The loss is taken of so many tokens at a time: the logits of a whole batch are the largest tensor of all."""
+    seed: int = Field(default=42, ge=0)
+    selection: SelectionConfig = SelectionConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    workers: WorkersConfig = WorkersConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    s3: S3Config = S3Config()
+
+    @model_validator(mode="after")
+    def _stages_stand_on_those_before(self) -> "TrainConfig":
+        known = [BASE]
+        for name, stage in self.stages.items():
+            if stage.start_from not in known:
+                raise ValueError(
+                    f"stages.{name}.start_from = {stage.start_from!r}: is neither {BASE} nor a stage above it "
+                    f"({', '.join(known[1:]) or 'there is none'})"
+                )
+            known.append(name)
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> "TrainConfig":
+        if self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} is more than batch_size = {self.batch_size}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fsdp_has_a_plan(self) -> "TrainConfig":
+        if self.workers.strategy == "fsdp" and self.dtype == "float16":
+            raise ValueError("dtype = float16: its loss scaling does not work with workers.strategy: fsdp; use bfloat16")
+        return self
+
+    def optimizer_of(self, stage: str) -> OptimizerConfig:
+        """The settings of a stage: its own, or the job's."""
+        return self.stages[stage].optimizer or self.optimizer

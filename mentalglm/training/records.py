@@ -1,0 +1,204 @@
+"""Instruction records: read from files, checked with the parser that will read the model's answers, and split."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mentalglm import storage
+from mentalglm.config import RecordsConfig
+from mentalglm.corpus import normalise
+from mentalglm.errors import InputError
+from mentalglm.tasks import Task, load_task, parse_answer, read_gold, render_answer
+from mentalglm.tasks.task import Slug
+
+_MOST_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One post, one task and the answer to learn."""
+
+    task: Task
+    text: str
+    """In its normal form, as scoring sees posts."""
+    labels: Sequence[Slug]
+    """None where no label applies."""
+    explanation: str | None
+    id: str = ""
+    """Unique among the records of a stage's training, and of its validation."""
+    source: int = 0
+    """Which of the stage's files it is from, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Records of one or more files."""
+
+    rows: Sequence[Record]
+    digest: str
+    """sha256 over the contents of the files."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """Name -> task, of those that occur."""
+
+
+def read_records(sources: Sequence[RecordsConfig], key: str) -> Records:
+    """All rows of the files, in order. `key`: where the config names them, for messages.
+
+    Raises: ConfigError for a task that is not known; InputError for a file that cannot be read or is empty, and for
+    rows that are no records or whose answer the task's parser does not read back as their labels: how many, with the
+    first ones and what is wrong with each. Messages name rows by id and quote no text.
+    """
+    digest = hashlib.sha256()
+    rows: list[Record] = []
+    tasks: dict[str, Task] = {}
+    for number, source in enumerate(sources):
+        where = f"{key}[{number}] = {source.uri}"
+        data = storage.read_bytes(source.uri)
+        if data is None:
+            raise InputError(f"{where}: no such file; give a JSONL or Parquet file")
+        digest.update(hashlib.sha256(data).digest())
+        found = _read_source(_Reader(source, number, where), _table_rows(where, data))
+        rows += found
+        tasks |= {record.task.name: record.task for record in found}
+    return Records(rows, digest.hexdigest(), tasks)
+
+
+def split(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
+    """(training, validation), with about `fraction` of the texts in the second.
+
+    A hash of seed and text decides: equal texts lie on one side, and where a record lies depends on no other record.
+    Raises: InputError where a side would be empty.
+    """
+    threshold = int(fraction * 2**64)
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records.rows:
+        value = hashlib.blake2b(f"{seed} {record.text}".encode(), digest_size=8).digest()
+        sides[int.from_bytes(value) < threshold].append(record)
+    if not all(sides):
+        raise InputError(
+            f"validation_fraction = {fraction}: of {len(records.rows)} records {len(sides[1])} would be held out and "
+            f"{len(sides[0])} learned; change it, or name a file of records under validation"
+        )
+    train, validation = sides
+    return Records(train, records.digest, records.tasks), Records(validation, records.digest, records.tasks)
+
+
+def num_shared_texts(train: Records, validation: Records) -> int:
+    """Validation records whose post is trained on too, on whatever task: they flatter the result."""
+    seen = {record.text for record in train.rows}
+    return sum(record.text in seen for record in validation.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    config: RecordsConfig
+    number: int
+    where: str
+
+
+def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record]:
+    records: list[Record] = []
+    problems: list[str] = []
+    ids: Counter[str] = Counter()
+    num_rows = 0
+    for index, row in enumerate(rows):
+        num_rows += 1
+        name = f"row {index + 1}"
+        try:
+            if reader.config.id_column is not None:
+                name = _text(row, reader.config.id_column, whole_numbers=True)
+            ids[name] += 1
+            if ids[name] == 2:
+                raise ValueError("its id occurs twice; ids must differ")
+            records.append(_record(reader, name, row))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if not num_rows:
+        raise InputError(f"{reader.where}: holds no rows; give a file with records")
+    if problems:
+        more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
+        raise InputError(
+            f"{reader.where}: {len(problems)} of {num_rows} rows cannot be learned from: "
+            f"{'; '.join(problems[:_MOST_SHOWN])}{more}. Mend or remove them"
+        )
+    return records
+
+
+def _record(reader: _Reader, name: str, row: dict[str, Any]) -> Record:
+    """Raises: ValueError, in words that quote nothing of the row."""
+    config = reader.config
+    task = _task(reader, row)
+    text, _ = normalise(_text(row, config.text_column))
+    if not text:
+        raise ValueError(f"{config.text_column} is empty")
+    if config.labels_column not in row:
+        raise ValueError(f"no column {config.labels_column}")
+    try:
+        labels = read_gold(task, row[config.labels_column])
+    except ValueError as error:
+        raise ValueError(f"{config.labels_column} {error}") from None
+    explanation = _explanation(row, config.explanation_column)
+    answer = parse_answer(task, render_answer(task, labels, explanation))
+    if answer.status != "ok" or answer.labels != labels:
+        read = answer.reason or ("other labels" if answer.status == "ok" else answer.status)
+        raise ValueError(f"the answer made of {config.labels_column} and explanation is not read back as it is ({read})")
+    return Record(task, text, labels, explanation, f"{reader.number}:{name}", reader.number)
+
+
+def _task(reader: _Reader, row: dict[str, Any]) -> Task:
+    config = reader.config
+    if config.task is not None:
+        return load_task(config.task)
+    name = _text(row, config.task_column)
+    return load_task(config.task_names.get(name, name))
+
+
+def _explanation(row: dict[str, Any], column: str | None) -> str | None:
+    value = None if column is None else row.get(column)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{column} is {type(value).__name__}, not text")
+    return normalise(value)[0] or None
+
+
+def _text(row: dict[str, Any], column: str, *, whole_numbers: bool = False) -> str:
+    value = row.get(column)
+    if whole_numbers and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if column not in row:
+        raise ValueError(f"no column {column}")
+    if not isinstance(value, str):
+        raise ValueError(f"{column} is {type(value).__name__}, not text")
+    return value
+
+
+def _table_rows(where: str, data: bytes) -> Iterator[dict[str, Any]]:
+    if data[:4] == b"PAR1":
+        try:
+            for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(1024):
+                yield from batch.to_pylist()
+        except (pa.ArrowException, OSError):
+            raise InputError(f"{where}: is a damaged Parquet file; write it again") from None
+        return
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: is neither Parquet nor UTF-8 text; convert it") from None
+    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):  # JSON may hold other line separators
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InputError(f"{where}: line {number} is not JSON; write one object in each line") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: line {number} is {type(row).__name__}, not an object; write one in each line")
+        yield row
