@@ -1,0 +1,376 @@
+"""The training loop, as each worker of Ray Train runs it."""
+
+import math
+import os
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
+from ray.train.collective import broadcast_from_rank_zero
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from mentalglm import storage
+from mentalglm.config import TrainConfig
+from mentalglm.errors import UserError
+from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, fetch, newest, upload
+from mentalglm.training.examples import ExampleSet
+from mentalglm.training.language_model import DTYPES, LanguageModel, collate
+from mentalglm.training.metrics_log import MetricsLog
+from mentalglm.training.sampler import Indices, Sampler, micro_batches
+from mentalglm.training.schedule import learning_rate
+from mentalglm.training.validation import EarlyStopping
+
+_PREEMPTION_CHECK_S = 5.0
+_MOST_SHOWN = 5
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSpec:
+    """What a worker has to know of its stage."""
+
+    config: TrainConfig
+    stage: str
+    stage_uri: str
+    model_path: str
+    """Folder of the base model, on every node."""
+    start_uri: str | None
+    """What the stage before has made, or None to start from the base model."""
+    fingerprint: str
+    weights: tuple[float, ...]
+    """Of each source of records."""
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """Folder of the checkpoints."""
+        return storage.join(self.stage_uri, "_run", "checkpoints")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the loop ended. A failure that another attempt would meet again is an outcome, not an error that Ray Train
+    would start the workers anew for."""
+
+    status: Literal["finished", "stopped_early", "failed"]
+    step: int
+    message: str = ""
+    error: str = ""
+    """Of a failure: the class of the `UserError` that tells of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The steps of a stage and what happens at which."""
+
+    steps_per_epoch: int
+    num_steps: int
+    validate_every: int
+    save_every: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, stage: str, sampler: Sampler) -> "Timeline":
+        """Of a stage whose batches are the sampler's."""
+        num_steps = config.stages[stage].num_epochs * sampler.num_steps
+        num_steps = min(num_steps, config.stages[stage].max_steps or num_steps)
+        validate_every = config.selection.every_steps or config.selection.every_epochs * sampler.num_steps
+        return cls(sampler.num_steps, num_steps, validate_every, config.checkpoints.every_steps)
+
+    def is_candidate(self, step: int) -> bool:
+        """Whether the model is validated after so many steps."""
+        return step == self.num_steps or step % self.validate_every == 0
+
+    def is_saved(self, step: int) -> bool:
+        """Whether there is a checkpoint after so many steps."""
+        return self.is_candidate(step) or step % self.save_every == 0
+
+
+def train_worker(given: dict[str, Any]) -> Outcome:
+    """`train_loop_per_worker`: `spec` is a LoopSpec, `examples` a reference to an ExampleSet in Ray's object store."""
+    spec: LoopSpec = given["spec"]
+    storage.configure(spec.config.s3)
+    try:
+        return _Loop(spec, ray.get(given["examples"])).run()
+    except UserError as error:
+        if error.exit_code == 75:  # storage that fails for now: worth another attempt
+            raise
+        return Outcome("failed", 0, str(error), type(error).__name__)
+
+
+class _Loop:
+    def __init__(self, spec: LoopSpec, examples: ExampleSet) -> None:
+        self.spec, self.examples = spec, examples
+        self.config = config = spec.config
+        self.optimizer_config = config.optimizer_of(spec.stage)
+        context = ray.train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        sampler = Sampler(
+            examples.sources, spec.weights, batch_size=config.batch_size, seed=config.seed
+        )
+        self.sampler = sampler
+        self.timeline = Timeline.of(config, spec.stage, sampler)
+        self.lengths, self.num_learned = examples.lengths, examples.num_learned_tokens
+        self.early_stopping = EarlyStopping(spec.stage_uri, config.selection)
+        self.dtype = DTYPES[config.dtype]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.step = 0
+        self.is_saved_for_preemption = False
+        self.since_preemption_check_s = 0.0
+        self.save_s = 0.0
+
+    def run(self) -> Outcome:
+        checkpoint = newest(self.spec.checkpoints_uri, self.spec.fingerprint)
+        self._load(checkpoint)
+        if self.rank != 0:
+            return self._train(None)
+        name = f"{self.spec.stage}-{self.spec.fingerprint[:8]}"
+        log = MetricsLog(self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name)
+        with log:
+            return self._train(log)
+
+    def _train(self, log: MetricsLog | None) -> Outcome:
+        window = _Window()
+        while self.step < self.timeline.num_steps:
+            started = time.perf_counter()
+            batch = self.sampler.batch(self.step)
+            loss, grad_norm, bad_ids = self._learn(batch)
+            if bad_ids:
+                return Outcome("failed", self.step, self._not_finite(loss, bad_ids), "InputError")
+            self.step += 1
+            elapsed_s = time.perf_counter() - started
+            window.add(loss, elapsed_s, int(self.lengths[batch].sum()), int(self.num_learned[batch].sum()))
+            if log and (self.step % self.config.tracking.log_every_steps == 0 or self.step == self.timeline.num_steps):
+                log.add(self.step, self._metrics(window, grad_norm))
+                window, self.save_s = _Window(), 0.0
+            if self.timeline.is_saved(self.step):
+                self._save(is_candidate=self.timeline.is_candidate(self.step))
+            if self._is_preempted(elapsed_s) and not self.is_saved_for_preemption:
+                self._save(is_candidate=False)
+                self.is_saved_for_preemption = True
+            if self.timeline.is_candidate(self.step) and self._is_to_stop():
+                return Outcome("stopped_early", self.step)
+        return Outcome("finished", self.step)
+
+    def _learn(self, batch: Indices) -> tuple[float, float, list[str]]:
+        """One optimizer step: (mean loss per learned token, norm of the gradient, ids where they are not finite).
+
+        The loss is divided by the learned tokens of the whole batch, over all micro-batches and workers, so it is the
+        same however the batch is cut. Random numbers (dropout) follow from seed, step and rank.
+        """
+        config = self.config
+        torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optimizer_config, self.step, self.timeline.num_steps)
+        mine = micro_batches(
+            batch, self.lengths, num_workers=self.num_workers, micro_batch_size=config.micro_batch_size
+        )[self.rank]
+        # DDP and FSDP average gradients over the workers; what is wanted is their sum.
+        scale = self.num_workers / float(self.num_learned[batch].sum())
+        losses: list[Tensor] = []
+        for number, indices in enumerate(mine):
+            with self._synchronised(number == len(mine) - 1):
+                loss = self._loss(indices if len(indices) else batch[:1], is_counted=len(indices) > 0)
+                losses.append(loss.detach())
+                self.scaler.scale(loss * scale).backward()
+        total = torch.stack(losses).sum()
+        if self.num_workers > 1:
+            dist.all_reduce(total)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.optimizer_config.max_grad_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        loss_sum, grad_norm = torch.stack([total.double(), norm.double()]).tolist()
+        # With loss scaling, gradients that overflow are expected: the scaler leaves such a step out.
+        is_finite = math.isfinite(loss_sum) and (math.isfinite(grad_norm) or self.scaler.is_enabled())
+        bad_ids = [] if is_finite else self._bad_ids(batch, mine, losses)
+        if is_finite:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss_sum / float(self.num_learned[batch].sum()), grad_norm, bad_ids
+
+    def _loss(self, indices: Indices, *, is_counted: bool) -> Tensor:
+        token_ids, is_learned = collate([self.examples[int(index)] for index in indices])
+        if not is_counted:  # a worker without rows takes part in the exchange of gradients all the same
+            is_learned[:] = False
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss: Tensor = self.module(
+                token_ids.to(self.device, non_blocking=True), is_learned.to(self.device, non_blocking=True)
+            )
+        return loss
+
+    def _synchronised(self, is_last: bool) -> Any:
+        """Gradients are exchanged with the last micro-batch alone."""
+        if self.config.workers.strategy == "fsdp":
+            self.module.set_requires_gradient_sync(is_last)
+        elif self.num_workers > 1 and not is_last:
+            return self.module.no_sync()
+        return nullcontext()
+
+    def _bad_ids(self, batch: Indices, mine: list[Indices], losses: list[Tensor]) -> list[str]:
+        """Ids of the records whose loss is not finite, of all workers; of the batch, where only its gradient is not."""
+        here = [
+            self.examples.ids[int(index)]
+            for indices, loss in zip(mine, losses, strict=True)
+            if not torch.isfinite(loss)
+            for index in indices
+        ]
+        everywhere: list[list[str]] = [here]
+        if self.num_workers > 1:
+            everywhere = [[] for _ in range(self.num_workers)]
+            dist.all_gather_object(everywhere, here)
+        found = [each for ids in everywhere for each in ids]
+        return found or [self.examples.ids[int(index)] for index in batch]
+
+    def _not_finite(self, loss: float, ids: list[str]) -> str:
+        what = "the loss" if not math.isfinite(loss) else "the gradient"
+        more = f" and {len(ids) - _MOST_SHOWN} more" if len(ids) > _MOST_SHOWN else ""
+        fix = "use dtype: bfloat16" if self.dtype == torch.float16 else "lower optimizer.learning_rate"
+        return (
+            f"stages.{self.spec.stage}: {what} is not finite at step {self.step + 1}, in the micro-batch with the records "
+            f"{', '.join(ids[:_MOST_SHOWN])}{more}; look at them, or {fix}, and give the stage another name"
+        )
+
+    def _metrics(self, window: "_Window", grad_norm: float) -> dict[str, float]:
+        return {
+            "epoch": round(self.step / self.timeline.steps_per_epoch, 4),
+            "loss": window.mean_loss,
+            "grad_norm": grad_norm,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens_per_s": window.num_tokens / window.seconds,
+            "step_s": window.seconds / window.num_steps,
+            "save_s": self.save_s,
+        } | ({"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if self.device.type == "cuda" else {})
+
+    def _load(self, checkpoint: StoredCheckpoint | None) -> None:
+        """The model, and the optimizer where there is a checkpoint to go on from."""
+        with tempfile.TemporaryDirectory(prefix="mentalglm-start-") as folder:
+            start = checkpoint.uri if checkpoint else self.spec.start_uri
+            if start is not None:
+                fetch(start, Path(folder))
+            model = LanguageModel.load(self.config, Path(self.spec.model_path), Path(folder) if start else None)
+            state = None
+            if checkpoint is not None:
+                self.step = checkpoint.step
+                state = torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True)
+        model.to(self.device)
+        model.check(self.examples[0])
+        self.model = model
+        self.module: Any = _distributed(model, self.config, self.num_workers, self.device)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in self.trained if parameter.ndim > 1]
+        others = [parameter for parameter in self.trained if parameter.ndim <= 1]
+        settings = self.optimizer_config
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
+        if state is not None:
+            set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"], options=_FULL)
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _save(self, *, is_candidate: bool) -> None:
+        """A checkpoint of this moment. What is trained is copied; writing and uploading go on beside the training."""
+        started = time.perf_counter()
+        trained = get_model_state_dict(self.module, options=_FULL)
+        optimizer = get_optimizer_state_dict(self.module, self.optimizer, options=_FULL)
+        step, spec = self.step, self.spec
+        checkpoint = None
+        if self.rank == 0:
+            folder = Path(tempfile.mkdtemp(prefix="mentalglm-checkpoint-"))
+            self.model.save(folder, trained, self.config, Path(spec.model_path))
+            torch.save({"optimizer": optimizer, "scaler": self.scaler.state_dict()}, folder / OPTIMIZER)
+            checkpoint = Checkpoint.from_directory(str(folder))
+        files = ray.train.get_context().get_storage()
+
+        def put(local: Checkpoint, name: str) -> Checkpoint:
+            upload(
+                Path(local.path),
+                storage.join(spec.checkpoints_uri, name),
+                step=step,
+                is_candidate=is_candidate,
+                fingerprint=spec.fingerprint,
+            )
+            return Checkpoint(files.build_checkpoint_path_from_name(name), files.storage_filesystem)
+
+        ray.train.report(
+            {"step": step, "score": -1.0},  # until it is validated
+            checkpoint=checkpoint,
+            checkpoint_dir_name=f"step-{step:08d}-{os.urandom(4).hex()}",
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=put,
+            validation=ValidationTaskConfig(timeout_s=self.config.selection.timeout_s)
+            if is_candidate and checkpoint is not None
+            else False,
+        )
+        self.save_s += time.perf_counter() - started
+
+    def _is_preempted(self, elapsed_s: float) -> bool:
+        """Whether a node is about to be taken away; asked now and then, by all workers at the same step."""
+        self.since_preemption_check_s += elapsed_s
+        is_due = self.since_preemption_check_s > _PREEMPTION_CHECK_S
+        if self.num_workers > 1:
+            is_due = bool(broadcast_from_rank_zero(is_due))
+        if not is_due:
+            return False
+        self.since_preemption_check_s = 0.0
+        return ray.train.get_preemption_info() is not None
+
+    def _is_to_stop(self) -> bool:
+        """Whether validation has stopped getting better; the same answer for all workers, and after a resume."""
+        if self.config.selection.patience is None or self.step == self.timeline.num_steps:
+            return False
+        candidates = [step for step in range(1, self.step) if self.timeline.is_candidate(step)]
+        is_over = self.early_stopping.is_over(candidates) if self.rank == 0 else None
+        return bool(broadcast_from_rank_zero(is_over))
+
+
+class _Window:
+    """What is averaged between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.num_steps = self.num_tokens = self.num_learned = 0
+        self.seconds = self._loss_sum = 0.0
+
+    def add(self, loss: float, seconds: float, num_tokens: int, num_learned: int) -> None:
+        self.num_steps += 1
+        self.seconds += seconds
+        self.num_tokens += num_tokens
+        self.num_learned += num_learned
+        self._loss_sum += loss * num_learned
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per learned token."""
+        return self._loss_sum / self.num_learned
+
+
+def _distributed(model: LanguageModel, config: TrainConfig, num_workers: int, device: torch.device) -> nn.Module:
+    if config.workers.strategy == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model.layers:
+            fully_shard(layer)
+        return fully_shard(model)
+    if num_workers == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)

@@ -1,0 +1,124 @@
+"""The metrics of a stage: a JSON line for each logged step, TensorBoard's files, and MLflow where it is asked for."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mentalglm import storage
+from mentalglm.config.train import TrackingConfig
+from mentalglm.errors import ConfigError
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+_WRITE_INTERVAL_S = 5.0
+
+
+class MetricsLog:
+    """Keeps the metrics of a stage and writes them to its folder now and then, so that they can be watched.
+
+    Of an attempt that was killed, what came after the checkpoint that is gone on from is left out.
+    """
+
+    def __init__(self, stage_uri: str, config: TrackingConfig, *, first_step: int, run_name: str) -> None:
+        """`first_step`: steps done before; `run_name`: the stage as MLflow shows it.
+
+        Raises: ConfigError where MLflow is asked for and not installed.
+        """
+        self._uri = stage_uri
+        self._exit = ExitStack()
+        self._lines = [line for line in _read_lines(stage_uri) if json.loads(line)["step"] <= first_step]
+        self._folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="mentalglm-metrics-")))
+        self._first_step = first_step
+        self._writer = _tensorboard(self._folder, first_step)
+        self._exit.callback(self._writer.close)
+        self._mlflow = None if config.mlflow_uri is None else _start_mlflow(config, run_name)
+        self._is_changed = threading.Event()
+        self._is_closing = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._write_now_and_then, name="metrics", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._is_closing.set()
+        self._thread.join()
+        self._write()
+        self._exit.close()
+        if self._mlflow is not None:
+            self._mlflow.end_run()
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes the metrics of a step (the number of steps done with it)."""
+        with self._lock:
+            self._lines.append(json.dumps({"step": step, **metrics}))
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+        if self._mlflow is not None:
+            self._mlflow.log_metrics(dict(metrics), step=step)
+        self._is_changed.set()
+
+    def _write_now_and_then(self) -> None:
+        while not self._is_closing.wait(_WRITE_INTERVAL_S):
+            if self._is_changed.is_set():
+                self._write()
+
+    def _write(self) -> None:
+        self._is_changed.clear()
+        with self._lock:
+            data = "".join(f"{line}\n" for line in self._lines).encode()
+        storage.put(storage.join(self._uri, METRICS), data)
+        self._writer.flush()
+        for path in self._folder.iterdir():
+            # Named by the step, not by the machine; a later attempt that begins there takes its place.
+            name = f"events.out.tfevents.{self._first_step:010d}"
+            storage.put(storage.join(self._uri, TENSORBOARD, name), path.read_bytes())
+
+
+def read_metrics(stage_uri: str) -> list[dict[str, Any]]:
+    """What has been logged so far."""
+    return [json.loads(line) for line in _read_lines(stage_uri)]
+
+
+def write_validation_scalars(stage_uri: str, scores: Mapping[int, Mapping[str, float]]) -> None:
+    """TensorBoard's curves of the validations: step -> name -> value."""
+    with tempfile.TemporaryDirectory(prefix="mentalglm-metrics-") as folder:
+        writer = _tensorboard(Path(folder), 0)
+        for step, metrics in sorted(scores.items()):
+            for name, value in metrics.items():
+                writer.add_scalar(f"validation/{name}", value, step)
+        writer.close()
+        for path in Path(folder).iterdir():
+            storage.put(storage.join(stage_uri, TENSORBOARD, "events.out.tfevents.validation"), path.read_bytes())
+
+
+def _read_lines(stage_uri: str) -> list[str]:
+    data = storage.read_bytes(storage.join(stage_uri, METRICS))
+    return [] if data is None else data.decode().splitlines()
+
+
+def _tensorboard(folder: Path, first_step: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(logdir=str(folder), purge_step=first_step or None, write_to_disk=True)
+
+
+def _start_mlflow(config: TrackingConfig, run_name: str) -> Any:
+    try:
+        import mlflow
+    except ImportError:
+        raise ConfigError(
+            "tracking.mlflow_uri: MLflow is not installed where the worker runs; install mlflow-skinny, or leave it out"
+        ) from None
+    mlflow.set_tracking_uri(config.mlflow_uri)
+    mlflow.set_experiment(config.mlflow_experiment)
+    mlflow.start_run(run_name=run_name)
+    return mlflow

@@ -1,0 +1,19 @@
+"""The learning rate as a function of the step."""
+
+import math
+
+from mentalglm.config.train import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Of a step, counted from 0, of `num_steps`: linear growth over the warm-up, then as `schedule` says, to 0 after
+    the last step. The warm-up has at least one step where its ratio is not 0 (transformers rounds up likewise)."""
+    num_warmup_steps = math.ceil(config.warmup_ratio * num_steps)
+    if step < num_warmup_steps:
+        return config.learning_rate * (step + 1) / num_warmup_steps
+    progress = (step - num_warmup_steps) / max(num_steps - num_warmup_steps, 1)
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - progress)
+    return config.learning_rate
