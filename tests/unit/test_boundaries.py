@@ -1,6 +1,8 @@
 """The rooms and the arrows between them: an import that runs back up is a failing test."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ FLOORS = [
     {"config", "storage"},
     {"tasks"},
     {"corpus"},
+    {"evaluation"},
     {"engine"},
     {"scoring", "training"},
     {"measure"},
@@ -51,6 +54,12 @@ def test_vllm_is_imported_by_the_engine_room_alone_and_boto3_by_storage() -> Non
         tops = {name.split(".")[0] for name in imports(path)}
         assert "vllm" not in tops or room_of(path) == "engine", path
         assert not tops & {"boto3", "botocore"} or path == ROOT / "mentalglm" / "storage" / "s3.py", path
+
+
+def test_evaluation_needs_neither_ray_nor_a_model() -> None:
+    command = "import sys, mentalglm.evaluation; print(*{'ray', 'torch', 'transformers', 'vllm'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
 
 
 def test_other_rooms_see_storage_and_not_what_it_is_made_of() -> None:
