@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from mentalglm.config import BenchConfig, S3Config, ScoreConfig, load_config, validate
+from mentalglm.config import BenchConfig, S3Config, ScoreConfig, TrainConfig, load_config, validate
 from mentalglm.config.base import apply_override
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-JOBS: dict[str, type[BaseModel]] = {"score": ScoreConfig, "bench": BenchConfig}
+JOBS: dict[str, type[BaseModel]] = {"score": ScoreConfig, "train": TrainConfig, "bench": BenchConfig}
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: a.b=value.")]
@@ -83,6 +83,28 @@ def estimate(
             print(found.model_dump_json(indent=2))
         else:
             print_estimate(found)
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Read and check the records; show steps, tokens and memory; train nothing."),
+    ] = False,
+) -> None:
+    """Fine-tune in stages, each chosen by its F1 on validation records. The same command does only what is missing."""
+    with _resumable("train", str(config), *(["--dry-run"] if dry_run else []), kept="checkpoints are kept", set=set_):
+        settings = load_config(TrainConfig, config, set_)
+        from mentalglm.training.pipeline import train as train_stages
+        from mentalglm.training.plan import plan as plan_stages
+        from mentalglm.training.summary import print_plan, print_summary
+
+        if dry_run:
+            print_plan(plan_stages(settings))
+        else:
+            print_summary(settings, train_stages(settings))
 
 
 @app.command()

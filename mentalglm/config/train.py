@@ -44,7 +44,7 @@ class BaseModelConfig(ConfigModel):
 
 
 class RecordsConfig(ConfigModel):
-    """Instruction records, one row each: a post, a task, the labels to learn and, where there is one, the explanation."""
+    """Instruction records, one row each: a post, a task, the labels to learn and, maybe, the explanation."""
 
     uri: StorageAddress
     """JSONL or Parquet file, or s3:// address."""
@@ -87,7 +87,7 @@ class LoraConfig(ConfigModel):
         init = data.get("init_lora_weights", True)
         if init is not True and init not in _PLAIN_INITS:
             raise ValueError(
-                f"init_lora_weights = {init}: changes the model's own weights or makes an adapter that vLLM cannot load; "
+                f"init_lora_weights = {init}: changes the model's own weights, or vLLM cannot load it; "
                 f"use true, {' or '.join(_PLAIN_INITS)}"
             )
         return {key: value for key, value in data.items() if key not in _NOT_IN_VLLM}
@@ -265,7 +265,9 @@ class TrainConfig(ConfigModel):
     @model_validator(mode="after")
     def _fsdp_has_a_plan(self) -> "TrainConfig":
         if self.workers.strategy == "fsdp" and self.dtype == "float16":
-            raise ValueError("dtype = float16: its loss scaling does not work with workers.strategy: fsdp; use bfloat16")
+            raise ValueError(
+                "dtype = float16: its loss scaling does not work with workers.strategy: fsdp; use bfloat16"
+            )
         return self
 
     def optimizer_of(self, stage: str) -> OptimizerConfig:

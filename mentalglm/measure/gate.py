@@ -18,8 +18,8 @@ import pyarrow.dataset as pads
 from mentalglm import storage
 from mentalglm.config import ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, LabelsDifferError
-from mentalglm.manifest import code_version
-from mentalglm.scoring.job import Job, differences
+from mentalglm.manifest import code_version, differences
+from mentalglm.scoring.job import Job
 from mentalglm.scoring.pipeline import score
 from mentalglm.scoring.questions import question_key
 

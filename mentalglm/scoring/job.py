@@ -1,7 +1,6 @@
 """What a job is, before anything runs: config, tasks, model, and whether a run in the folder is the same job."""
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm import manifest, storage
+from mentalglm.cluster import lasting_output
 from mentalglm.config import OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
 from mentalglm.config.base import apply_override
 from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus, unreadable_now
@@ -83,7 +83,9 @@ class Job:
         self.check_input(plan)
         now = self.fingerprint(plan)
         free = frozenset(may_differ or ())
-        difference = [line for line in differences(standing, now) if not free & {*_prefixes(line.partition(":")[0])}]
+        difference = [
+            line for line in manifest.differences(standing, now) if not free & {*_prefixes(line.partition(":")[0])}
+        ]
         if difference and may_differ is not None:
             raise ConfigError(
                 f"--set: {'; '.join(difference)}: rows are asked for again as the run was made; leave it out, or score "
@@ -183,7 +185,7 @@ def standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
     for override in overrides:
         apply_override(changes, override)
     storage.configure(validate(S3Config, changes.get("s3") or {}, "--set"))  # the config is on the other side
-    uri = _absolute(run_uri)
+    uri = storage.absolute(run_uri)
     data = copy.deepcopy(Ledger(uri).record.config)
     data["output"]["uri"] = uri  # the folder may have been moved
     for override in overrides:
@@ -195,19 +197,11 @@ def standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
 
 
 def _at_fixed_places(config: ScoreConfig) -> ScoreConfig:
-    """Input and output as absolute addresses: workers may have another working directory.
-
-    Raises: ConfigError for a relative output of a submitted job, which would vanish with Ray's copy of the folder.
-    """
-    output = _absolute(config.output.uri)
-    if output != config.output.uri.removeprefix("file://") and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise ConfigError(
-            f"output.uri = {config.output.uri}: is relative, and a submitted job runs in a copy of its folder that Ray "
-            "deletes; give a path from the root that every node sees, or s3://"
-        )
+    """Input and output as absolute addresses: workers may have another working directory."""
+    output = lasting_output(config.output.uri)
     return config.model_copy(
         update={
-            "input": config.input.model_copy(update={"uri": _absolute(config.input.uri)}),
+            "input": config.input.model_copy(update={"uri": storage.absolute(config.input.uri)}),
             "output": config.output.model_copy(update={"uri": output}),
         }
     )
@@ -217,18 +211,14 @@ def _lasting(config: ScoreConfig) -> dict[str, Any]:
     """The config as it can be read back from any working directory."""
     data = config.model_dump(mode="json")
     if config.model.path != "demo" and Path(config.model.path).expanduser().is_dir():
-        data["model"]["path"] = _absolute(config.model.path)
+        data["model"]["path"] = storage.absolute(config.model.path)
     if config.model.adapter is not None:
-        data["model"]["adapter"] = _absolute(config.model.adapter)
+        data["model"]["adapter"] = storage.absolute(config.model.adapter)
     data["model"]["adapters"] = {
-        name: None if path is None else _absolute(path) for name, path in config.model.adapters.items()
+        name: None if path is None else storage.absolute(path) for name, path in config.model.adapters.items()
     }
     data["tasks"] = [name if name in builtin_tasks() else str(Path(name).absolute()) for name in config.tasks]
     return data
-
-
-def _absolute(uri: str) -> str:
-    return uri if storage.is_s3(uri) else str(storage.local_path(uri).absolute())
 
 
 @contextmanager
@@ -260,20 +250,3 @@ def _check_sample(config: ScoreConfig, tasks: Sequence[Task]) -> None:
 def _prefixes(key: str) -> Iterator[str]:
     """`a.b.c` -> a, a.b, a.b.c."""
     return accumulate(key.split("."), "{}.{}".format)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old value, now new value`, for every value that differs."""
-    lines: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {_short(before)}, now {_short(after)}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) > 40 else text

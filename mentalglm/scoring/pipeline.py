@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from mentalglm import manifest
+from mentalglm.cluster import connect
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError
@@ -20,7 +21,7 @@ from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.order import handing_order
 from mentalglm.scoring.parts import PartWriter
-from mentalglm.scoring.pool import check_resources, connect, score_shards
+from mentalglm.scoring.pool import check_resources, score_shards
 from mentalglm.scoring.questions import Question
 from mentalglm.scoring.retry import RetrySummary, check_statuses, open_round
 from mentalglm.scoring.rounds import effective_totals

@@ -1,8 +1,5 @@
 """The engines of a run as actors of Ray Data, and the shards that they pull."""
 
-import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mentalglm import errors
+from mentalglm.cluster import connect
 from mentalglm.config import ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
@@ -130,51 +128,6 @@ def _ray_failed(error: Exception) -> InterruptedRunError:
 
 def _error(failure: tuple[str, str] | None) -> UserError | None:
     return None if failure is None else errors.told(*failure)
-
-
-def connect() -> None:
-    """Joins the cluster that RAY_ADDRESS names (a submitted job has it), else starts one on this machine."""
-    import logging
-
-    # Ray's core writes notes for its developers to the terminal; the session's log files keep what matters.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else a thread that comes to Ray after its end would join whatever cluster it finds.
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    import ray
-    import ray.data
-
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the terminal is ours; the log files stay as they are
-            handler.setLevel(logging.ERROR)
-    if not ray.is_initialized():
-        # Without an address ray.init() would join whatever cluster happens to run on this machine.
-        address = os.environ.get("RAY_ADDRESS", "local")
-        if address.startswith("http"):
-            raise ConfigError(
-                f"RAY_ADDRESS = {address}: is the address for submitting jobs; use cluster/submit.sh, or unset it"
-            )
-        local = {"include_dashboard": False} if address == "local" else {}
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except SystemExit:  # Ray's own answer to SIGTERM, with a code of its own
-            raise KeyboardInterrupt from None
-        except Exception as error:  # nothing of a post is known to it yet
-            said = (str(error).splitlines() or [""])[0][:200]
-            where = "started on this machine" if address == "local" else f"joined at RAY_ADDRESS = {address}"
-            raise InterruptedRunError(
-                f"Ray could not be {where} ({type(error).__name__}: {said}); see to it and run the same command again"
-            ) from None
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGTERM, on_sigterm)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # A lane gives back nothing until all is done; engines that hang are the engine room's to notice.
-    context.execution_no_progress_timeout_s = -1
 
 
 def check_resources(config: ScoreConfig) -> None:

@@ -17,13 +17,14 @@ import pyarrow.fs as pafs
 
 from mentalglm.storage import s3
 from mentalglm.storage.disk import Disk
-from mentalglm.storage.places import StoredFile, UnfinishedUpload, is_s3, join, local_path, shown
+from mentalglm.storage.places import StoredFile, UnfinishedUpload, absolute, is_s3, join, local_path, shown
 from mentalglm.storage.s3 import S3, configure
 
 __all__ = [
     "StoredFile",
     "UnfinishedUpload",
     "abort_upload",
+    "absolute",
     "age_s",
     "configure",
     "delete",

@@ -49,6 +49,11 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://")).expanduser()
 
 
+def absolute(uri: str) -> str:
+    """`uri` as it means the same from any working directory."""
+    return uri if is_s3(uri) else str(local_path(uri).absolute())
+
+
 def join(uri: str, *parts: str) -> str:
     """The URI of something below `uri`."""
     return "/".join([uri.rstrip("/"), *parts])

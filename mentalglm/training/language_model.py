@@ -1,6 +1,6 @@
 """A causal language model that is fine-tuned: an adapter beside it (LoRA), or all of its weights."""
 
-import logging
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ class LanguageModel(nn.Module):
         if config.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.method == "lora":
-            model = _with_adapter(model, config, start)
+            model = _with_adapter(model, start) if start is not None else with_new_adapter(model, config)
         return cls(model, chunk_tokens=config.loss_chunk_tokens).train()
 
     @property
@@ -110,6 +110,7 @@ class LanguageModel(nn.Module):
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's; ours is written when the stage is done
             return
         self.model.save_pretrained(folder, state_dict=state)
+        _write_dtype(folder, config.dtype)
         copy_tokenizer(tokenizer_of, folder)
 
 
@@ -133,18 +134,29 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copy(path, target / path.name)
 
 
-def _with_adapter(model: Any, config: TrainConfig, start: Path | None) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
+def _write_dtype(folder: Path, dtype: str) -> None:
+    """Says in a model's settings what engines are to round its weights to; those of a checkpoint are finer."""
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | {"dtype": dtype}, indent=2), encoding="utf-8")
 
-    logging.getLogger("peft").setLevel(logging.ERROR)
-    if start is not None:
-        return PeftModel.from_pretrained(model, start, is_trainable=True)
+
+def with_new_adapter(model: Any, config: TrainConfig) -> Any:
+    """The model with the config's adapter, whose random weights follow from the seed. Raises: ConfigError."""
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(config.seed)
     settings = LoraConfig(task_type="CAUSAL_LM", **config.lora.model_dump())
     try:
         return get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
-            f"lora.target_modules = {config.lora.target_modules}: {' '.join(str(error).split())[:200]}; name modules of "
-            "the model, or all-linear"
+            f"lora.target_modules = {config.lora.target_modules}: {' '.join(str(error).split())[:200]}; name "
+            "modules of the model, or all-linear"
         ) from None
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)

@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ray
 import ray.train
@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mentalglm import storage
 from mentalglm.config import TrainConfig
 from mentalglm.errors import UserError
-from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, fetch, newest, upload
+from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy, newest, upload
 from mentalglm.training.examples import ExampleSet
 from mentalglm.training.language_model import DTYPES, LanguageModel, collate
 from mentalglm.training.metrics_log import MetricsLog
@@ -120,9 +120,7 @@ class _Loop:
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        sampler = Sampler(
-            examples.sources, spec.weights, batch_size=config.batch_size, seed=config.seed
-        )
+        sampler = Sampler(examples.sources, spec.weights, batch_size=config.batch_size, seed=config.seed)
         self.sampler = sampler
         self.timeline = Timeline.of(config, spec.stage, sampler)
         self.lengths, self.num_learned = examples.lengths, examples.num_learned_tokens
@@ -131,7 +129,9 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step = 0
         self.is_saved_for_preemption = False
-        self.since_preemption_check_s = 0.0
+        self.last_step_s = 0.0
+        self.shared_s = 0.0
+        """Of the workers' mean, since preemption was last asked for: the same for all of them."""
         self.save_s = 0.0
 
     def run(self) -> Outcome:
@@ -147,24 +147,23 @@ class _Loop:
     def _train(self, log: MetricsLog | None) -> Outcome:
         window = _Window()
         while self.step < self.timeline.num_steps:
+            if self._is_to_stop():
+                return Outcome("stopped_early", self.step)
             started = time.perf_counter()
             batch = self.sampler.batch(self.step)
             loss, grad_norm, bad_ids = self._learn(batch)
             if bad_ids:
                 return Outcome("failed", self.step, self._not_finite(loss, bad_ids), "InputError")
             self.step += 1
-            elapsed_s = time.perf_counter() - started
-            window.add(loss, elapsed_s, int(self.lengths[batch].sum()), int(self.num_learned[batch].sum()))
+            self.last_step_s = time.perf_counter() - started
+            window.add(loss, self.last_step_s, int(self.lengths[batch].sum()), int(self.num_learned[batch].sum()))
             if log and (self.step % self.config.tracking.log_every_steps == 0 or self.step == self.timeline.num_steps):
                 log.add(self.step, self._metrics(window, grad_norm))
                 window, self.save_s = _Window(), 0.0
-            if self.timeline.is_saved(self.step):
+            is_last_chance = not self.is_saved_for_preemption and self._is_preempted()
+            if self.timeline.is_saved(self.step) or is_last_chance:
                 self._save(is_candidate=self.timeline.is_candidate(self.step))
-            if self._is_preempted(elapsed_s) and not self.is_saved_for_preemption:
-                self._save(is_candidate=False)
-                self.is_saved_for_preemption = True
-            if self.timeline.is_candidate(self.step) and self._is_to_stop():
-                return Outcome("stopped_early", self.step)
+                self.is_saved_for_preemption |= is_last_chance
         return Outcome("finished", self.step)
 
     def _learn(self, batch: Indices) -> tuple[float, float, list[str]]:
@@ -174,7 +173,7 @@ class _Loop:
         same however the batch is cut. Random numbers (dropout) follow from seed, step and rank.
         """
         config = self.config
-        torch.manual_seed(hash((config.seed, self.step, self.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * 4_096 + self.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.optimizer_config, self.step, self.timeline.num_steps)
         mine = micro_batches(
@@ -189,12 +188,14 @@ class _Loop:
                 losses.append(loss.detach())
                 self.scaler.scale(loss * scale).backward()
         total = torch.stack(losses).sum()
+        shared = torch.stack([total.double(), torch.tensor(self.last_step_s, dtype=torch.float64, device=self.device)])
         if self.num_workers > 1:
-            dist.all_reduce(total)
+            dist.all_reduce(shared)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, self.optimizer_config.max_grad_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        loss_sum, grad_norm = torch.stack([total.double(), norm.double()]).tolist()
+        loss_sum, seconds, grad_norm = torch.cat([shared, norm.double().reshape(1)]).tolist()
+        self.shared_s += seconds / self.num_workers
         # With loss scaling, gradients that overflow are expected: the scaler leaves such a step out.
         is_finite = math.isfinite(loss_sum) and (math.isfinite(grad_norm) or self.scaler.is_enabled())
         bad_ids = [] if is_finite else self._bad_ids(batch, mine, losses)
@@ -242,8 +243,8 @@ class _Loop:
         more = f" and {len(ids) - _MOST_SHOWN} more" if len(ids) > _MOST_SHOWN else ""
         fix = "use dtype: bfloat16" if self.dtype == torch.float16 else "lower optimizer.learning_rate"
         return (
-            f"stages.{self.spec.stage}: {what} is not finite at step {self.step + 1}, in the micro-batch with the records "
-            f"{', '.join(ids[:_MOST_SHOWN])}{more}; look at them, or {fix}, and give the stage another name"
+            f"stages.{self.spec.stage}: {what} is not finite at step {self.step + 1}, in the micro-batch with "
+            f"the records {', '.join(ids[:_MOST_SHOWN])}{more}; look at them, or {fix}, and give the stage another name"
         )
 
     def _metrics(self, window: "_Window", grad_norm: float) -> dict[str, float]:
@@ -259,15 +260,13 @@ class _Loop:
 
     def _load(self, checkpoint: StoredCheckpoint | None) -> None:
         """The model, and the optimizer where there is a checkpoint to go on from."""
-        with tempfile.TemporaryDirectory(prefix="mentalglm-start-") as folder:
-            start = checkpoint.uri if checkpoint else self.spec.start_uri
-            if start is not None:
-                fetch(start, Path(folder))
-            model = LanguageModel.load(self.config, Path(self.spec.model_path), Path(folder) if start else None)
-            state = None
-            if checkpoint is not None:
+        start = checkpoint.uri if checkpoint else self.spec.start_uri
+        state = None
+        with local_copy(start) if start else nullcontext() as folder:
+            model = LanguageModel.load(self.config, Path(self.spec.model_path), folder)
+            if checkpoint is not None and folder is not None:
                 self.step = checkpoint.step
-                state = torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True)
+                state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
         model.to(self.device)
         model.check(self.examples[0])
         self.model = model
@@ -297,7 +296,7 @@ class _Loop:
         checkpoint = None
         if self.rank == 0:
             folder = Path(tempfile.mkdtemp(prefix="mentalglm-checkpoint-"))
-            self.model.save(folder, trained, self.config, Path(spec.model_path))
+            self.model.save(folder, cast(dict[str, Tensor], trained), self.config, Path(spec.model_path))
             torch.save({"optimizer": optimizer, "scaler": self.scaler.state_dict()}, folder / OPTIMIZER)
             checkpoint = Checkpoint.from_directory(str(folder))
         files = ray.train.get_context().get_storage()
@@ -324,20 +323,16 @@ class _Loop:
         )
         self.save_s += time.perf_counter() - started
 
-    def _is_preempted(self, elapsed_s: float) -> bool:
+    def _is_preempted(self) -> bool:
         """Whether a node is about to be taken away; asked now and then, by all workers at the same step."""
-        self.since_preemption_check_s += elapsed_s
-        is_due = self.since_preemption_check_s > _PREEMPTION_CHECK_S
-        if self.num_workers > 1:
-            is_due = bool(broadcast_from_rank_zero(is_due))
-        if not is_due:
+        if self.shared_s < _PREEMPTION_CHECK_S:
             return False
-        self.since_preemption_check_s = 0.0
+        self.shared_s = 0.0
         return ray.train.get_preemption_info() is not None
 
     def _is_to_stop(self) -> bool:
         """Whether validation has stopped getting better; the same answer for all workers, and after a resume."""
-        if self.config.selection.patience is None or self.step == self.timeline.num_steps:
+        if self.config.selection.patience is None or not self.step or not self.timeline.is_candidate(self.step):
             return False
         candidates = [step for step in range(1, self.step) if self.timeline.is_candidate(step)]
         is_over = self.early_stopping.is_over(candidates) if self.rank == 0 else None
@@ -370,7 +365,7 @@ def _distributed(model: LanguageModel, config: TrainConfig, num_workers: int, de
 
         for layer in model.layers:
             fully_shard(layer)
-        return fully_shard(model)
+        return cast(nn.Module, fully_shard(model))
     if num_workers == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)

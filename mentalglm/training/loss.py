@@ -24,6 +24,6 @@ def chunked_cross_entropy(
     if len(targets) <= chunk_tokens:
         return loss_of(hidden, targets)
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for part, of in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+    for part, of in zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True):
         total = total + checkpoint(loss_of, part, of, use_reentrant=False)
     return total

@@ -148,7 +148,9 @@ def _record(reader: _Reader, name: str, row: dict[str, Any]) -> Record:
     answer = parse_answer(task, render_answer(task, labels, explanation))
     if answer.status != "ok" or answer.labels != labels:
         read = answer.reason or ("other labels" if answer.status == "ok" else answer.status)
-        raise ValueError(f"the answer made of {config.labels_column} and explanation is not read back as it is ({read})")
+        raise ValueError(
+            f"the answer made of {config.labels_column} and explanation is not read back as it is ({read})"
+        )
     return Record(task, text, labels, explanation, f"{reader.number}:{name}", reader.number)
 
 

@@ -1,4 +1,4 @@
-"""Which examples a step learns from: a function of the seed and the step's number, so that there is no state to save."""
+"""Which examples a step learns from: a function of seed and step, so that there is no state to save."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -61,6 +61,9 @@ def micro_batches(
     by_length = batch[np.argsort(-lengths[batch], kind="stable")]
     dealt = np.array_split(by_length, num_each * num_workers)
     return [
-        [dealt[turn * num_workers + (worker if turn % 2 == 0 else num_workers - 1 - worker)] for turn in range(num_each)]
+        [
+            dealt[turn * num_workers + (worker if turn % 2 == 0 else num_workers - 1 - worker)]
+            for turn in range(num_each)
+        ]
         for worker in range(num_workers)
     ]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up. A room may import the rooms before it, and those of its own line.
 FLOORS = [
     {"errors", "manifest"},
-    {"config", "storage"},
+    {"config", "storage", "cluster"},
     {"tasks"},
     {"corpus"},
     {"evaluation"},

@@ -12,8 +12,8 @@ from mentalglm import storage
 from mentalglm.config import InputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
 from mentalglm.errors import ConfigError, InputError
+from mentalglm.manifest import differences
 from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.job import differences
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.pipeline import _ErrorBudget
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import ray
 
+from mentalglm.cluster import connect
 from mentalglm.errors import InterruptedRunError
-from mentalglm.scoring.pool import connect
 
 
 def test_a_cluster_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

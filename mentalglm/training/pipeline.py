@@ -1,0 +1,310 @@
+"""The train job: records in, for each stage the best checkpoint out."""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mentalglm import errors, manifest, storage
+from mentalglm.cluster import connect, lasting_output
+from mentalglm.config import ModelConfig, RecordsConfig, TrainConfig
+from mentalglm.config.train import BASE
+from mentalglm.engine.model import ResolvedModel, resolve_model
+from mentalglm.errors import ConfigError, InterruptedRunError, UserError
+from mentalglm.scoring.lease import Lease
+from mentalglm.tasks import Task, builtin_tasks
+from mentalglm.training.checkpoint import StoredCheckpoint, list_checkpoints
+from mentalglm.training.examples import ExampleEncoder, ExampleSet
+from mentalglm.training.export import export
+from mentalglm.training.metrics_log import write_validation_scalars
+from mentalglm.training.records import Records, num_shared_texts, read_records, split
+from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
+from mentalglm.training.validation import Validation, ValidationSet, read_validations, validate_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class StageData:
+    """What a stage learns from and is chosen by."""
+
+    train: Records
+    validation: Records
+    tasks: dict[str, Task]
+    examples: ExampleSet
+    num_shared_texts: int
+    """Validation records whose post is also learned from."""
+
+    def counts(self) -> dict[str, int]:
+        """For the record of the stage."""
+        return {
+            "num_train_records": len(self.train.rows),
+            "num_validation_records": len(self.validation.rows),
+            "num_validation_texts_in_train": self.num_shared_texts,
+            "num_truncated_posts": self.examples.num_truncated,
+            "num_prompt_tokens": int(self.examples.num_prompt_tokens.sum()),
+            "num_answer_tokens": int(self.examples.num_learned_tokens.sum()),
+        }
+
+
+def train(config: TrainConfig) -> list[StageRecord]:
+    """Trains the stages of the config, in order. The same call does only what is missing.
+
+    Raises: ConfigError, InputError; InterruptedRunError when workers, storage or the cluster fail, or another job
+    works on the stage. Checkpoints are kept, and the same call goes on from the last one.
+    """
+    records: list[StageRecord] = []
+    for stage in resolve_stages(config):
+        record = stage.read_record()
+        records.append(record if record is not None else _train_stage(stage))
+    return records
+
+
+def resolve_stages(config: TrainConfig) -> list[Stage]:
+    """The stages, with all addresses absolute and the model found. Raises: ConfigError."""
+    storage.configure(config.s3)
+    config = _at_fixed_places(config)
+    model = resolve_model(ModelConfig(path=config.model.path, revision=config.model.revision))
+    return [Stage(name, config, model) for name in config.stages]
+
+
+def prepare(stage: Stage) -> StageData:
+    """Reads, checks, splits and encodes the records. Raises: ConfigError, InputError."""
+    settings = stage.settings
+    key = f"stages.{stage.name}"
+    train = read_records(settings.train, f"{key}.train")
+    if settings.validation:
+        validation = read_records(settings.validation, f"{key}.validation")
+    else:
+        train, validation = split(train, settings.validation_fraction, stage.config.seed)
+    examples = _encoder(stage.model, stage.config).encode_set(train.rows, f"{key}.train")
+    return StageData(train, validation, train.tasks | validation.tasks, examples, num_shared_texts(train, validation))
+
+
+def _train_stage(stage: Stage) -> StageRecord:
+    started = time.monotonic()
+    with Lease.acquire(stage.uri):
+        if (record := stage.read_record()) is not None:  # of the job whose lease was waited for
+            return record
+        parent = _parent(stage)
+        data = prepare(stage)
+        fingerprint = stage.fingerprint(data.train, data.validation, data.tasks, parent)
+        stage.open(fingerprint)
+        posts = ValidationSet(stage.uri)
+        posts.write(data.validation.rows, stage.config.selection.max_rows)
+        outcome = _fit(stage, data, fingerprint)
+        best, validation = _select(stage, data)
+        record = StageRecord(
+            name=stage.name,
+            start_from=stage.settings.start_from,
+            fingerprint=fingerprint,
+            best_checkpoint=best.name,
+            best_step=best.step,
+            best_score=validation.score or 0.0,
+            best_scores=validation.scores,
+            digest=sha256_of({name: file["sha256"] for name, file in best.files.items() if name != "optimizer.pt"}),
+            num_steps=outcome.step,
+            steps_per_epoch=outcome.steps_per_epoch,
+            validations=[
+                {"step": each.step, "scores": each.scores, "seconds": each.seconds, "error": each.error}
+                for each in read_validations(stage.uri)
+            ],
+            data=data.counts(),
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - started, 1),
+            versions=manifest.code_version(),
+        )
+        export(stage, best, record)
+        write_validation_scalars(stage.uri, {each.step: each.scores for each in read_validations(stage.uri)})
+        posts.delete()
+        storage.put(storage.join(stage.uri, RECORD), record.model_dump_json(indent=2).encode())
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    step: int
+    steps_per_epoch: int
+
+
+def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
+    """Trains to the end, or until validation stops getting better; goes on from the last checkpoint."""
+    connect()
+    import ray
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+        ValidationConfig,
+        ValidationTaskConfig,
+    )
+    from ray.train.torch import TorchTrainer
+
+    from mentalglm.training.loop import LoopSpec, Outcome, Timeline, train_worker
+    from mentalglm.training.progress import StageProgress
+    from mentalglm.training.sampler import Sampler
+    from mentalglm.training.validation import validate
+
+    config = stage.config
+    weights = tuple(source.weight for source in stage.settings.train)
+    sampler = Sampler(data.examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
+    timeline = Timeline.of(config, stage.name, sampler)
+    parent = config.stages[stage.name].start_from
+    spec = LoopSpec(
+        config=config,
+        stage=stage.name,
+        stage_uri=stage.uri,
+        model_path=stage.model.path,
+        start_uri=None if parent == BASE else Stage(parent, config, stage.model).product_uri,
+        fingerprint=sha256_of(fingerprint),
+        weights=weights,
+    )
+    filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
+    workers = config.workers
+    num_gpus = _gpus_of_a_worker(config)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec, "examples": ray.put(data.examples)},
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=num_gpus > 0,
+            resources_per_worker={"CPU": workers.num_cpus, **({"GPU": num_gpus} if num_gpus else {})},
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.checkpoints.num_to_keep,
+                checkpoint_score_attribute="score",
+                checkpoint_score_order="max",
+            ),
+        ),
+        validation_config=ValidationConfig(
+            validate,
+            task_config=ValidationTaskConfig(
+                fn_kwargs={
+                    "stage_uri": stage.uri,
+                    "config": config.model_dump(mode="json"),
+                    "tasks": _task_names(stage, data),
+                }
+            ),
+            ray_remote_kwargs={"num_cpus": 0},
+        ),
+    )
+    with StageProgress(stage.name, stage.uri, timeline.num_steps):
+        try:
+            outcome: Outcome = trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise _failure(stage, error) from None
+    if outcome.status == "failed":
+        raise errors.told(outcome.error, outcome.message)
+    return _Fit(outcome.step, timeline.steps_per_epoch)
+
+
+def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation]:
+    """The checkpoint with the best score; of equal ones the last. Validations that failed, or never ran, are made up
+    for here. Raises: InterruptedRunError where there is none to choose from."""
+    candidates = {
+        checkpoint.name: checkpoint
+        for checkpoint in list_checkpoints(storage.join(stage.uri, "_run", "checkpoints"))
+        if checkpoint.is_candidate
+    }
+    done = {each.checkpoint: each for each in read_validations(stage.uri) if each.score is not None}
+    for name in candidates.keys() - done.keys():
+        with suppress(UserError):  # written down with its reason
+            done[name] = validate_checkpoint(stage.config, stage.uri, name, _task_names(stage, data))
+    found = [(each.score or 0.0, each.step, name) for name, each in done.items() if name in candidates]
+    if not found:
+        reasons = {each.error for each in read_validations(stage.uri) if each.error}
+        raise InterruptedRunError(
+            f"stages.{stage.name}: no checkpoint could be validated ({'; '.join(sorted(reasons)) or 'there is none'}); "
+            "see to it and run the same command again"
+        )
+    _, _, name = max(found)
+    return candidates[name], done[name]
+
+
+def _parent(stage: Stage) -> StageRecord | None:
+    name = stage.settings.start_from
+    return None if name == BASE else Stage(name, stage.config, stage.model).read_record()
+
+
+def _gpus_of_a_worker(config: TrainConfig) -> float:
+    """Raises: ConfigError where the cluster cannot hold the workers."""
+    import ray
+
+    workers, available = config.workers, ray.cluster_resources()
+    num_gpus = workers.num_gpus
+    if num_gpus is None:
+        num_gpus = 1.0 if available.get("GPU") else 0.0
+    least = workers.num_workers if isinstance(workers.num_workers, int) else workers.num_workers[0]
+    for name, each in (("GPU", num_gpus), ("CPU", workers.num_cpus)):
+        if each * least > available.get(name, 0):
+            raise ConfigError(
+                f"workers.num_workers = {least}: needs {each * least:g} {name}s, the cluster has "
+                f"{available.get(name, 0):g}; lower it, or num_{name.lower()}s of a worker"
+            )
+    return num_gpus
+
+
+def _failure(stage: Stage, error: Exception) -> UserError:
+    """What a person is told of a training that Ray Train has given up."""
+    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    cause = causes[0]
+    said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    fix = "see to it"
+    if "OutOfMemory" in said or "out of memory" in said:
+        fix = "lower micro_batch_size or loss_chunk_tokens, or set activation_checkpointing: true"
+    return InterruptedRunError(
+        f"stages.{stage.name}: training failed ({said}); checkpoints are kept: {fix}, and run the same command again"
+    )
+
+
+def _task_names(stage: Stage, data: StageData) -> list[str]:
+    """As `load_task` takes them: built-in names, or paths of task files."""
+    configured = {source.task or "" for source in _sources(stage)} | {
+        path for source in _sources(stage) for path in source.task_names.values()
+    }
+    paths = [name for name in sorted(configured) if name and name not in builtin_tasks()]
+    return [name for name in sorted(data.validation.tasks) if name in builtin_tasks()] + paths
+
+
+def _sources(stage: Stage) -> Iterator[RecordsConfig]:
+    yield from stage.settings.train
+    yield from stage.settings.validation
+
+
+def _encoder(model: ResolvedModel, config: TrainConfig) -> ExampleEncoder:
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+    settings = AutoConfig.from_pretrained(model.path, local_files_only=True)
+    longest = getattr(settings, "max_position_embeddings", None)
+    return ExampleEncoder(tokenizer, max_prompt_tokens=config.max_prompt_tokens, max_tokens=longest)
+
+
+def _at_fixed_places(config: TrainConfig) -> TrainConfig:
+    """All addresses absolute: workers may have another working directory."""
+    data = config.model_dump(mode="json")
+    data["output"]["uri"] = lasting_output(config.output.uri)
+    if Path(config.model.path).expanduser().is_dir():
+        data["model"]["path"] = storage.absolute(config.model.path)
+    for stage in data["stages"].values():
+        for source in [*stage["train"], *stage["validation"]]:
+            source["uri"] = storage.absolute(source["uri"])
+            source["task"] = None if source["task"] is None else _lasting_task(source["task"])
+            source["task_names"] = {name: _lasting_task(task) for name, task in source["task_names"].items()}
+    return TrainConfig.model_validate(data)
+
+
+def _lasting_task(name: str) -> str:
+    return name if name in builtin_tasks() else str(Path(name).absolute())

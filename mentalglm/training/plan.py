@@ -1,0 +1,107 @@
+"""What a train job would do: its steps, tokens and memory, without a GPU and without loading weights."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mentalglm.config import TrainConfig
+from mentalglm.training.language_model import DTYPES, with_new_adapter
+from mentalglm.training.loop import Timeline
+from mentalglm.training.pipeline import prepare, resolve_stages
+from mentalglm.training.sampler import Sampler
+from mentalglm.training.stage import Stage, StageRecord
+
+_OPTIMIZER_BYTES = 16  # of each trained parameter: itself, its gradient and two moments, in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one worker, in bytes. A lower bound: what the framework itself and its kernels take is not in it."""
+
+    weights: int
+    """Frozen ones, in the config's dtype."""
+    trained: int
+    """Trained weights, their gradients and the optimizer's moments."""
+    activations: int
+    """Of a micro-batch of the longest examples: 34 bytes for each token, hidden unit and layer (Korthikanti et al.,
+    2022, equation 2, without the attention matrix, which is not kept); 2 with activation checkpointing, and one whole
+    layer."""
+    logits: int
+    """Of a chunk of the loss, with their gradient, in float32."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.trained + self.activations + self.logits
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage."""
+
+    name: str
+    finished: StageRecord | None
+    """Nothing is left to do."""
+    counts: dict[str, int]
+    timeline: Timeline
+    num_warmup_steps: int
+    num_tokens: int
+    """Of all steps, without padding."""
+    num_parameters: int
+    num_trained_parameters: int
+    memory: Memory
+
+
+def plan(config: TrainConfig) -> list[StagePlan]:
+    """Reads and checks the records of all stages. Raises: ConfigError, InputError."""
+    return [_plan_stage(stage) for stage in resolve_stages(config)]
+
+
+def _plan_stage(stage: Stage) -> StagePlan:
+    config, data = stage.config, prepare(stage)
+    weights = [source.weight for source in stage.settings.train]
+    sampler = Sampler(data.examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
+    timeline = Timeline.of(config, stage.name, sampler)
+    lengths = data.examples.lengths
+    model = _outline(stage)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    tokens_per_step = float(lengths.mean()) * config.batch_size
+    warmup_ratio = config.optimizer_of(stage.name).warmup_ratio
+    return StagePlan(
+        name=stage.name,
+        finished=stage.read_record(),
+        counts=data.counts(),
+        timeline=timeline,
+        num_warmup_steps=math.ceil(warmup_ratio * timeline.num_steps),
+        num_tokens=round(tokens_per_step * timeline.num_steps),
+        num_parameters=num_parameters - (num_trained if config.method == "lora" else 0),
+        num_trained_parameters=num_trained,
+        memory=_memory(config, model, num_parameters, num_trained, int(lengths.max())),
+    )
+
+
+def _outline(stage: Stage) -> Any:
+    """The model without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.from_pretrained(stage.model.path, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+        return with_new_adapter(model, stage.config) if stage.config.method == "lora" else model
+
+
+def _memory(config: TrainConfig, model: Any, num_parameters: int, num_trained: int, longest: int) -> Memory:
+    settings = model.config
+    num_layers, hidden_size = settings.num_hidden_layers, settings.hidden_size
+    num_tokens = longest * min(config.micro_batch_size, config.batch_size)
+    layer = 34 * num_tokens * hidden_size
+    kept = num_layers * 2 * num_tokens * hidden_size + layer if config.activation_checkpointing else num_layers * layer
+    return Memory(
+        weights=(num_parameters - num_trained) * DTYPES[config.dtype].itemsize,
+        trained=num_trained * _OPTIMIZER_BYTES,
+        activations=kept * (2 if config.dtype == "float32" else 1),
+        logits=min(config.loss_chunk_tokens, num_tokens) * settings.vocab_size * 8,
+    )

@@ -1,0 +1,201 @@
+"""Validation of a checkpoint: the score job answers the validation records with it, and the evaluation counts.
+
+It runs as a task of Ray Train's beside the training, on engines of its own. What it finds is a file of ours,
+`_run/validation/<checkpoint>.json`, and not Ray's: selection, early stopping and resuming read these.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from mentalglm import storage
+from mentalglm.config import S3Config, ScoreConfig, TrainConfig
+from mentalglm.config.train import SelectionConfig
+from mentalglm.errors import UserError
+from mentalglm.evaluation import evaluate
+from mentalglm.scoring import score
+from mentalglm.tasks import load_task
+from mentalglm.training.checkpoint import local_copy
+from mentalglm.training.records import Record
+
+_POLL_INTERVAL_S = 1.0
+_LONGEST_WAIT_S = 3600.0
+
+
+class Validation(BaseModel):
+    """What came of the validation of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    checkpoint: str
+    step: int
+    score: float | None
+    """Mean of the tasks' headline metrics; None: it failed."""
+    metrics: dict[str, Any] = {}
+    """Task -> what `metrics.json` of an evaluation holds, without intervals."""
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Headline metric of each task, and their mean."""
+        each = {task: metrics["f1"] for task, metrics in self.metrics.items()}
+        return each | ({"score": self.score} if self.score is not None else {})
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSet:
+    """The validation records of a stage as a file: posts to score, with their gold labels beside them."""
+
+    stage_uri: str
+
+    @property
+    def uri(self) -> str:
+        """Holds post text, so it goes when the stage is done."""
+        return storage.join(self.stage_uri, "_run", "validation", "records.parquet")
+
+    def write(self, records: Sequence[Record], max_rows: int | None) -> None:
+        """Writes the records, or a sample of them, evenly spread."""
+        if max_rows is not None and max_rows < len(records):
+            records = [records[index * len(records) // max_rows] for index in range(max_rows)]
+        table = pa.table(
+            {
+                "post_id": [record.id for record in records],
+                "text": [record.text for record in records],
+                "task": [record.task.name for record in records],
+                "labels": pa.array([list(record.labels) for record in records], pa.list_(pa.string())),
+            }
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        storage.put(self.uri, sink.getvalue().to_pybytes())
+
+    def gold(self, task: str) -> dict[str, list[str]]:
+        """Post id -> labels, of the records of one task."""
+        data = storage.read_bytes(self.uri)
+        assert data is not None, "written before training begins"
+        table = pq.read_table(pa.BufferReader(data), filters=[("task", "=", task)])
+        return dict(zip(table["post_id"].to_pylist(), table["labels"].to_pylist(), strict=True))
+
+    def delete(self) -> None:
+        """Removes the posts."""
+        storage.delete(self.uri)
+
+
+def validate(checkpoint: Any, *, stage_uri: str, config: dict[str, Any], tasks: list[str]) -> dict[str, float]:
+    """`ValidationConfig.fn` of Ray Train: validates its checkpoint. Arguments are JSON, as Ray wants them.
+
+    Writes the `Validation` and returns its scores. Whatever fails is written too, and raised.
+    """
+    settings = TrainConfig.model_validate(config)
+    storage.configure(settings.s3)
+    name = Path(checkpoint.path).name
+    found = validate_checkpoint(settings, stage_uri, name, tasks)
+    return found.scores
+
+
+def validate_checkpoint(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str]) -> Validation:
+    """Scores and evaluates the checkpoint of this name, and writes down what was found, or why not."""
+    started = time.monotonic()
+    step = int(name.split("-")[1])
+    try:
+        metrics = _measure(config, stage_uri, name, tasks)
+    except BaseException as error:
+        said = str(error) if isinstance(error, UserError) else type(error).__name__
+        _write(stage_uri, Validation(checkpoint=name, step=step, score=None, error=said))
+        raise
+    mean = math.fsum(each["f1"] for each in metrics.values()) / len(metrics)
+    found = Validation(
+        checkpoint=name, step=step, score=mean, metrics=metrics, seconds=round(time.monotonic() - started, 1)
+    )
+    _write(stage_uri, found)
+    return found
+
+
+def read_validations(stage_uri: str) -> list[Validation]:
+    """All that have ended, by step."""
+    folder = storage.join(stage_uri, "_run", "validation")
+    found: list[Validation] = []
+    for name in storage.list_names(folder):
+        data = storage.read_bytes(storage.join(folder, name)) if name.endswith(".json") else None
+        if data is not None:
+            found.append(Validation.model_validate_json(data))
+    return sorted(found, key=lambda validation: (validation.step, validation.checkpoint))
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyStopping:
+    """Whether training goes on, as a function of what is written down: so it is the same after a resume."""
+
+    stage_uri: str
+    config: SelectionConfig
+
+    def is_over(self, candidates: Sequence[int]) -> bool:
+        """Whether the last `patience` of these validations (by step, ascending) were no better than one before.
+
+        Waits for those that have not ended. Failed ones do not count.
+        """
+        best, num_worse = -math.inf, 0
+        for validation in self._wait_for(candidates):
+            if validation.score is None:
+                continue
+            num_worse = 0 if validation.score > best else num_worse + 1
+            best = max(best, validation.score)
+        return self.config.patience is not None and num_worse >= self.config.patience
+
+    def _wait_for(self, steps: Sequence[int]) -> list[Validation]:
+        deadline = time.monotonic() + (self.config.timeout_s or _LONGEST_WAIT_S)
+        while True:
+            found = {validation.step: validation for validation in read_validations(self.stage_uri)}
+            if all(step in found for step in steps) or time.monotonic() > deadline:
+                return [found[step] for step in steps if step in found]
+            time.sleep(_POLL_INTERVAL_S)
+
+
+def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """Task -> metrics."""
+    output = storage.join(stage_uri, "_run", "validation", name)
+    posts = ValidationSet(stage_uri)
+    with local_copy(storage.join(stage_uri, "_run", "checkpoints", name)) as folder:
+        run = score(_score_config(config, posts.uri, output, folder, tasks))
+    metrics: dict[str, Any] = {}
+    for each in tasks:
+        task = load_task(each)
+        filesystem, path = storage.filesystem(storage.join(run.uri, "data", f"task={task.name}"))
+        predictions = pads.dataset(path, filesystem=filesystem, format="parquet").to_table()
+        found = evaluate(task, posts.gold(task.name), predictions, extra_predictions="ignore", num_bootstrap=0)
+        metrics[task.name] = found.to_json() | {"f1": found.headline}
+    return metrics
+
+
+def _score_config(config: TrainConfig, posts: str, output: str, checkpoint: Path, tasks: Sequence[str]) -> ScoreConfig:
+    """Labels alone: explanations come after them and change nothing. Failed rows count as answers without a label."""
+    if config.method == "full":
+        model: dict[str, Any] = {"path": str(checkpoint)}
+    else:
+        model = {"path": config.model.path, "revision": config.model.revision, "adapter": str(checkpoint)}
+    selection = config.selection
+    return ScoreConfig(
+        input={"uri": posts},  # type: ignore[arg-type]
+        output={"uri": output},  # type: ignore[arg-type]
+        tasks=list(tasks),
+        model=model,  # type: ignore[arg-type]
+        engine=selection.engine,
+        generation={"max_tokens": selection.max_tokens, "max_prompt_tokens": config.max_prompt_tokens},  # type: ignore[arg-type]
+        explain="none",
+        max_error_rate=1.0,
+        s3=S3Config.model_validate(config.s3.model_dump()),
+    )
+
+
+def _write(stage_uri: str, validation: Validation) -> None:
+    uri = storage.join(stage_uri, "_run", "validation", f"{validation.checkpoint}.json")
+    storage.put(uri, validation.model_dump_json(indent=2).encode())
