@@ -23,7 +23,8 @@ def print_plan(plans: Sequence[StagePlan]) -> None:
             print(f"               {counts['num_validation_texts_in_train']:,} validation posts are learned from too")
         print(
             f"  steps        {timeline.num_steps:,} ({timeline.steps_per_epoch:,} to an epoch, "
-            f"{stage.num_warmup_steps:,} of warm-up); validated every {timeline.validate_every:,}, saved every {timeline.save_every:,}"
+            f"{stage.num_warmup_steps:,} of warm-up); validated every {timeline.validate_every:,}, "
+            f"saved every {timeline.save_every:,}"
         )
         print(
             f"  tokens       {stage.num_tokens:,} in all; an epoch has {counts['num_prompt_tokens']:,} of prompts and "
