@@ -12,11 +12,11 @@ from mentalglm import errors, manifest, storage
 from mentalglm.cluster import connect, lasting_output
 from mentalglm.config import ModelConfig, RecordsConfig, TrainConfig
 from mentalglm.config.train import BASE
-from mentalglm.engine.model import ResolvedModel, resolve_model
+from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
 from mentalglm.tasks import Task, builtin_tasks
-from mentalglm.training.checkpoint import StoredCheckpoint, list_checkpoints
+from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, list_checkpoints
 from mentalglm.training.examples import ExampleEncoder, ExampleSet
 from mentalglm.training.export import export
 from mentalglm.training.metrics_log import write_validation_scalars
@@ -32,20 +32,6 @@ class StageData:
     train: Records
     validation: Records
     tasks: dict[str, Task]
-    examples: ExampleSet
-    num_shared_texts: int
-    """Validation records whose post is also learned from."""
-
-    def counts(self) -> dict[str, int]:
-        """For the record of the stage."""
-        return {
-            "num_train_records": len(self.train.rows),
-            "num_validation_records": len(self.validation.rows),
-            "num_validation_texts_in_train": self.num_shared_texts,
-            "num_truncated_posts": self.examples.num_truncated,
-            "num_prompt_tokens": int(self.examples.num_prompt_tokens.sum()),
-            "num_answer_tokens": int(self.examples.num_learned_tokens.sum()),
-        }
 
 
 def train(config: TrainConfig) -> list[StageRecord]:
@@ -56,8 +42,7 @@ def train(config: TrainConfig) -> list[StageRecord]:
     """
     records: list[StageRecord] = []
     for stage in resolve_stages(config):
-        record = stage.read_record()
-        records.append(record if record is not None else _train_stage(stage))
+        records.append(_train_stage(stage))
     return records
 
 
@@ -70,7 +55,7 @@ def resolve_stages(config: TrainConfig) -> list[Stage]:
 
 
 def prepare(stage: Stage) -> StageData:
-    """Reads, checks, splits and encodes the records. Raises: ConfigError, InputError."""
+    """Reads, checks and splits the records. Raises: ConfigError, InputError."""
     settings = stage.settings
     key = f"stages.{stage.name}"
     train = read_records(settings.train, f"{key}.train")
@@ -78,22 +63,46 @@ def prepare(stage: Stage) -> StageData:
         validation = read_records(settings.validation, f"{key}.validation")
     else:
         train, validation = split(train, settings.validation_fraction, stage.config.seed)
-    examples = _encoder(stage.model, stage.config).encode_set(train.rows, f"{key}.train")
-    return StageData(train, validation, train.tasks | validation.tasks, examples, num_shared_texts(train, validation))
+    return StageData(train, validation, train.tasks | validation.tasks)
+
+
+def encode(stage: Stage, data: StageData) -> ExampleSet:
+    """The training records as token ids. Raises: ConfigError, InputError."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    path, config = stage.model.path, stage.config
+    longest = getattr(AutoConfig.from_pretrained(path, local_files_only=True), "max_position_embeddings", None)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    encoder = ExampleEncoder(tokenizer, max_prompt_tokens=config.max_prompt_tokens, max_tokens=longest)
+    return encoder.encode_set(data.train.rows, f"stages.{stage.name}.train")
+
+
+def counts_of(data: StageData, examples: ExampleSet) -> dict[str, int]:
+    """What a stage is made of, for its record and for people."""
+    return {
+        "num_train_records": len(data.train.rows),
+        "num_validation_records": len(data.validation.rows),
+        "num_validation_texts_in_train": num_shared_texts(data.train, data.validation),
+        "num_truncated_posts": examples.num_truncated,
+        "num_prompt_tokens": int(examples.num_prompt_tokens.sum()),
+        "num_answer_tokens": int(examples.num_learned_tokens.sum()),
+    }
 
 
 def _train_stage(stage: Stage) -> StageRecord:
     started = time.monotonic()
+    data = prepare(stage)
+    fingerprint = stage.fingerprint(data.train, data.validation, data.tasks, _parent(stage))
+    stage.open(fingerprint)
+    if (finished := stage.read_record()) is not None:
+        return finished
     with Lease.acquire(stage.uri):
-        if (record := stage.read_record()) is not None:  # of the job whose lease was waited for
-            return record
-        parent = _parent(stage)
-        data = prepare(stage)
-        fingerprint = stage.fingerprint(data.train, data.validation, data.tasks, parent)
-        stage.open(fingerprint)
+        if (finished := stage.read_record()) is not None:  # by the job whose lease was waited for
+            return finished
+        examples = encode(stage, data)
         posts = ValidationSet(stage.uri)
         posts.write(data.validation.rows, stage.config.selection.max_rows)
-        outcome = _fit(stage, data, fingerprint)
+        num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint)
         best, validation = _select(stage, data)
         record = StageRecord(
             name=stage.name,
@@ -103,14 +112,14 @@ def _train_stage(stage: Stage) -> StageRecord:
             best_step=best.step,
             best_score=validation.score or 0.0,
             best_scores=validation.scores,
-            digest=sha256_of({name: file["sha256"] for name, file in best.files.items() if name != "optimizer.pt"}),
-            num_steps=outcome.step,
-            steps_per_epoch=outcome.steps_per_epoch,
+            digest=sha256_of({name: file["sha256"] for name, file in best.files.items() if name != OPTIMIZER}),
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
             validations=[
                 {"step": each.step, "scores": each.scores, "seconds": each.seconds, "error": each.error}
                 for each in read_validations(stage.uri)
             ],
-            data=data.counts(),
+            data=counts_of(data, examples),
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 1),
             versions=manifest.code_version(),
@@ -122,14 +131,11 @@ def _train_stage(stage: Stage) -> StageRecord:
     return record
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    step: int
-    steps_per_epoch: int
+def _fit(stage: Stage, data: StageData, examples: ExampleSet, fingerprint: dict[str, Any]) -> tuple[int, int]:
+    """Trains to the end, or until validation stops getting better; goes on from the last checkpoint.
 
-
-def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
-    """Trains to the end, or until validation stops getting better; goes on from the last checkpoint."""
+    Returns (steps done, steps of an epoch).
+    """
     connect()
     import ray
     from ray.train import (
@@ -150,7 +156,7 @@ def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
 
     config = stage.config
     weights = tuple(source.weight for source in stage.settings.train)
-    sampler = Sampler(data.examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
+    sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
     parent = config.stages[stage.name].start_from
     spec = LoopSpec(
@@ -167,7 +173,7 @@ def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
     num_gpus = _gpus_of_a_worker(config)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"spec": spec, "examples": ray.put(data.examples)},
+        train_loop_config={"spec": spec, "examples": ray.put(examples)},
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=num_gpus > 0,
@@ -203,7 +209,7 @@ def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
             raise _failure(stage, error) from None
     if outcome.status == "failed":
         raise errors.told(outcome.error, outcome.message)
-    return _Fit(outcome.step, timeline.steps_per_epoch)
+    return outcome.step, timeline.steps_per_epoch
 
 
 def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation]:
@@ -281,15 +287,6 @@ def _task_names(stage: Stage, data: StageData) -> list[str]:
 def _sources(stage: Stage) -> Iterator[RecordsConfig]:
     yield from stage.settings.train
     yield from stage.settings.validation
-
-
-def _encoder(model: ResolvedModel, config: TrainConfig) -> ExampleEncoder:
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
-    settings = AutoConfig.from_pretrained(model.path, local_files_only=True)
-    longest = getattr(settings, "max_position_embeddings", None)
-    return ExampleEncoder(tokenizer, max_prompt_tokens=config.max_prompt_tokens, max_tokens=longest)
 
 
 def _at_fixed_places(config: TrainConfig) -> TrainConfig:
