@@ -103,7 +103,7 @@ def test_an_answer_that_is_not_read_back_as_its_labels_is_refused(
     broken = Task.model_validate(data)
     uri = write(tmp_path, ROW, ROW | {"labels": ["high_risk"]})
     monkeypatch.setattr("mentalglm.training.records.load_task", lambda name: broken)
-    with pytest.raises(InputError, match=r"1 of 2 rows .* row 1: the answer .* is not read back"):
+    with pytest.raises(InputError, match=r"1 of 2 rows .* row 2: the answer .* is not read back"):
         read(uri)
 
 
