@@ -24,7 +24,7 @@ import torch
 
 from mentalglm.config import TrainConfig
 from mentalglm.corpus.synthetic import TASKS, generate_posts
-from mentalglm.training.demo import DEMO_MODEL
+from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.training.language_model import LanguageModel, collate
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.pipeline import encode, prepare, resolve_stages, train

@@ -51,10 +51,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settings(model: Path, records: Path, output: Path, **changes: Any) -> TrainConfig:
+def settings(model: Path, records: Path, folder: Path, **changes: Any) -> TrainConfig:
     """12 steps of 12 records, a checkpoint every 3."""
     data: dict[str, Any] = {
-        "output": {"uri": str(output)},
+        "output": {"uri": str(folder)},
         "model": {"path": str(model)},
         "stages": {"s1": {"train": [{"uri": str(records), "id_column": "id"}], "num_epochs": 2}},
         "dtype": "float32",
