@@ -6,7 +6,7 @@ TORCH := torch==2.13.0+cpu
 # PyTorch's CPU build is not on PyPI: taken from where pip is configured to look, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup quickstart test test-unit test-long lint lock demo-model bench
+.PHONY: help setup quickstart test test-unit test-long lint lock demo-model bench train-demo
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -52,6 +52,13 @@ runs/bench/posts.parquet:
 
 runs/bench/two-layers:
 	$(BIN)/python -m mentalglm.training.demo untrained --hidden-size 512 --output $@
+
+train-demo: setup runs/train/records.parquet  ## train both stages on the demo model (about 5 minutes)
+	$(BIN)/mentalglm train configs/train/demo.yaml
+
+runs/train/records.parquet:
+	@mkdir -p runs/train
+	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 600 --seed 5 --output runs/train/posts.parquet --records $@
 
 demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
 	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model
