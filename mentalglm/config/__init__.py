@@ -2,6 +2,7 @@
 
 from mentalglm.config.base import load_config, load_yaml, validate
 from mentalglm.config.bench import BenchConfig
+from mentalglm.config.eval import EvalConfig, GoldConfig, TrainingTextsConfig
 from mentalglm.config.score import (
     CascadeConfig,
     EchoEngineConfig,
@@ -21,13 +22,16 @@ __all__ = [
     "CascadeConfig",
     "EchoEngineConfig",
     "EngineConfig",
+    "EvalConfig",
     "GenerationConfig",
+    "GoldConfig",
     "InputConfig",
     "ModelConfig",
     "OpenAIEngineConfig",
     "OutputConfig",
     "S3Config",
     "ScoreConfig",
+    "TrainingTextsConfig",
     "VllmEngineConfig",
     "load_config",
     "load_yaml",

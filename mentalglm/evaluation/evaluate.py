@@ -79,6 +79,8 @@ class Evaluation:
     seed: int
     clusters: Integers | None
     """(num_rows,): which rows are resampled together; None: each by itself."""
+    tells_form: bool
+    """Whether flags tell the form of answers; else there is no strict reading."""
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
@@ -103,8 +105,8 @@ class Evaluation:
 
     @cached_property
     def strict_levels(self) -> tuple[Level, ...] | None:
-        """`levels` of the strict reading; None where the predictions have no flags, which tell the form."""
-        if "flags" not in self.rows.table.column_names:
+        """`levels` of the strict reading, if there is one."""
+        if not self.tells_form:
             return None
         has_form = self.rows.is_ok & ~self.rows.has_flag(FREE_FORM)
         names_others = self.rows.has_flag(OUT_OF_SET)
@@ -137,7 +139,6 @@ class Evaluation:
             "num_free_form": int((is_ok & self.rows.has_flag(FREE_FORM)).sum()) if self.strict_levels else None,
             "num_without_label": int((says_none & (self.rows.num_out_of_set == 0)).sum()),
             "num_with_out_of_set_label": int(names_others.sum()),
-            "num_without_gold": self.rows.num_extra,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -187,18 +188,21 @@ def evaluate(
     clusters: Mapping[str, str] | None = None,
     num_bootstrap: int = 10_000,
     seed: int = 0,
+    tells_form: bool = True,
 ) -> Evaluation:
     """Evaluates the predictions of one task (of one adapter) on the rows that have gold labels.
 
     `gold`: post id -> slugs of `task.answerable`; empty where no label applies.
     `predictions`: columns `post_id`, `status`, `labels` and, where they are there, `parents`, `flags`, of a run.
-    `extra_predictions`: `ignore` leaves out predictions without a gold label, and counts them.
+    `extra_predictions`: `ignore` leaves out predictions without a gold label.
     `clusters`: post id -> what is resampled together, such as the post that a sentence is of.
     `num_bootstrap`: replicates of the intervals, made when they are first asked for (`ci95`, `to_json`); 0: none.
+    `tells_form`: whether answers that had not the task's form have the flag `free_form`; those of parser 4 on have.
     Raises: InputError, which counts and names ids: missing on either side, twice, with impossible labels.
     """
     rows = align(task, gold, predictions, extra_predictions)
-    return Evaluation(task, rows, num_bootstrap, seed, None if clusters is None else _numbers(gold, clusters))
+    numbers = None if clusters is None else _numbers(gold, clusters)
+    return Evaluation(task, rows, num_bootstrap, seed, numbers, tells_form and "flags" in predictions.column_names)
 
 
 def _numbers(gold: Mapping[str, Sequence[Slug]], clusters: Mapping[str, str]) -> Integers:

@@ -212,7 +212,7 @@ def test_parse_row_names_labels_in_chinese() -> None:
         "parents": ["activating_event", "belief"],
         "explanation": "他没有证据。",
         "reason": None,
-        "flags": ["parent_only"],
+        "flags": ["free_form", "parent_only"],
     }
     assert {row["slug"]: row["parent"] for row in label_rows(task)}["daily_life"] == "activating_event"
 

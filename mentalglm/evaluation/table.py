@@ -1,0 +1,96 @@
+"""Metrics as people read them: Markdown, in per cent."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_COLUMNS = {"f1": "F1", "precision": "P", "recall": "R", "accuracy": "accuracy"}
+_SCORES = ("f1", "precision", "recall")
+_ALWAYS_TOLD = ("parse_failed", "truncated", "refused")
+_AVERAGES = {"micro": "micro", "macro": "macro", "weighted": "weighted"}
+
+
+def markdown(metrics: Mapping[str, Any]) -> str:
+    """What `metrics.json` holds, as `metrics.md`."""
+    made_by = metrics["provenance"]["predictions"]
+    run = made_by["run_id"] or made_by["uri"]
+    blocks = [
+        [f"# {metrics['task']}: {run}"],
+        _scores(metrics),
+        [denominators(metrics)],
+        *_details(metrics),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def denominators(metrics: Mapping[str, Any]) -> str:
+    """One line: of how many rows, and what became of those that are no hits."""
+    failed = metrics["num_failed_by_status"]
+    parts = [f"n = {metrics['n']}", f"{metrics['num_parsed']} parsed"]
+    parts += [
+        f"{failed.get(status, 0)} {status}" for status in sorted({"parse_failed", "truncated", "refused"} | {*failed})
+    ]
+    if metrics["num_free_form"] is not None:
+        parts.append(f"{metrics['num_free_form']} parsed but not in the task's form")
+    parts.append(f"{metrics['num_without_label']} parsed as no label")
+    parts.append(f"{metrics['num_with_out_of_set_label']} with a label out of the set")
+    parts.append(f"{metrics['num_without_gold']} predictions without a gold label left out")
+    return ", ".join(parts) + "; no id is missing or comes twice."
+
+
+def levels_of(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """`label`, or `parent` and `child`, -> the metrics of that level."""
+    return {name: metrics[name] for name in ("parent", "child") if name in metrics} or {"label": metrics}
+
+
+def _scores(metrics: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, level in levels_of(metrics).items():
+        kind = level["average"]
+        rows.append([f"{name}, {kind}", *(_cell(level, key) for key in _COLUMNS)])
+        if level["strict"]:
+            rows.append([f"{name}, {kind}, strict", *(_percent(level["strict"].get(key)) for key in _COLUMNS)])
+        rows += [
+            [f"{name}, {title}", *(_percent(level[how].get(key)) for key in _COLUMNS)]
+            for how, title in _AVERAGES.items()
+            if how in level and how != kind
+        ]
+    if (rest := metrics.get("without_training_texts")) and "n" in rest:
+        rows += [
+            [f"{name}, {level['average']}, without the {rest['num_rows_in_training']} rows that were trained on"]
+            + [_cell(level, key) for key in _COLUMNS]
+            for name, level in levels_of(rest).items()
+        ]
+    return list(_table(["%", *_COLUMNS.values()], rows))
+
+
+def _details(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
+    for name, level in levels_of(metrics).items():
+        rows = [
+            [
+                slug,
+                *(_percent(each[key]) for key in ("f1", "precision", "recall")),
+                each["support"],
+                each["num_predicted"],
+            ]
+            for slug, each in level["per_label"].items()
+        ]
+        yield list(_table([name, "F1", "P", "R", "support", "predicted"], rows))
+    if confusion := metrics.get("confusion"):
+        names = list(next(iter(confusion.values())))
+        yield list(_table(["gold \\ predicted", *names], [[slug, *row.values()] for slug, row in confusion.items()]))
+
+
+def _cell(level: Mapping[str, Any], key: str) -> str:
+    ends = (level["ci95"] or {}).get(key)
+    interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
+    return _percent(level[key]) + interval
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    yield from (f"| {' | '.join(map(str, row))} |" for row in rows)
