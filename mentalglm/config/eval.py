@@ -55,6 +55,9 @@ class EvalConfig(ConfigModel):
     """Another run, or Parquet, to compare with on the same rows: paired bootstrap, and McNemar's test."""
     against_adapter: str | None = None
     """Of `against`, or where that is null, of `predictions`."""
+    repeats: list[StorageAddress] = []
+    """Runs, or Parquet, of the same set-up with other seeds: mean and standard deviation over these and `predictions`.
+    """
     training: TrainingTextsConfig | None = None
     """Rows whose text is in there are counted, and the metrics given without them too."""
     num_bootstrap: int = Field(default=10_000, ge=0, le=1_000_000)

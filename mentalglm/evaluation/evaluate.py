@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -11,9 +11,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mentalglm.errors import InputError
-from mentalglm.evaluation.align import Extra, Rows, align, parents_of
+from mentalglm.evaluation.align import Extra, Rows, align, implied_parents, parents_of
 from mentalglm.evaluation.bootstrap import interval, resampled_sums
-from mentalglm.evaluation.metrics import Average, Bits, Counts, Floats, Integers, Scores, confusion, contributions
+from mentalglm.evaluation.calibration import calibrations
+from mentalglm.evaluation.metrics import (
+    Average,
+    Bits,
+    Counts,
+    Floats,
+    Integers,
+    Scores,
+    confusion,
+    contributions,
+    exact_rows,
+)
 from mentalglm.tasks import Task
 from mentalglm.tasks.task import Slug
 
@@ -40,6 +51,11 @@ class Level:
     def contributions(self) -> npt.NDArray[np.uint8]:
         """See `metrics.contributions`."""
         return contributions(self.gold, self.predicted, self.num_out_of_set)
+
+    @property
+    def is_exact(self) -> Bits:
+        """See `metrics.exact_rows`."""
+        return exact_rows(self.gold, self.predicted, self.num_out_of_set)
 
     @property
     def counts(self) -> Counts:
@@ -126,6 +142,27 @@ class Evaluation:
             found[level.name] = {name: interval(values) for name, values in level.statistics(counts).items()}
         return found
 
+    def hierarchical(self) -> Scores:
+        """Hierarchical precision, recall and F of Kiritchenko et al. as in Silla and Freitas (2011), sec. 6: labels of
+        each row together with their ancestors, pooled over rows. A right parent of a wrong child counts."""
+        rows = self.rows
+        parents = rows.predicted_parents | implied_parents(self.task, rows.predicted)
+        gold = np.concatenate([rows.gold_parents, rows.gold], axis=1)
+        predicted = np.concatenate([parents, rows.predicted], axis=1)
+        counts = Counts.from_sums(contributions(gold, predicted, rows.num_out_of_set).sum(axis=0, dtype=np.float64))
+        return counts.average("micro")
+
+    def consistency(self) -> dict[str, int]:
+        """How the two levels of the predictions fit: rows with a child whose parent is not among `parents`; rows whose
+        answer put a child under a wrong parent (the child was believed), or named a parent without a child."""
+        is_orphan = (implied_parents(self.task, self.rows.predicted) & ~self.rows.predicted_parents).any(axis=1)
+        return {
+            "num_with_child": int(self.rows.predicted.any(axis=1).sum()),
+            "num_child_without_parent": int(is_orphan.sum()),
+            "num_child_under_wrong_parent": int(self.rows.has_flag("hierarchy_conflict").sum()),
+            "num_parent_without_child": int(self.rows.has_flag("parent_only").sum()),
+        }
+
     def denominators(self) -> dict[str, Any]:
         """What the shares are shares of, and what is not in their numerators."""
         statuses = Counter(self.rows.table["status"].cast(pa.string()).to_pylist())
@@ -153,6 +190,11 @@ class Evaluation:
         found |= by_level if len(by_level) > 1 else by_level["label"]
         if self.task.kind in ("binary", "multiclass"):
             found["confusion"] = self._confusion()
+        if self.task.kind == "hierarchical":
+            found["hierarchical"] = _plain(self.hierarchical())
+            found["consistency"] = self.consistency()
+        if probable := calibrations(self.task, self.rows):
+            found["calibration"] = {slug: asdict(each) for slug, each in probable.items()}
         return found | {"num_bootstrap": self.num_bootstrap, "seed": self.seed}
 
     def _level_to_json(self, level: Level, strict: Level | None) -> dict[str, Any]:

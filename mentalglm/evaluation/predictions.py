@@ -38,17 +38,13 @@ def read_predictions(uri: str, task: Task, adapter: str | None, only: Iterable[s
     Raises: ConfigError where the run has no such task or adapter; InputError where it is not finished, or there is
     nothing to read.
     """
-    manifest = storage.read_bytes(storage.join(uri, "manifest.json"))
-    if manifest is not None and not storage.exists(storage.join(uri, "_SUCCESS")):
-        manifest = None
-    if manifest is None and storage.exists(storage.join(uri, "_run", "run.json")):
-        raise InputError(f"predictions = {uri}: the run is not finished; run its score command to the end")
+    manifest = _manifest(uri)
     if manifest is None:
         dataset = _open(uri, uri)
         provenance = _footer(dataset)
     else:
-        provenance = json.loads(manifest)
-        dataset = _open(uri, storage.join(uri, "data", *_folders(uri, provenance, task, adapter)))
+        provenance = manifest
+        dataset = _open(uri, storage.join(uri, "data", *_folders(uri, manifest, task, adapter)))
     columns = [name for name in _READ if name in dataset.schema.names]
     chosen = None if only is None else pads.field("post_id").cast(pa.string()).isin(pa.array(only, pa.string()))
     table = dataset.to_table(columns=columns, filter=chosen)
@@ -60,6 +56,20 @@ def read_predictions(uri: str, task: Task, adapter: str | None, only: Iterable[s
         _told(provenance, task) | {"uri": uri, "adapter": adapter, "parser": parser},
         tells_form="flags" in columns and (parser is None or int(parser) >= _FIRST_WITH_FORM),
     )
+
+
+def _manifest(uri: str) -> dict[str, Any] | None:
+    """Of the run in the folder `uri`; None where it is no run. Raises: InputError where the run is not finished."""
+    fs, path = storage.filesystem(uri)
+    if fs.get_file_info(path).is_file:
+        return None
+    if storage.exists(storage.join(uri, "_SUCCESS")):
+        data = storage.read_bytes(storage.join(uri, "manifest.json"))
+        found: dict[str, Any] | None = json.loads(data) if data is not None else None
+        return found
+    if storage.exists(storage.join(uri, "_run", "run.json")):
+        raise InputError(f"predictions = {uri}: the run is not finished; run its score command to the end")
+    return None
 
 
 def _folders(uri: str, manifest: dict[str, Any], task: Task, adapter: str | None) -> list[str]:
