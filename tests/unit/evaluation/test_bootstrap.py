@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from mentalglm.evaluation.bootstrap import interval, resampled_sums
-from mentalglm.evaluation.metrics import Counts, contributions
+from mentalglm.evaluation.metrics import Counts, Floats, contributions
 
 
 def random_rows(
@@ -19,9 +19,7 @@ def random_rows(
     return contributions(gold, predicted, np.zeros(num_rows, dtype=np.int64))
 
 
-def micro_f1(
-    sums: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
+def micro_f1(sums: Floats) -> Floats:
     return Counts.from_sums(sums).average("micro").f1
 
 
