@@ -87,21 +87,19 @@ def _probabilities(task: Task, rows: Rows) -> dict[Slug, tuple[Bits, Floats]]:
         return {}
     slugs = (*parents_of(task), *task.answerable)
     gold = np.concatenate([rows.gold_parents, rows.gold], axis=1)
-    scores = _scores(rows.table["label_scores"], slugs)
+    scores = label_probabilities(rows.table["label_scores"], slugs)
     told = slugs if task.positive is None else (task.positive,)  # the other one's are the rest
     return {slug: (gold[:, at], scores[:, at]) for at, slug in enumerate(slugs) if slug in told}
 
 
-def _scores(column: pa.ChunkedArray, slugs: Sequence[Slug]) -> Floats:
+def label_probabilities(column: pa.ChunkedArray, slugs: Sequence[Slug]) -> Floats:
     """(num_rows, num_slugs) of a column of maps; NaN where a label is not in the map."""
-    maps = column.combine_chunks()
-    offsets = maps.offsets.to_numpy()
-    rows = np.repeat(np.arange(len(maps)), np.diff(offsets))
-    keys, values = (each.slice(offsets[0], len(rows)) for each in (maps.keys, maps.items))
-    columns = pc.index_in(keys.cast(pa.string()), value_set=pa.array(slugs, pa.string()))
+    maps = column.combine_chunks()  # a copy, whose keys and items begin with those of its first row
+    rows = np.repeat(np.arange(len(maps)), np.diff(maps.offsets.to_numpy()))
+    columns = pc.index_in(maps.keys.cast(pa.string()), value_set=pa.array(slugs, pa.string()))
     is_known = columns.is_valid().to_numpy(zero_copy_only=False)
     found = np.full((len(maps), len(slugs)), np.nan)
-    found[rows[is_known], columns.drop_null().to_numpy()] = _floats(values)[is_known]
+    found[rows[is_known], columns.drop_null().to_numpy()] = _floats(maps.items)[is_known]
     return found
 
 

@@ -11,7 +11,7 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import brier_score_loss
 
 from mentalglm.evaluation import evaluate
-from mentalglm.evaluation.calibration import calibrate
+from mentalglm.evaluation.calibration import calibrate, label_probabilities
 from mentalglm.evaluation.reliability import reliability_diagram
 from mentalglm.tasks import load_task
 from tests.unit.evaluation.test_evaluate import table
@@ -85,3 +85,9 @@ def test_label_scores_are_judged_label_by_label_parents_too() -> None:
     assert set(found) == {"activating_event", "daily_life"}
     assert (found["daily_life"]["num_rows"], found["daily_life"]["num_positive"]) == (3, 1)
     assert found["activating_event"]["brier"] == pytest.approx((0.1**2 + 0.3**2 + 0.4**2) / 3, abs=1e-6)
+
+
+def test_a_slice_of_a_column_of_maps_is_read_from_its_own_beginning() -> None:
+    maps = pa.array([[("a", 0.5)], [("b", 0.25)], None, [("b", 0.75), ("a", 1.0)]], pa.map_(pa.string(), pa.float32()))
+    found = label_probabilities(pa.chunked_array([maps.slice(1)]), ("a", "b"))
+    np.testing.assert_array_equal(found, [[np.nan, 0.25], [np.nan, np.nan], [1.0, 0.75]])

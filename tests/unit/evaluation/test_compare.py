@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from mentalglm.evaluation import Evaluation, evaluate
 from mentalglm.evaluation.compare import compare, holm
@@ -54,6 +55,18 @@ def test_pairs_tell_more_than_two_intervals() -> None:
     assert max(found.p_bootstrap, found.p_mcnemar) < 0.01
     reverse = compare(risk(gold, other), better)["label"]
     assert reverse.difference == pytest.approx(-found.difference)
+
+
+def test_the_p_value_is_two_sided() -> None:
+    """About that of a normal difference with the spread of the interval."""
+    generator = np.random.default_rng(4)
+    gold = generator.integers(0, 2, 400)
+    sides = [np.where(generator.random(400) < share, gold, 1 - gold) for share in (0.80, 0.77)]
+    found = compare(*(risk(gold, each, 10_000) for each in sides))["label"]
+    assert found.ci95 is not None
+    expected = 2 * norm.sf(abs(found.difference) / ((found.ci95[1] - found.ci95[0]) / 3.92))
+    assert 0.05 < expected < 0.8
+    assert found.p_bootstrap == pytest.approx(expected, abs=0.03)
 
 
 def test_runs_that_are_equally_good_seldom_seem_to_differ() -> None:

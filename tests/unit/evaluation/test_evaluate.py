@@ -250,6 +250,8 @@ def test_parents_are_those_that_the_predictions_name() -> None:
     ).to_json()
     assert found["parent"]["recall"] == 1.0  # null: those of the children
     assert found["num_without_label"] == 0
+    # With all ancestors: {belief}, {emotional_effect, consequence, belief}, {labeling, belief}; 4 of these 6 are right.
+    assert found["hierarchical"]["precision"] == found["hierarchical"]["recall"] == pytest.approx(4 / 6)
     assert found["consistency"] == {
         "num_with_child": 2,
         "num_child_without_parent": 1,
