@@ -6,15 +6,13 @@ from typing import Any
 _COLUMNS = {"f1": "F1", "precision": "P", "recall": "R", "accuracy": "accuracy"}
 _SCORES = ("f1", "precision", "recall")
 _ALWAYS_TOLD = ("parse_failed", "truncated", "refused")
-_AVERAGES = {"micro": "micro", "macro": "macro", "weighted": "weighted"}
+_AVERAGES = ("micro", "macro", "weighted")
 
 
 def markdown(metrics: Mapping[str, Any]) -> str:
     """What `metrics.json` holds, as `metrics.md`."""
-    made_by = metrics["provenance"]["predictions"]
-    run = made_by["run_id"] or made_by["uri"]
     blocks = [
-        [f"# {metrics['task']}: {run}"],
+        [f"# {metrics['task']}: {_named(metrics['provenance']['predictions'])}"],
         _scores(metrics),
         [denominators(metrics)],
         *_more(metrics),
@@ -53,8 +51,8 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         if level["strict"]:
             rows.append([f"{name}, {kind}, strict", *(_percent(level["strict"].get(key)) for key in _COLUMNS)])
         rows += [
-            [f"{name}, {title}", *(_percent(level[how].get(key)) for key in _COLUMNS)]
-            for how, title in _AVERAGES.items()
+            [f"{name}, {how}", *(_percent(level[how].get(key)) for key in _COLUMNS)]
+            for how in _AVERAGES
             if how in level and how != kind
         ]
     if (rest := metrics.get("without_training_texts")) and "n" in rest:
@@ -107,8 +105,6 @@ def _more(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _comparison(comparison: Mapping[str, Any]) -> list[str]:
-    other = comparison["against"]
-    against = f"{other['run_id'] or other['uri']}{', ' + other['adapter'] if other['adapter'] else ''}"
     rows = []
     for name, each in comparison["levels"].items():
         ends = each["ci95"]
@@ -117,7 +113,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
         only = f"{each['num_only_this']} / {each['num_only_other']}"
         rows.append([name, f"{100 * each['difference']:+.2f}{interval}", tests[0], only, tests[1]])
     header = [
-        f"minus {against}",
+        f"minus {_named(comparison['against'])}",
         "F1 difference, %",
         "p, bootstrap (Holm)",
         "right here / there alone",
@@ -136,6 +132,12 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
         rows.append([slug, each["num_rows"], each["num_positive"], *scores, *sensitivities])
     at = [f"R at P ≥ {100 * float(each):g} %" for each in precisions]
     return list(_table(["probability of", "rows", "positive", "AUROC", "AUPRC", "Brier", "ECE", *at], rows))
+
+
+def _named(predictions: Mapping[str, Any]) -> str:
+    """By what a reader knows them: the run, or else the address, and the adapter."""
+    name = predictions["run_id"] or predictions["uri"]
+    return f"{name}, {predictions['adapter']}" if predictions["adapter"] else str(name)
 
 
 def _p(value: float | None) -> str:
