@@ -25,9 +25,7 @@ def denominators(metrics: Mapping[str, Any]) -> str:
     """One line: of how many rows, and what became of those that are no hits."""
     failed = metrics["num_failed_by_status"]
     parts = [f"n = {metrics['n']}", f"{metrics['num_parsed']} parsed"]
-    parts += [
-        f"{failed.get(status, 0)} {status}" for status in sorted({"parse_failed", "truncated", "refused"} | {*failed})
-    ]
+    parts += [f"{failed.get(status, 0)} {status}" for status in sorted({*_ALWAYS_TOLD, *failed})]
     if metrics["num_free_form"] is not None:
         parts.append(f"{metrics['num_free_form']} parsed but not in the task's form")
     parts.append(f"{metrics['num_without_label']} parsed as no label")
@@ -67,12 +65,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
 def _details(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, level in levels_of(metrics).items():
         rows = [
-            [
-                slug,
-                *(_percent(each[key]) for key in ("f1", "precision", "recall")),
-                each["support"],
-                each["num_predicted"],
-            ]
+            [slug, *(_percent(each[key]) for key in _SCORES), each["support"], each["num_predicted"]]
             for slug, each in level["per_label"].items()
         ]
         yield list(_table([name, "F1", "P", "R", "support", "predicted"], rows))
