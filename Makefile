@@ -21,11 +21,12 @@ $(VENV)/.installed: requirements-cpu.lock
 
 setup: $(VENV)/.installed  ## install everything into .venv (about 4 minutes, once)
 
-quickstart: setup  ## score a sample corpus with the demo model and show the result
+quickstart: setup  ## score a sample corpus with the demo model, show the result, and hold it against gold labels
 	@mkdir -p runs/quickstart
-	@test -f runs/quickstart/posts.parquet || $(BIN)/python -m mentalglm.corpus.synthetic --num-posts 300 --seed 20261123 --output runs/quickstart/posts.parquet
+	@test -f runs/quickstart/gold.parquet || $(BIN)/python -m mentalglm.corpus.synthetic --num-posts 300 --seed 20261123 --output runs/quickstart/posts.parquet --gold runs/quickstart/gold.parquet
 	$(BIN)/mentalglm score configs/score/quickstart.yaml
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(open('configs/score/quickstart.sql', encoding='utf-8').read()))"
+	$(BIN)/mentalglm eval configs/eval/quickstart.yaml
 
 test: setup lint  ## ruff, mypy and every test but the long ones
 	$(BIN)/python -m pytest -m "not long" --cov=mentalglm --cov-report=term

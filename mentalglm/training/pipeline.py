@@ -1,5 +1,6 @@
 """The train job: records in, for each stage the best checkpoint out."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -154,6 +155,10 @@ def _fit(stage: Stage, data: StageData, examples: ExampleSet, fingerprint: dict[
     from mentalglm.training.sampler import Sampler
     from mentalglm.training.validation import validate
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ctrl-C stays ours: Ray Train's own answer ends the process with 1."""
+
     config = stage.config
     weights = tuple(source.weight for source in stage.settings.train)
     sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
@@ -171,7 +176,8 @@ def _fit(stage: Stage, data: StageData, examples: ExampleSet, fingerprint: dict[
     filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
     workers = config.workers
     num_gpus = _gpus_of_a_worker(config)
-    trainer = TorchTrainer(
+    _drop_damaged_notes(storage.join(stage.uri, "_run", "checkpoints"))
+    trainer = Trainer(
         train_worker,
         train_loop_config={"spec": spec, "examples": ray.put(examples)},
         scaling_config=ScalingConfig(
@@ -233,6 +239,17 @@ def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation
         )
     _, _, name = max(found)
     return candidates[name], done[name]
+
+
+def _drop_damaged_notes(checkpoints_uri: str) -> None:
+    """Removes Ray Train's list of checkpoints where it was cut off by a kill: Ray would not start with it. What is gone
+    on from, and what has been validated, our own files tell."""
+    uri = storage.join(checkpoints_uri, "checkpoint_manager_snapshot.json")
+    data = storage.read_bytes(uri)
+    try:
+        json.loads(data or b"{}")
+    except ValueError:
+        storage.delete(uri)
 
 
 def _parent(stage: Stage) -> StageRecord | None:
