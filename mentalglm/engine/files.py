@@ -60,7 +60,7 @@ def whole_folder(target: Path, key: str) -> Iterator[Path]:
         yield unfinished
         unfinished.rename(target)
     except OSError as error:
-        cause = error.strerror or type(error).__name__
+        cause = f"{error.strerror or type(error).__name__}{f', {error.filename}' if error.filename else ''}"
         raise ConfigError(f"{shown}: cannot be written ({cause}); make room, or name another folder") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

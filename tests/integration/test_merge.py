@@ -60,7 +60,7 @@ def test_a_merged_model_answers_as_peft_does(tmp_path: Path, cache: Path, settin
 
 
 def _merge_slowly(model: ResolvedModel, started: Any, number: Any) -> None:
-    make = merge._merge
+    make = merge.merge_adapter
 
     def slowly(*arguments: Any) -> None:
         with number.get_lock():
@@ -69,7 +69,7 @@ def _merge_slowly(model: ResolvedModel, started: Any, number: Any) -> None:
         started.set()
         time.sleep(1.0 if number.value > 1 else 600)  # whoever is first never gets to the rename
 
-    merge._merge = slowly
+    merge.merge_adapter = slowly
     merged(model)
 
 

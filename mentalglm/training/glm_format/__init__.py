@@ -5,11 +5,13 @@ transformers. The conversion runs none of its code.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from mentalglm.engine.adapter import SETTINGS as ADAPTER_SETTINGS
 from mentalglm.engine.files import read_json, whole_folder
+from mentalglm.engine.model import find_folder
 from mentalglm.errors import ConfigError
 from mentalglm.training.glm_format.adapter import chatglm_adapter, native_adapter
 from mentalglm.training.glm_format.config import chatglm_config, native_config, read_native_config
@@ -23,17 +25,24 @@ _GENERATION = "generation_config.json"
 _ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 
 
-def convert_format(source: Path, target: Path, to: Format) -> list[str]:
-    """Writes the model or adapter in the folder `source` to the new folder `target` in the other format.
+def convert_format(source: str, target: Path, to: Format) -> list[str]:
+    """Writes a model or adapter to the new folder `target` in the format `to`. `source`: a folder, or a hub id.
 
     Shard by shard; `target` is there whole or not at all. Returns what there is to say about it, in lines.
     Raises: ConfigError, one line, for what cannot be converted or written.
     """
-    shown = f"SOURCE = {str(source)!r}"
-    with whole_folder(target, "TARGET") as folder:
-        if (source / ADAPTER_SETTINGS).is_file():
-            return (native_adapter if to == "glm" else chatglm_adapter)(shown, source, folder)
-        return (_native if to == "glm" else _chatglm)(shown, source, folder)
+    shown, folder = f"SOURCE = {source!r}", find_folder("SOURCE", source)
+    is_adapter = (folder / ADAPTER_SETTINGS).is_file()
+    with whole_folder(target, "TARGET") as unfinished:
+        match to, is_adapter:
+            case "glm", True:
+                return native_adapter(shown, folder, unfinished)
+            case "glm", False:
+                return _native(shown, folder, unfinished)
+            case _, True:
+                return chatglm_adapter(shown, folder, unfinished)
+            case _:
+                return _chatglm(shown, folder, unfinished)
 
 
 def _native(shown: str, source: Path, target: Path) -> list[str]:
@@ -90,7 +99,6 @@ def _write_generation(source: Path, target: Path, config: Any) -> None:
     from transformers import GenerationConfig
 
     if (source / _GENERATION).is_file():
-        content = {**read_json(source / _GENERATION)}
-        (target / _GENERATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(source / _GENERATION, target / _GENERATION)
     else:
         GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id).save_pretrained(target)

@@ -32,11 +32,23 @@ class _Lora:
     """(rank, inputs)"""
     b: Tensor
     """(outputs, rank)"""
-    scaling: float
+    alpha: float
+    is_rank_stabilised: bool
+    """rsLoRA: alpha is divided by the root of the rank."""
 
     @property
     def rank(self) -> int:
         return self.a.shape[0]
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.is_rank_stabilised else self.rank)
+
+    def with_factors(self, a: Tensor, b: Tensor) -> "_Lora":
+        """Others, perhaps of another rank, scaled as these are."""
+        change = len(a) / self.rank
+        alpha = self.alpha * (math.sqrt(change) if self.is_rank_stabilised else change)
+        return _Lora(a, b, round(alpha) if alpha == round(alpha) else alpha, self.is_rank_stabilised)
 
 
 def native_adapter(shown: str, source: Path, target: Path) -> list[str]:
@@ -49,8 +61,8 @@ def native_adapter(shown: str, source: Path, target: Path) -> list[str]:
         if not names:
             raise ConfigError(f"{shown}: {module} is no module of a chatglm; is it a chatglm's adapter?")
         num_rows = [len(lora.b)] if len(names) == 1 else _query_key_value_rows(shown, module, lora)
-        for name, rows in zip(names, lora.b.split(num_rows), strict=True):
-            parts[name] = _Lora(lora.a.clone(), rows.clone(), lora.scaling)
+        for name, rows in zip(names, torch.split(lora.b, num_rows), strict=True):
+            parts[name] = lora.with_factors(lora.a.clone(), rows.clone())
     _write(settings, parts, target)
     return [f"{len(fused)} modules -> {len(parts)}, rank and scaling unchanged"]
 
@@ -99,14 +111,14 @@ def _fused(shown: str, module: str, parts: dict[str, _Lora]) -> _Lora:
             "rows keys and values have; merge it first: mentalglm convert merge"
         )
     num_rows = [num_inputs, num_values[0], num_values[0]]
-    [scaling] = scalings
     if len(present) == len(names) and all(torch.equal(lora.a, present[0].a) for lora in present):
-        return _Lora(present[0].a, torch.cat([lora.b for lora in present]), scaling)
+        return present[0].with_factors(present[0].a, torch.cat([lora.b for lora in present]))
     blocks = [
         parts[name].b if name in parts else present[0].b.new_zeros(rows, 0)
         for name, rows in zip(names, num_rows, strict=True)
     ]
-    return _Lora(torch.cat([lora.a for lora in present]), torch.block_diag(*blocks), scaling)
+    diagonal: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return present[0].with_factors(torch.cat([lora.a for lora in present]), diagonal)
 
 
 def _query_key_value_rows(shown: str, module: str, lora: _Lora) -> list[int]:
@@ -141,26 +153,26 @@ def _read(shown: str, source: Path) -> tuple[dict[str, Any], dict[str, _Lora]]:
         a, b = (tensors.read(f"{_PREFIX}{module}.lora_{factor}.weight") for factor in "AB")
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise ConfigError(f"{shown}: {module}: A is {list(a.shape)} and B {list(b.shape)}, which do not multiply")
-        loras[module] = _Lora(a, b, _scaling(shown, settings, module, a.shape[0]))
+        loras[module] = _Lora(a, b, _alpha(shown, settings, module), bool(settings.get("use_rslora")))
     if not loras:
         raise ConfigError(f"{shown}: no LoRA weights in {WEIGHTS}; give the folder of a PEFT adapter")
     return settings, loras
 
 
-def _scaling(shown: str, settings: dict[str, Any], module: str, rank: int) -> float:
-    """By PEFT's rules: the first pattern that the module's name ends with; over the root of the rank under rsLoRA."""
+def _alpha(shown: str, settings: dict[str, Any], module: str) -> float:
+    """By PEFT's rule: of the first pattern that the module's name ends with."""
     from peft.utils.other import get_pattern_key
 
     pattern = settings.get("alpha_pattern") or {}
     alpha = pattern.get(get_pattern_key(list(pattern), module), settings.get("lora_alpha"))
     if not isinstance(alpha, int | float):
         raise ConfigError(f"{shown}: lora_alpha = {alpha!r} in {SETTINGS}; give a number")
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return alpha
 
 
 def _write(settings: dict[str, Any], loras: dict[str, _Lora], target: Path) -> None:
     ranks = {module: lora.rank for module, lora in loras.items()}
-    alphas = {module: _alpha(settings, lora) for module, lora in loras.items()}
+    alphas = {module: lora.alpha for module, lora in loras.items()}
     [(rank, _)], [(alpha, _)] = Counter(ranks.values()).most_common(1), Counter(alphas.values()).most_common(1)
     changed = {
         "r": rank,
@@ -176,12 +188,6 @@ def _write(settings: dict[str, Any], loras: dict[str, _Lora], target: Path) -> N
         weights[f"{_PREFIX}{module}.lora_A.weight"] = lora.a.contiguous()
         weights[f"{_PREFIX}{module}.lora_B.weight"] = lora.b.contiguous()
     save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
-
-
-def _alpha(settings: dict[str, Any], lora: _Lora) -> float:
-    alpha = lora.scaling * (math.sqrt(lora.rank) if settings.get("use_rslora") else lora.rank)
-    # The root of a rank, and back: a last bit that nobody chose.
-    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
 
 
 def _pattern(values: dict[str, Any], usual: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Weights of both formats: read tensor by tensor, written shard by shard, so that memory holds one shard."""
 
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ class Tensors:
             )
         for path in paths:
             try:
-                file = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise ConfigError(f"{path}: is not a safetensors file ({error}); fetch it again") from None
             for name in file.keys():  # noqa: SIM118 - no mapping
@@ -74,7 +75,7 @@ def native_weights(config: Any, source: Tensors) -> Iterator[tuple[str, Tensor]]
         num_rows = [shape[0] for shape in parts.values()]
         [(_, *rest), *_] = parts.values()
         fused = source.read(chatglm, [sum(num_rows), *rest])
-        for name, part in zip(parts, fused.split(num_rows), strict=True):
+        for name, part in zip(parts, torch.split(fused, num_rows), strict=True):
             yield name, part.clone()
     _check_all_read(source, allowed=UNUSED)
 
@@ -121,7 +122,10 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byte
     num_bytes = total = 0
 
     def write() -> None:
-        save_file(waiting, folder / f"{len(shards)}.part", metadata={"format": "pt"})
+        try:
+            save_file(waiting, folder / f"{len(shards)}.part", metadata={"format": "pt"})
+        except SafetensorError as error:  # theirs for a full disk, too
+            raise OSError(errno.EIO, " ".join(str(error).split())[:200]) from None
         shards.append(list(waiting))
         waiting.clear()
 
