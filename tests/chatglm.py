@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, silu, softmax
 
 from mentalglm.training.demo import tokenizer_texts
-from mentalglm.training.glm_format.tokenizer import PATTERN
 from mentalglm.training.glm_tokens import SPECIAL_TOKENS
 
 NUM_RANKS = 1500
@@ -50,6 +49,11 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": [NUM_RANKS, NUM_RANKS + 7, NUM_RANKS + 9],
     "pad_token_id": NUM_RANKS,
 }
+PAT_STR = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""GLM-4's, as published."""
 FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 
@@ -100,7 +104,7 @@ def save_ranks(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PAT_STR), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -110,6 +114,7 @@ def save_ranks(folder: Path) -> None:
     texts = [
         *tokenizer_texts(),
         "哈哈哈哈哈哈",
+        "1234 365 2024 999 100",
         "！！！！！！！",
         "。。。。。。",
         "hahahahaha",

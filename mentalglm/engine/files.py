@@ -58,6 +58,8 @@ def whole_folder(target: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         yield unfinished
+        for path in unfinished.iterdir():  # safetensors writes for its owner alone
+            path.chmod(unfinished.stat().st_mode & 0o666)
         unfinished.rename(target)
     except OSError as error:
         cause = f"{error.strerror or type(error).__name__}{f', {error.filename}' if error.filename else ''}"

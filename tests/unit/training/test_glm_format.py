@@ -1,6 +1,7 @@
 """chatglm <-> glm: the same numbers, tokens and adapters in both formats, and what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from mentalglm.engine.model import DEMO_MODEL, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import load_task, render_prompt
 from mentalglm.training.glm_format import convert_format
-from mentalglm.training.glm_format.tokenizer import PATTERN, read_ranks
+from mentalglm.training.glm_format.tokenizer import read_ranks
 from mentalglm.training.glm_format.weights import Tensors, write_shards
 from tests.adapters import EVERY_MODULE
 from tests.chatglm import (
     NUM_RANKS,
+    PAT_STR,
     SPECIALS,
     chatglm_logits,
     load_chatglm,
@@ -51,6 +53,12 @@ def logits_of(model: Any) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = model.eval()(torch.tensor([TOKEN_IDS])).logits[0]
     return logits
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def assert_equal_files(one: Path, other: Path) -> None:
@@ -87,6 +95,7 @@ def test_weights_ranks_and_settings_come_back_bit_by_bit(tmp_path: Path, dtype: 
     assert again == [f"36 tensors, 3 layers, {dtype}"]
     assert_equal_files(tmp_path / "glm", tmp_path / "again")
     assert {path.name for path in tmp_path.iterdir()} == {"chatglm", "glm", "back", "again"}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "glm").iterdir()} == {0o666 & ~umask()}
 
 
 def test_the_demo_model_and_its_tied_embeddings(tmp_path: Path) -> None:
@@ -166,6 +175,7 @@ def test_an_adapter_of_a_chatglm_works_on_the_converted_model(
         ({"target_modules": list(EVERY_MODULE)}, 12),
         ({"target_modules": list(EVERY_MODULE), "use_rslora": True, "rank_pattern": {"o_proj": 7}}, 12),
         ({"target_modules": ["q_proj", "v_proj"]}, 8),
+        ({"target_modules": ["o_proj", "down_proj"], "rank_pattern": {r"layers\.[02]\.mlp\.down_proj": 2}}, 4),
         ({"target_modules": r".*\.1\.self_attn\.(k|o)_proj"}, 4),
         # Another rank and the same scaling.
         ({"target_modules": ["q_proj", "k_proj"], "rank_pattern": {"k_proj": 2}, "alpha_pattern": {"k_proj": 4}}, 6),
@@ -190,13 +200,16 @@ def test_an_adapter_trained_on_the_converted_model_works_on_the_chatglm(
     convert_format(str(tmp_path / "fused"), tmp_path / "again", "glm")
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(glm), tmp_path / "again")
     torch.testing.assert_close(logits_of(again), wanted, rtol=0, atol=5e-5)
+    # On the same layers, and no others.
+    names = {name.replace(".default", "") for name, _ in again.named_parameters() if "lora_" in name}
+    assert names == load_chatglm(tmp_path / "again").keys()
 
 
 @pytest.fixture(scope="module")
 def tokenizers(chatglm: Path, glm: Path) -> tuple[Any, tiktoken.Encoding]:
     encoding = tiktoken.Encoding(
         name="glm-4",
-        pat_str=PATTERN,
+        pat_str=PAT_STR,
         mergeable_ranks=read_ranks("x", chatglm / "tokenizer.model"),
         special_tokens={token: NUM_RANKS + number for number, token in enumerate(SPECIALS)},
     )
@@ -239,6 +252,17 @@ def test_the_converted_tokenizer_asks_as_glm_4_does(tokenizers: tuple[Any, tikto
         *encoding.encode(f"\n{prompt.user}", disallowed_special=()),  # the post's own <|assistant|> is text
         NUM_RANKS + 8,
     ]
+
+
+def test_merges_that_no_ranks_stand_for_get_no_ranks(tmp_path: Path, glm: Path) -> None:
+    shutil.copytree(glm, tmp_path / "glm")
+    state = json.loads((glm / "tokenizer.json").read_text())
+    merges = state["model"]["merges"]
+    merges[0], merges[-1] = merges[-1], merges[0]
+    (tmp_path / "glm" / "tokenizer.json").write_text(json.dumps(state))
+    said = convert_format(str(tmp_path / "glm"), tmp_path / "chatglm", "chatglm")
+    assert any("no tokenizer.model" in line for line in said)
+    assert not (tmp_path / "chatglm" / "tokenizer.model").exists()
 
 
 def test_a_template_that_chatglm_itself_uses_is_kept(tmp_path: Path) -> None:
