@@ -100,8 +100,8 @@ def _misfit(shapes: dict[str, Shape], modules: dict[str, set[Shape | None]]) -> 
     for module, each in factors.items():
         found = modules.get(_layer(module))
         if found is None:
-            is_other_format = ".query_key_value" in module or ".dense" in module
-            hint = ", which is chatglm's: convert the adapter with `mentalglm convert glm`" if is_other_format else ""
+            is_chatglm = module.startswith("transformer.encoder.layers.")
+            hint = ", which is chatglm's: convert the adapter with `mentalglm convert glm`" if is_chatglm else ""
             return f"the model has no module {module}{hint}"
         if each.keys() != {"A", "B"}:
             return f"{module} has one of two factors"

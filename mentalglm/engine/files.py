@@ -58,7 +58,7 @@ def whole_folder(target: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         yield unfinished
-        for path in unfinished.iterdir():  # safetensors writes for its owner alone
+        for path in unfinished.glob("*.safetensors"):  # which that library writes for their owner alone
             path.chmod(unfinished.stat().st_mode & 0o666)
         unfinished.rename(target)
     except OSError as error:

@@ -25,13 +25,14 @@ _GENERATION = "generation_config.json"
 _ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 
 
-def convert_format(source: str, target: Path, to: Format) -> list[str]:
-    """Writes a model or adapter to the new folder `target` in the format `to`. `source`: a folder, or a hub id.
+def convert_format(source: str, target: Path, to: Format, revision: str | None = None) -> list[str]:
+    """Writes a model or adapter to the new folder `target` in the format `to`. `source`: a folder, or a hub id, of
+    which `revision` is a commit.
 
     Shard by shard; `target` is there whole or not at all. Returns what there is to say about it, in lines.
     Raises: ConfigError, one line, for what cannot be converted or written.
     """
-    shown, folder = f"SOURCE = {source!r}", find_folder("SOURCE", source)
+    shown, folder = f"SOURCE = {source!r}", find_folder("SOURCE", source, revision)
     is_adapter = (folder / ADAPTER_SETTINGS).is_file()
     with whole_folder(target, "TARGET") as unfinished:
         match to, is_adapter:
