@@ -281,7 +281,7 @@ def merge(
     options = {"adapter": [adapter], **({} if revision is None else {"revision": [revision]})}
     with _resumable("convert", "merge", model, str(target), kept="nothing was written", **options):
         from mentalglm.engine.model import resolve_model
-        from mentalglm.training.merge import export_merged
+        from mentalglm.training.merged_model import export_merged
 
         check = export_merged(
             resolve_model(ModelConfig(path=model, revision=revision, adapter=adapter, merge=True)), target

@@ -16,7 +16,7 @@ from mentalglm.engine.protocol import Request
 from mentalglm.engine.vllm import VllmEngine
 from mentalglm.tasks import load_task, render_prompt
 from mentalglm.training.glm_format import convert_format
-from mentalglm.training.merge import export_merged
+from mentalglm.training.merged_model import export_merged
 from tests.chatglm import save_chatglm, save_chatglm_adapter
 
 pytestmark = pytest.mark.slow

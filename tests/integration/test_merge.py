@@ -20,9 +20,9 @@ from mentalglm.engine.merge import merged
 from mentalglm.engine.model import DEMO_MODEL, ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import load_task, parse_answer
-from mentalglm.training import merge
+from mentalglm.training import merged_model
 from mentalglm.training.demo import generate, load
-from mentalglm.training.merge import export_merged
+from mentalglm.training.merged_model import export_merged
 from tests.adapters import save_adapter
 
 TASK = load_task("cognitive_distortion")
@@ -127,7 +127,7 @@ def test_a_merged_model_is_given_out_when_it_answers_as_the_adapter_does(
     def forget(model: ResolvedModel, adapter: Adapter, target: Path) -> None:
         shutil.copytree(model.path, target, dirs_exist_ok=True)
 
-    monkeypatch.setattr(merge, "merge_adapter", forget)
+    monkeypatch.setattr(merged_model, "merge_adapter", forget)
     with pytest.raises(ConfigError, match=r"logits differ by 0\.\d+ of their size from the adapter's own") as caught:
         export_merged(model, tmp_path / "other")
     assert "\n" not in str(caught.value)
