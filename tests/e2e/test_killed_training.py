@@ -1,6 +1,7 @@
 """A train job that is killed and interrupted ends as one that nothing happens to."""
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -71,3 +72,18 @@ def test_it_ends_in_the_same_adapter_bit_by_bit(command: list[str], run: Run, tm
     )
     assert ours == theirs
     assert run("mentalglm", "train", "train.yaml").returncode == 0
+
+
+@pytest.mark.long
+def test_a_full_disk_interrupts_it_and_with_room_it_goes_on(command: list[str], tmp_path: Path) -> None:
+    """The output is a file system of 600 kB, and then of 100 MB, in a mount namespace of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    namespace = ["unshare", "-rm", "sh", "-c"]
+    if subprocess.run([*namespace, f"mount -t tmpfs -o size=600k none {disk}"], capture_output=True).returncode:
+        pytest.skip("no mounts in namespaces here")
+    once = f"{shlex.join([*command, '--set', f'output.uri={disk}/out'])}; echo exit code $?;"
+    script = f"mount -t tmpfs -o size=600k none {disk}; {once} mount -o remount,size=100m {disk}; {once}"
+    done = subprocess.run([*namespace, script], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert "no space left on device; make room on that disk and run the same command again" in done.stderr
+    assert [line for line in done.stdout.splitlines() if "exit code" in line] == ["exit code 75", "exit code 0"]
