@@ -5,6 +5,7 @@ from mentalglm.config.bench import BenchConfig
 from mentalglm.config.score import (
     CascadeConfig,
     EchoEngineConfig,
+    EncoderEngineConfig,
     EngineConfig,
     GenerationConfig,
     InputConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "BenchConfig",
     "CascadeConfig",
     "EchoEngineConfig",
+    "EncoderEngineConfig",
     "EngineConfig",
     "GenerationConfig",
     "InputConfig",
