@@ -111,8 +111,8 @@ class TextEncoder:
         if backend is None or tokenizer.cls_token is None:
             what = "is not a fast one" if backend is None else "has no [CLS] token, which an encoder is read off"
             raise ConfigError(
-                f"model.path: its tokenizer ({type(tokenizer).__name__}) {what}; give an encoder such as BERT, with its "
-                "tokenizer.json or vocab.txt"
+                f"model.path: its tokenizer ({type(tokenizer).__name__}) {what}; give an encoder such as BERT with "
+                "its tokenizer.json or vocab.txt"
             )
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self._task = task if classifier.mask_labels else None

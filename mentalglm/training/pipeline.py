@@ -12,13 +12,14 @@ from mentalglm import errors, manifest, storage
 from mentalglm.cluster import connect, lasting_output
 from mentalglm.config import ModelConfig, RecordsConfig, TrainConfig
 from mentalglm.config.train import BASE
-from mentalglm.engine.model import ResolvedModel, resolve_model
+from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
 from mentalglm.tasks import Task, builtin_tasks
 from mentalglm.training.checkpoint import StoredCheckpoint, list_checkpoints
-from mentalglm.training.examples import ExampleEncoder, ExampleSet
 from mentalglm.training.export import export
+from mentalglm.training.learner import Examples
+from mentalglm.training.method import check_tasks, record_encoder
 from mentalglm.training.metrics_log import write_validation_scalars
 from mentalglm.training.records import Records, num_shared_texts, read_records, split
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
@@ -32,7 +33,7 @@ class StageData:
     train: Records
     validation: Records
     tasks: dict[str, Task]
-    examples: ExampleSet
+    examples: Examples
     num_shared_texts: int
     """Validation records whose post is also learned from."""
 
@@ -44,7 +45,7 @@ class StageData:
             "num_validation_texts_in_train": self.num_shared_texts,
             "num_truncated_posts": self.examples.num_truncated,
             "num_prompt_tokens": int(self.examples.num_prompt_tokens.sum()),
-            "num_answer_tokens": int(self.examples.num_learned_tokens.sum()),
+            "num_answer_tokens": int((self.examples.lengths - self.examples.num_prompt_tokens).sum()),
         }
 
 
@@ -78,7 +79,8 @@ def prepare(stage: Stage) -> StageData:
         validation = read_records(settings.validation, f"{key}.validation")
     else:
         train, validation = split(train, settings.validation_fraction, stage.config.seed)
-    examples = _encoder(stage.model, stage.config).encode_set(train.rows, f"{key}.train")
+    check_tasks(stage.config, train.tasks | validation.tasks, key)
+    examples = record_encoder(stage.config, Path(stage.model.path)).encode_set(train.rows, f"{key}.train")
     return StageData(train, validation, train.tasks | validation.tasks, examples, num_shared_texts(train, validation))
 
 
@@ -281,15 +283,6 @@ def _task_names(stage: Stage, data: StageData) -> list[str]:
 def _sources(stage: Stage) -> Iterator[RecordsConfig]:
     yield from stage.settings.train
     yield from stage.settings.validation
-
-
-def _encoder(model: ResolvedModel, config: TrainConfig) -> ExampleEncoder:
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
-    settings = AutoConfig.from_pretrained(model.path, local_files_only=True)
-    longest = getattr(settings, "max_position_embeddings", None)
-    return ExampleEncoder(tokenizer, max_prompt_tokens=config.max_prompt_tokens, max_tokens=longest)
 
 
 def _at_fixed_places(config: TrainConfig) -> TrainConfig:
