@@ -132,7 +132,8 @@ class TextEncoder:
 def completion_of(
     task: Task, threshold: float, probabilities: Sequence[float], *, num_tokens: int, flags: tuple[str, ...] = ()
 ) -> Completion:
-    """The answer in the task's own words, with the probabilities that the engine protocol asks for.
+    """The answer in the task's own words, with the probabilities that the engine protocol asks for. The parser reads it
+    as any other; one that names nearly all of many labels is none to it.
 
     `probabilities`: of each of `task.answerable`; they add up to 1 where one label applies, else each is its own. The
     probability of a set of labels is then the product over all labels, as if they were independent.
