@@ -8,6 +8,7 @@ from mentalglm.training.stage import Stage, StageRecord
 
 # Paper, section 4.3 (docs: training-and-evaluation, section 2). What it does not tell has no entry.
 _PUBLISHED: dict[str, Any] = {
+    "method": "lora",
     "optimizer": "AdamW",
     "optimizer.learning_rate": 1e-4,
     "optimizer.warmup_ratio": 0.01,
@@ -19,6 +20,7 @@ _PUBLISHED: dict[str, Any] = {
 _EPOCHS = (5, 10)  # of stage 1 and of stage 2
 # Paper, appendix C, of the classifier of explanations. It tells nothing of how its encoder baselines were trained.
 _PUBLISHED_OF_ENCODERS: dict[str, Any] = {
+    "method": "encoder",
     "optimizer": "Adam",
     "optimizer.learning_rate": 2e-5,
     "batch_size": 16,
@@ -113,7 +115,6 @@ def _settings(stage: Stage) -> Iterator[tuple[str, Any, str]]:
         published, paper = _PUBLISHED_OF_ENCODERS, f"paper, appendix C{of_another}"
         values["optimizer"] = "AdamW" if optimizer.weight_decay else "Adam"  # without decay they are the same
         values["num_epochs"] = stage.settings.num_epochs
-        values |= {f"encoder.{name}": value for name, value in config.encoder.model_dump().items()}
     values |= {f"optimizer.{name}": value for name, value in optimizer.model_dump().items()}
     if config.method == "lora":
         values |= {f"lora.{name}": value for name, value in config.lora.model_dump().items()}

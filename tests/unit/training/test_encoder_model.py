@@ -1,6 +1,7 @@
 """A classifier in training: its loss is that of transformers, its folder says what it is, and mistakes are refused."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mentalglm.tasks import Task, load_task
 from mentalglm.training.encoder_model import EncoderModel
 from mentalglm.training.labelled_texts import LabelledTexts
 from mentalglm.training.method import check_tasks, load_learner, outline, record_encoder
+from mentalglm.training.plan import plan
 from tests.encoders import labelled_texts, record, tiny_bert, tiny_classifier, train_config
 
 RISK, DISTORTION, PATHWAY = map(load_task, ("suicide_risk", "cognitive_distortion", "cognitive_pathway"))
@@ -141,7 +143,31 @@ def test_a_stage_has_one_task(base: Path) -> None:
 def test_the_outline_has_the_parameters_of_the_model(base: Path) -> None:
     examples = examples_of(base, PATHWAY)
     sketch = outline(train_config(base, PATHWAY), examples, base)
-    assert sum(each.numel() for each in sketch.parameters()) == sum(each.numel() for each in load(base, examples).parameters())
+    assert sum(each.numel() for each in sketch.parameters()) == sum(
+        each.numel() for each in load(base, examples).parameters()
+    )
+
+
+def test_a_dry_run_reads_explanations_and_tells_of_steps_and_memory(base: Path, tmp_path: Path) -> None:
+    rows = [
+        {"labels": list(post.labels[RISK.name]), "explanation": f"{post.explanations[RISK.name]}所以是高风险。"}
+        for post in POSTS
+    ]
+    records = tmp_path / "records.jsonl"
+    records.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    found = {}
+    for masks in (False, True):
+        settings = train_config(base, RISK, input="explanation", mask_labels=masks).model_dump(mode="json")
+        settings["output"]["uri"] = str(tmp_path / "out")
+        settings["stages"]["S1"] |= {"validation_fraction": 0.3}
+        settings["stages"]["S1"]["train"][0] |= {"uri": str(records), "text_column": "explanation"}
+        [found[masks]] = plan(TrainConfig.model_validate(settings))
+    num_records = found[False].counts["num_train_records"]
+    assert found[False].timeline.num_steps == 10 * math.ceil(num_records / 16)
+    assert found[False].counts["num_answer_tokens"] == 0
+    saved = found[False].counts["num_prompt_tokens"] - found[True].counts["num_prompt_tokens"]
+    assert saved >= 2 * num_records  # 高风险 is one character now
+    assert found[True].num_trained_parameters == found[True].num_parameters > 0
 
 
 def config(**changes: Any) -> TrainConfig:
