@@ -6,7 +6,7 @@ TORCH := torch==2.13.0+cpu
 # PyTorch's CPU build is not on PyPI: taken from where pip is configured to look, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup quickstart test test-unit test-long lint lock demo-model bench
+.PHONY: help setup quickstart test test-unit test-long lint lock demo-model bench train-demo
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -21,11 +21,12 @@ $(VENV)/.installed: requirements-cpu.lock
 
 setup: $(VENV)/.installed  ## install everything into .venv (about 4 minutes, once)
 
-quickstart: setup  ## score a sample corpus with the demo model and show the result
+quickstart: setup  ## score a sample corpus with the demo model, show the result, and hold it against gold labels
 	@mkdir -p runs/quickstart
-	@test -f runs/quickstart/posts.parquet || $(BIN)/python -m mentalglm.corpus.synthetic --num-posts 300 --seed 20261123 --output runs/quickstart/posts.parquet
+	@test -f runs/quickstart/gold.parquet || $(BIN)/python -m mentalglm.corpus.synthetic --num-posts 300 --seed 20261123 --output runs/quickstart/posts.parquet --gold runs/quickstart/gold.parquet
 	$(BIN)/mentalglm score configs/score/quickstart.yaml
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(open('configs/score/quickstart.sql', encoding='utf-8').read()))"
+	$(BIN)/mentalglm eval configs/eval/quickstart.yaml
 
 test: setup lint  ## ruff, mypy and every test but the long ones
 	$(BIN)/python -m pytest -m "not long" --cov=mentalglm --cov-report=term
@@ -52,6 +53,13 @@ runs/bench/posts.parquet:
 
 runs/bench/two-layers:
 	$(BIN)/python -m mentalglm.training.demo untrained --hidden-size 512 --output $@
+
+train-demo: setup runs/train/records.parquet  ## train both stages on the demo model (about 5 minutes)
+	$(BIN)/mentalglm train configs/train/demo.yaml
+
+runs/train/records.parquet:
+	@mkdir -p runs/train
+	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 600 --seed 5 --output runs/train/posts.parquet --records $@
 
 demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
 	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model

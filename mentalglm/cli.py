@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from mentalglm.config import BenchConfig, S3Config, ScoreConfig, TrainConfig, load_config, validate
+from mentalglm.config import BenchConfig, EvalConfig, S3Config, ScoreConfig, TrainConfig, load_config, validate
 from mentalglm.config.base import apply_override
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 
@@ -25,7 +25,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-JOBS: dict[str, type[BaseModel]] = {"score": ScoreConfig, "train": TrainConfig, "bench": BenchConfig}
+JOBS: dict[str, type[BaseModel]] = {
+    "score": ScoreConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "bench": BenchConfig,
+}
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: a.b=value.")]
@@ -173,6 +178,23 @@ def gc(
         verb = "would be deleted" if dry_run else "deleted"
         num_bytes = sum(each.num_bytes for each in found)
         print(f"{len(found)} objects, {num_bytes} bytes {verb}; what is younger than an hour stays", file=sys.stderr)
+
+
+@app.command(name="eval")
+def eval_(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute everything and write nothing.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Hold predictions against gold labels: metrics with 95 % intervals, as metrics.json and as a table."""
+    with _resumable("eval", str(config), kept="nothing is written before the end", set=set_):
+        settings = load_config(EvalConfig, config, set_)
+        from mentalglm.evaluation.job import evaluate_run
+        from mentalglm.evaluation.table import markdown
+
+        metrics = evaluate_run(settings, dry_run=dry_run)
+        print(json.dumps(metrics, ensure_ascii=False, indent=2) if json_ else markdown(metrics))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from mentalglm.config.base import load_config, load_yaml, validate
 from mentalglm.config.bench import BenchConfig
+from mentalglm.config.eval import EvalConfig, GoldConfig, TrainingTextsConfig
 from mentalglm.config.score import (
     CascadeConfig,
     EchoEngineConfig,
@@ -24,7 +25,9 @@ __all__ = [
     "EchoEngineConfig",
     "EncoderEngineConfig",
     "EngineConfig",
+    "EvalConfig",
     "GenerationConfig",
+    "GoldConfig",
     "InputConfig",
     "ModelConfig",
     "OpenAIEngineConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "ScoreConfig",
     "StageConfig",
     "TrainConfig",
+    "TrainingTextsConfig",
     "VllmEngineConfig",
     "load_config",
     "load_yaml",

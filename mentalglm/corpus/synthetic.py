@@ -144,9 +144,17 @@ def _strings(content: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def write_corpus(path: str | Path, *, num_posts: int, seed: int, gold_path: str | Path | None = None) -> None:
+def write_corpus(
+    path: str | Path,
+    *,
+    num_posts: int,
+    seed: int,
+    gold_path: str | Path | None = None,
+    records_path: str | Path | None = None,
+) -> None:
     """Writes held-out posts as Parquet (post_id, text, created_at), and their gold labels apart, to `gold_path`:
-    post_id, and for each task a column of its name (list of slugs) and `<task>_explanation`."""
+    post_id, and for each task a column of its name (list of slugs) and `<task>_explanation`. To `records_path`: both
+    together, to train on."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -158,12 +166,14 @@ def write_corpus(path: str | Path, *, num_posts: int, seed: int, gold_path: str 
         "created_at": pa.array([post.created_at for post in posts], pa.timestamp("ms")),
     }
     _write_table(pa.table(table), Path(path), pq)
+    gold = {"post_id": ids}
+    for task in TASKS:
+        gold[task] = pa.array([list(post.labels[task]) for post in posts], pa.list_(pa.string()))
+        gold[f"{task}_explanation"] = pa.array([post.explanations[task] for post in posts], pa.string())
     if gold_path is not None:
-        gold = {"post_id": ids}
-        for task in TASKS:
-            gold[task] = pa.array([list(post.labels[task]) for post in posts], pa.list_(pa.string()))
-            gold[f"{task}_explanation"] = pa.array([post.explanations[task] for post in posts], pa.string())
         _write_table(pa.table(gold), Path(gold_path), pq)
+    if records_path is not None:
+        _write_table(pa.table(table | gold), Path(records_path), pq)
 
 
 def _write_table(table: Any, path: Path, pq: Any) -> None:
@@ -359,8 +369,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, help="Parquet file: post_id, text, created_at")
     parser.add_argument("--gold", help="Parquet file for the gold labels and explanations")
+    parser.add_argument("--records", help="Parquet file for posts, gold labels and explanations together, to train on")
     arguments = parser.parse_args()
-    write_corpus(arguments.output, num_posts=arguments.num_posts, seed=arguments.seed, gold_path=arguments.gold)
+    write_corpus(
+        arguments.output,
+        num_posts=arguments.num_posts,
+        seed=arguments.seed,
+        gold_path=arguments.gold,
+        records_path=arguments.records,
+    )
 
 
 if __name__ == "__main__":

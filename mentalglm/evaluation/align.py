@@ -35,8 +35,6 @@ class Rows:
     predicted_parents: Bits
     num_out_of_set: Integers
     """Predicted labels that the task does not have."""
-    num_extra: int
-    """Predictions without a gold label, left out."""
 
     @property
     def is_ok(self) -> Bits:
@@ -67,7 +65,7 @@ def align(
     if not gold:
         raise InputError("gold: names no row; give a file with at least one label")
     gold_ids = pa.array(list(gold), pa.string())
-    predictions, num_extra = _join(gold_ids, predictions, extra_predictions)
+    predictions = _join(gold_ids, predictions, extra_predictions)
     true, unknown = _labels(pa.array(list(gold.values()), pa.list_(pa.string())), task.answerable)
     _refuse(gold_ids, unknown > 0, f"gold: {{}} have labels that {task.name} does not have")
     is_single = task.kind in ("binary", "multiclass")
@@ -91,7 +89,7 @@ def align(
         _refuse(gold_ids, unknown_parents > 0, f"predictions: {{}} have parents that {task.name} does not have")
         is_given = _bits(named.is_valid())
         predicted_parents = np.where(is_given[:, None], given, predicted_parents)
-    return Rows(predictions, true, predicted, implied_parents(task, true), predicted_parents, num_out_of_set, num_extra)
+    return Rows(predictions, true, predicted, implied_parents(task, true), predicted_parents, num_out_of_set)
 
 
 def parents_of(task: Task) -> tuple[Slug, ...]:
@@ -110,8 +108,8 @@ def implied_parents(task: Task, children: Bits) -> Bits:
     return (children.astype(np.uint8) @ links.astype(np.uint8)) > 0
 
 
-def _join(gold_ids: pa.Array, predictions: pa.Table, extra: Extra) -> tuple[pa.Table, int]:
-    """The predictions in the order of `gold_ids`, one for each, and how many have no gold label."""
+def _join(gold_ids: pa.Array, predictions: pa.Table, extra: Extra) -> pa.Table:
+    """The predictions in the order of `gold_ids`, one for each."""
     ids = predictions["post_id"].cast(pa.string()).combine_chunks()
     has_gold = pc.is_in(ids, value_set=gold_ids)
     num_extra = len(ids) - pc.sum(has_gold).as_py() if len(ids) else 0
@@ -130,7 +128,7 @@ def _join(gold_ids: pa.Array, predictions: pa.Table, extra: Extra) -> tuple[pa.T
         if num_extra and extra == "error" and len(problems) == 1:
             fix += ", or leave the others out with extra_predictions: ignore"
         raise InputError(f"predictions: {'; '.join(problems)}; {fix}")
-    return predictions.take(pc.index_in(gold_ids, value_set=ids)), num_extra
+    return predictions.take(pc.index_in(gold_ids, value_set=ids))
 
 
 def _labels(lists: pa.Array | pa.ChunkedArray, slugs: Sequence[Slug]) -> tuple[Bits, Integers]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -11,9 +11,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mentalglm.errors import InputError
-from mentalglm.evaluation.align import Extra, Rows, align, parents_of
+from mentalglm.evaluation.align import Extra, Rows, align, implied_parents, parents_of
 from mentalglm.evaluation.bootstrap import interval, resampled_sums
-from mentalglm.evaluation.metrics import Average, Bits, Counts, Floats, Integers, Scores, confusion, contributions
+from mentalglm.evaluation.calibration import calibrations
+from mentalglm.evaluation.metrics import (
+    Average,
+    Bits,
+    Counts,
+    Floats,
+    Integers,
+    Scores,
+    confusion,
+    contributions,
+    exact_rows,
+)
 from mentalglm.tasks import Task
 from mentalglm.tasks.task import Slug
 
@@ -40,6 +51,11 @@ class Level:
     def contributions(self) -> npt.NDArray[np.uint8]:
         """See `metrics.contributions`."""
         return contributions(self.gold, self.predicted, self.num_out_of_set)
+
+    @property
+    def is_exact(self) -> Bits:
+        """See `metrics.exact_rows`."""
+        return exact_rows(self.gold, self.predicted, self.num_out_of_set)
 
     @property
     def counts(self) -> Counts:
@@ -79,6 +95,8 @@ class Evaluation:
     seed: int
     clusters: Integers | None
     """(num_rows,): which rows are resampled together; None: each by itself."""
+    tells_form: bool
+    """Whether flags tell the form of answers; else there is no strict reading."""
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
@@ -103,8 +121,8 @@ class Evaluation:
 
     @cached_property
     def strict_levels(self) -> tuple[Level, ...] | None:
-        """`levels` of the strict reading; None where the predictions have no flags, which tell the form."""
-        if "flags" not in self.rows.table.column_names:
+        """`levels` of the strict reading, if there is one."""
+        if not self.tells_form:
             return None
         has_form = self.rows.is_ok & ~self.rows.has_flag(FREE_FORM)
         names_others = self.rows.has_flag(OUT_OF_SET)
@@ -124,6 +142,27 @@ class Evaluation:
             found[level.name] = {name: interval(values) for name, values in level.statistics(counts).items()}
         return found
 
+    def hierarchical(self) -> Scores:
+        """Hierarchical precision, recall and F of Kiritchenko et al. as in Silla and Freitas (2011), sec. 6: labels of
+        each row together with their ancestors, pooled over rows. A right parent of a wrong child counts."""
+        rows = self.rows
+        parents = rows.predicted_parents | implied_parents(self.task, rows.predicted)
+        gold = np.concatenate([rows.gold_parents, rows.gold], axis=1)
+        predicted = np.concatenate([parents, rows.predicted], axis=1)
+        counts = Counts.from_sums(contributions(gold, predicted, rows.num_out_of_set).sum(axis=0, dtype=np.float64))
+        return counts.average("micro")
+
+    def consistency(self) -> dict[str, int]:
+        """How the two levels of the predictions fit: rows with a child whose parent is not among `parents`; rows whose
+        answer put a child under a wrong parent (the child was believed), or named a parent without a child."""
+        is_orphan = (implied_parents(self.task, self.rows.predicted) & ~self.rows.predicted_parents).any(axis=1)
+        return {
+            "num_with_child": int(self.rows.predicted.any(axis=1).sum()),
+            "num_child_without_parent": int(is_orphan.sum()),
+            "num_child_under_wrong_parent": int(self.rows.has_flag("hierarchy_conflict").sum()),
+            "num_parent_without_child": int(self.rows.has_flag("parent_only").sum()),
+        }
+
     def denominators(self) -> dict[str, Any]:
         """What the shares are shares of, and what is not in their numerators."""
         statuses = Counter(self.rows.table["status"].cast(pa.string()).to_pylist())
@@ -137,7 +176,6 @@ class Evaluation:
             "num_free_form": int((is_ok & self.rows.has_flag(FREE_FORM)).sum()) if self.strict_levels else None,
             "num_without_label": int((says_none & (self.rows.num_out_of_set == 0)).sum()),
             "num_with_out_of_set_label": int(names_others.sum()),
-            "num_without_gold": self.rows.num_extra,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -152,6 +190,11 @@ class Evaluation:
         found |= by_level if len(by_level) > 1 else by_level["label"]
         if self.task.kind in ("binary", "multiclass"):
             found["confusion"] = self._confusion()
+        if self.task.kind == "hierarchical":
+            found["hierarchical"] = _plain(self.hierarchical())
+            found["consistency"] = self.consistency()
+        if probable := calibrations(self.task, self.rows):
+            found["calibration"] = {slug: asdict(each) for slug, each in probable.items()}
         return found | {"num_bootstrap": self.num_bootstrap, "seed": self.seed}
 
     def _level_to_json(self, level: Level, strict: Level | None) -> dict[str, Any]:
@@ -187,18 +230,21 @@ def evaluate(
     clusters: Mapping[str, str] | None = None,
     num_bootstrap: int = 10_000,
     seed: int = 0,
+    tells_form: bool = True,
 ) -> Evaluation:
     """Evaluates the predictions of one task (of one adapter) on the rows that have gold labels.
 
     `gold`: post id -> slugs of `task.answerable`; empty where no label applies.
     `predictions`: columns `post_id`, `status`, `labels` and, where they are there, `parents`, `flags`, of a run.
-    `extra_predictions`: `ignore` leaves out predictions without a gold label, and counts them.
+    `extra_predictions`: `ignore` leaves out predictions without a gold label.
     `clusters`: post id -> what is resampled together, such as the post that a sentence is of.
     `num_bootstrap`: replicates of the intervals, made when they are first asked for (`ci95`, `to_json`); 0: none.
+    `tells_form`: whether answers that had not the task's form have the flag `free_form`; those of parser 4 on have.
     Raises: InputError, which counts and names ids: missing on either side, twice, with impossible labels.
     """
     rows = align(task, gold, predictions, extra_predictions)
-    return Evaluation(task, rows, num_bootstrap, seed, None if clusters is None else _numbers(gold, clusters))
+    numbers = None if clusters is None else _numbers(gold, clusters)
+    return Evaluation(task, rows, num_bootstrap, seed, numbers, tells_form and "flags" in predictions.column_names)
 
 
 def _numbers(gold: Mapping[str, Sequence[Slug]], clusters: Mapping[str, str]) -> Integers:

@@ -82,10 +82,16 @@ class Counts:
 def contributions(gold: Bits, predicted: Bits, num_out_of_set: Integers) -> npt.NDArray[np.uint8]:
     """What each row adds to `Counts`: (num_rows, 3 * num_labels + 3), from (num_rows, num_labels) twice and
     (num_rows,)."""
-    is_exact = (gold == predicted).all(axis=1) & (num_out_of_set == 0)
-    others = np.stack([np.minimum(num_out_of_set, 255), is_exact, np.ones(len(gold), dtype=np.int64)], axis=1)
+    is_exact = exact_rows(gold, predicted, num_out_of_set)
+    others = np.stack([np.minimum(num_out_of_set, 255), is_exact, np.ones_like(is_exact)], axis=1)
     found: npt.NDArray[np.uint8] = np.concatenate([gold & predicted, predicted, gold, others], axis=1).astype(np.uint8)
     return found
+
+
+def exact_rows(gold: Bits, predicted: Bits, num_out_of_set: Integers) -> Bits:
+    """(num_rows,): whether the predicted labels are the gold ones, no more and no less."""
+    is_exact: Bits = (gold == predicted).all(axis=1) & (num_out_of_set == 0)
+    return is_exact
 
 
 def confusion(gold: Bits, predicted: Bits) -> Integers:

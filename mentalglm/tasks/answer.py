@@ -6,6 +6,8 @@ tables and vectors; else read the head before the explanation as text; judge wha
 
 Policy of the hard cases:
 
+- An answer that is `ok` but does not begin exactly as `render_answer` would write it has the flag `free_form`, so that
+  an evaluation can tell what was understood from what was answered as asked.
 - Only the head counts, up to 理由, 解释, 原因, Reasoning, ...: explanations name other labels. A head that is an answer
   by itself stays one, whatever follows: so an engine may stop at the marker, and the labels are the same.
 - A label named after a denial (没有体现, 不属于, not, no, without) is denied. A denied label asserts nothing: in
@@ -51,8 +53,9 @@ from mentalglm.tasks.task import HIERARCHY_SEPARATOR, Slug, Task
 from mentalglm.tasks.text import clean, fold
 from mentalglm.tasks.vocabulary import vocabulary_of
 
-PARSER_VERSION = "3"
-"""Raised with every change that can change a status or a label."""
+PARSER_VERSION = "4"
+"""Raised with every change that can change a status, a label or a flag that evaluation reads. Since 4 an answer without
+the task's own form has the flag `free_form`."""
 
 Status = Literal["ok", "parse_failed", "truncated", "refused"]
 
@@ -371,8 +374,10 @@ def _judge(
         flags = set(found.flags) - {"undecided"}
         if reason == "no_label" and found.denied:
             flags.add("label_denied")
-        if status == "ok" and is_cut:
-            flags.add("explanation_truncated")
+        if status == "ok":
+            flags.add("free_form")  # else it would not have come here
+            if is_cut:
+                flags.add("explanation_truncated")
         kept = labels if with_labels else ()
         kept_parents = (parents if status == "ok" else _parents_of(task, labels)) if with_labels else ()
         return ParsedAnswer(status, kept, kept_parents, explanation, tuple(sorted(flags)), reason)

@@ -57,14 +57,9 @@ class ExampleSet:
         return np.diff(self.offsets)
 
     @property
-    def num_learned_tokens(self) -> npt.NDArray[np.int64]:
+    def num_learned(self) -> npt.NDArray[np.int64]:
         """Tokens of each that have a loss."""
         return self.lengths - self.num_prompt_tokens
-
-    @property
-    def num_learned(self) -> npt.NDArray[np.int64]:
-        """See `learner.Examples.num_learned`."""
-        return self.num_learned_tokens
 
     def __getitem__(self, index: int) -> Example:
         ids = self.token_ids[self.offsets[index] : self.offsets[index + 1]]

@@ -129,6 +129,7 @@ class _Loop:
         self.dtype = DTYPES[config.dtype]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step = 0
+        self.started = 0.0
         self.is_saved_for_preemption = False
         self.last_step_s = 0.0
         self.shared_s = 0.0
@@ -147,6 +148,7 @@ class _Loop:
 
     def _train(self, log: MetricsLog | None) -> Outcome:
         window = _Window()
+        self.started = time.perf_counter()
         while self.step < self.timeline.num_steps:
             if self._is_to_stop():
                 return Outcome("stopped_early", self.step)
@@ -252,9 +254,11 @@ class _Loop:
             "loss": window.mean_loss,
             "grad_norm": grad_norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "num_tokens": window.num_tokens,
             "tokens_per_s": window.num_tokens / window.seconds,
             "step_s": window.seconds / window.num_steps,
             "save_s": self.save_s,
+            "elapsed_s": time.perf_counter() - self.started,
         } | ({"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if self.device.type == "cuda" else {})
 
     def _load(self, checkpoint: StoredCheckpoint | None) -> None:

@@ -1,5 +1,6 @@
 """The train job: records in, for each stage the best checkpoint out."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
 from mentalglm.tasks import Task, builtin_tasks
-from mentalglm.training.checkpoint import StoredCheckpoint, list_checkpoints
+from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, list_checkpoints
 from mentalglm.training.export import export
 from mentalglm.training.learner import Examples
 from mentalglm.training.method import check_tasks, record_encoder
@@ -33,20 +34,6 @@ class StageData:
     train: Records
     validation: Records
     tasks: dict[str, Task]
-    examples: Examples
-    num_shared_texts: int
-    """Validation records whose post is also learned from."""
-
-    def counts(self) -> dict[str, int]:
-        """For the record of the stage."""
-        return {
-            "num_train_records": len(self.train.rows),
-            "num_validation_records": len(self.validation.rows),
-            "num_validation_texts_in_train": self.num_shared_texts,
-            "num_truncated_posts": self.examples.num_truncated,
-            "num_prompt_tokens": int(self.examples.num_prompt_tokens.sum()),
-            "num_answer_tokens": int((self.examples.lengths - self.examples.num_prompt_tokens).sum()),
-        }
 
 
 def train(config: TrainConfig) -> list[StageRecord]:
@@ -57,8 +44,7 @@ def train(config: TrainConfig) -> list[StageRecord]:
     """
     records: list[StageRecord] = []
     for stage in resolve_stages(config):
-        record = stage.read_record()
-        records.append(record if record is not None else _train_stage(stage))
+        records.append(_train_stage(stage))
     return records
 
 
@@ -71,7 +57,7 @@ def resolve_stages(config: TrainConfig) -> list[Stage]:
 
 
 def prepare(stage: Stage) -> StageData:
-    """Reads, checks, splits and encodes the records. Raises: ConfigError, InputError."""
+    """Reads, checks and splits the records. Raises: ConfigError, InputError."""
     settings = stage.settings
     key = f"stages.{stage.name}"
     train = read_records(settings.train, f"{key}.train")
@@ -79,23 +65,43 @@ def prepare(stage: Stage) -> StageData:
         validation = read_records(settings.validation, f"{key}.validation")
     else:
         train, validation = split(train, settings.validation_fraction, stage.config.seed)
-    check_tasks(stage.config, train.tasks | validation.tasks, key)
-    examples = record_encoder(stage.config, Path(stage.model.path)).encode_set(train.rows, f"{key}.train")
-    return StageData(train, validation, train.tasks | validation.tasks, examples, num_shared_texts(train, validation))
+    tasks = train.tasks | validation.tasks
+    check_tasks(stage.config, tasks, key)
+    return StageData(train, validation, tasks)
+
+
+def encode(stage: Stage, data: StageData) -> Examples:
+    """The training records as token ids. Raises: ConfigError, InputError."""
+    encoder = record_encoder(stage.config, Path(stage.model.path))
+    return encoder.encode_set(data.train.rows, f"stages.{stage.name}.train")
+
+
+def counts_of(data: StageData, examples: Examples) -> dict[str, int]:
+    """What a stage is made of, for its record and for people."""
+    return {
+        "num_train_records": len(data.train.rows),
+        "num_validation_records": len(data.validation.rows),
+        "num_validation_texts_in_train": num_shared_texts(data.train, data.validation),
+        "num_truncated_posts": examples.num_truncated,
+        "num_prompt_tokens": int(examples.num_prompt_tokens.sum()),
+        "num_answer_tokens": int((examples.lengths - examples.num_prompt_tokens).sum()),
+    }
 
 
 def _train_stage(stage: Stage) -> StageRecord:
     started = time.monotonic()
+    data = prepare(stage)
+    fingerprint = stage.fingerprint(data.train, data.validation, data.tasks, _parent(stage))
+    stage.open(fingerprint)
+    if (finished := stage.read_record()) is not None:
+        return finished
     with Lease.acquire(stage.uri):
-        if (record := stage.read_record()) is not None:  # of the job whose lease was waited for
-            return record
-        parent = _parent(stage)
-        data = prepare(stage)
-        fingerprint = stage.fingerprint(data.train, data.validation, data.tasks, parent)
-        stage.open(fingerprint)
+        if (finished := stage.read_record()) is not None:  # by the job whose lease was waited for
+            return finished
+        examples = encode(stage, data)
         posts = ValidationSet(stage.uri)
         posts.write(data.validation.rows, stage.config.selection.max_rows)
-        outcome = _fit(stage, data, fingerprint)
+        num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint)
         best, validation = _select(stage, data)
         record = StageRecord(
             name=stage.name,
@@ -105,14 +111,14 @@ def _train_stage(stage: Stage) -> StageRecord:
             best_step=best.step,
             best_score=validation.score or 0.0,
             best_scores=validation.scores,
-            digest=sha256_of({name: file["sha256"] for name, file in best.files.items() if name != "optimizer.pt"}),
-            num_steps=outcome.step,
-            steps_per_epoch=outcome.steps_per_epoch,
+            digest=sha256_of({name: file["sha256"] for name, file in best.files.items() if name != OPTIMIZER}),
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
             validations=[
                 {"step": each.step, "scores": each.scores, "seconds": each.seconds, "error": each.error}
                 for each in read_validations(stage.uri)
             ],
-            data=data.counts(),
+            data=counts_of(data, examples),
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 1),
             versions=manifest.code_version(),
@@ -124,14 +130,11 @@ def _train_stage(stage: Stage) -> StageRecord:
     return record
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    step: int
-    steps_per_epoch: int
+def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[str, Any]) -> tuple[int, int]:
+    """Trains to the end, or until validation stops getting better; goes on from the last checkpoint.
 
-
-def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
-    """Trains to the end, or until validation stops getting better; goes on from the last checkpoint."""
+    Returns (steps done, steps of an epoch).
+    """
     connect()
     import ray
     from ray.train import (
@@ -150,9 +153,13 @@ def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
     from mentalglm.training.sampler import Sampler
     from mentalglm.training.validation import validate
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ctrl-C stays ours: Ray Train's own answer ends the process with 1."""
+
     config = stage.config
     weights = tuple(source.weight for source in stage.settings.train)
-    sampler = Sampler(data.examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
+    sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
     parent = config.stages[stage.name].start_from
     spec = LoopSpec(
@@ -167,9 +174,10 @@ def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
     filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
     workers = config.workers
     num_gpus = _gpus_of_a_worker(config)
-    trainer = TorchTrainer(
+    _drop_damaged_notes(storage.join(stage.uri, "_run", "checkpoints"))
+    trainer = Trainer(
         train_worker,
-        train_loop_config={"spec": spec, "examples": ray.put(data.examples)},
+        train_loop_config={"spec": spec, "examples": ray.put(examples)},
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=num_gpus > 0,
@@ -205,7 +213,7 @@ def _fit(stage: Stage, data: StageData, fingerprint: dict[str, Any]) -> _Fit:
             raise _failure(stage, error) from None
     if outcome.status == "failed":
         raise errors.told(outcome.error, outcome.message)
-    return _Fit(outcome.step, timeline.steps_per_epoch)
+    return outcome.step, timeline.steps_per_epoch
 
 
 def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation]:
@@ -229,6 +237,17 @@ def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation
         )
     _, _, name = max(found)
     return candidates[name], done[name]
+
+
+def _drop_damaged_notes(checkpoints_uri: str) -> None:
+    """Removes Ray Train's list of checkpoints where it was cut off by a kill: Ray would not start with it. What is gone
+    on from, and what has been validated, our own files tell."""
+    uri = storage.join(checkpoints_uri, "checkpoint_manager_snapshot.json")
+    data = storage.read_bytes(uri)
+    try:
+        json.loads(data or b"{}")
+    except ValueError:
+        storage.delete(uri)
 
 
 def _parent(stage: Stage) -> StageRecord | None:

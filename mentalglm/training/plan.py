@@ -9,7 +9,7 @@ from mentalglm.config import TrainConfig
 from mentalglm.training.language_model import DTYPES
 from mentalglm.training.loop import Timeline
 from mentalglm.training.method import outline
-from mentalglm.training.pipeline import prepare, resolve_stages
+from mentalglm.training.pipeline import counts_of, encode, prepare, resolve_stages
 from mentalglm.training.sampler import Sampler
 from mentalglm.training.stage import Stage, StageRecord
 
@@ -61,11 +61,12 @@ def plan(config: TrainConfig) -> list[StagePlan]:
 
 def _plan_stage(stage: Stage) -> StagePlan:
     config, data = stage.config, prepare(stage)
+    examples = encode(stage, data)
     weights = [source.weight for source in stage.settings.train]
-    sampler = Sampler(data.examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
+    sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
-    lengths = data.examples.lengths
-    model = outline(config, data.examples, Path(stage.model.path))
+    lengths = examples.lengths
+    model = outline(config, examples, Path(stage.model.path))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tokens_per_step = float(lengths.mean()) * config.batch_size
@@ -73,7 +74,7 @@ def _plan_stage(stage: Stage) -> StagePlan:
     return StagePlan(
         name=stage.name,
         finished=stage.read_record(),
-        counts=data.counts(),
+        counts=counts_of(data, examples),
         timeline=timeline,
         num_warmup_steps=math.ceil(warmup_ratio * timeline.num_steps),
         num_tokens=round(tokens_per_step * timeline.num_steps),

@@ -13,14 +13,17 @@ class Sampler:
     """The batches of all epochs.
 
     In each epoch, an example of a source with weight w is seen w times; of a fractional part, examples are drawn
-    anew in each epoch. The order is random, and the last batch of an epoch may be smaller. Random numbers are numpy's
-    (PCG64), seeded by (seed, epoch).
+    anew in each epoch, at least one of a source. The order is random, and the last batch of an epoch may be smaller.
+    Random numbers are numpy's (PCG64), seeded by (seed, epoch).
     """
 
     def __init__(self, sources: npt.NDArray[np.int32], weights: Sequence[float], *, batch_size: int, seed: int) -> None:
         """`sources`: of each example, the index of its weight."""
-        self._members = [np.flatnonzero(sources == number).astype(np.int64) for number in range(len(weights))]
-        self._weights = weights
+        members = [np.flatnonzero(sources == number).astype(np.int64) for number in range(len(weights))]
+        self._members = [rows for rows in members if len(rows)]
+        self._num_drawn = [
+            max(1, round(weight * len(rows))) for weight, rows in zip(weights, members, strict=True) if len(rows)
+        ]
         self._batch_size = batch_size
         self._seed = seed
         self._order = lru_cache(maxsize=1)(self._draw)
@@ -28,7 +31,7 @@ class Sampler:
     @property
     def num_rows(self) -> int:
         """Of an epoch."""
-        return sum(round(weight * len(rows)) for weight, rows in zip(self._weights, self._members, strict=True))
+        return sum(self._num_drawn)
 
     @property
     def num_steps(self) -> int:
@@ -43,8 +46,8 @@ class Sampler:
     def _draw(self, epoch: int) -> Indices:
         rng = np.random.default_rng([self._seed, epoch])
         drawn: list[Indices] = []
-        for weight, rows in zip(self._weights, self._members, strict=True):
-            whole, num_more = divmod(round(weight * len(rows)), len(rows)) if len(rows) else (0, 0)
+        for num_drawn, rows in zip(self._num_drawn, self._members, strict=True):
+            whole, num_more = divmod(num_drawn, len(rows))
             drawn += [rows] * whole + [rng.choice(rows, num_more, replace=False)]
         return rng.permutation(np.concatenate(drawn))
 

@@ -106,3 +106,27 @@ def test_a_missing_config_is_an_error_of_the_config(run: Run) -> None:
     result = run("mentalglm", "score", "nowhere.yaml")
     assert result.returncode == 2
     assert "nowhere.yaml" in result.stderr
+
+
+def test_eval_prints_a_table_and_names_what_does_not_fit(run: Run, tmp_path: Path) -> None:
+    labels = pa.array([["high_risk"], ["low_risk"], None], pa.list_(pa.string()))
+    predictions = {"post_id": ["a", "b", "c"], "status": ["ok", "ok", "refused"], "labels": labels}
+    pq.write_table(pa.table(predictions), tmp_path / "predictions.parquet")
+    (tmp_path / "gold.csv").write_text("post_id,label\na,high_risk\nb,0\nc,高\n")
+    job = {
+        "task": "suicide_risk",
+        "predictions": "predictions.parquet",
+        "gold": {"uri": "gold.csv"},
+        "output": {"uri": "metrics"},
+    }
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(job))
+    result = run("python", "-m", "jobs.eval", "eval.yaml")
+    assert result.returncode == 0, result.stderr
+    assert "n = 3, 2 parsed, 0 parse_failed, 1 refused" in result.stdout
+    metrics = json.loads((tmp_path / "metrics" / "metrics.json").read_text())
+    assert (metrics["precision"], metrics["recall"]) == (1.0, 0.5)
+    (tmp_path / "gold.csv").write_text("post_id,label\na,1\nb,0\nd,1\n")
+    result = run("mentalglm", "eval", "eval.yaml")
+    assert (result.returncode, result.stderr.count("\n")) == (3, 1)
+    assert "1 gold ids have no prediction (d); 1 predictions have no gold label (c)" in result.stderr
+    assert run("mentalglm", "eval", "eval.yaml", "--set", "golden=1").returncode == 2

@@ -156,11 +156,15 @@ def test_the_common_characters_are_distinct_and_of_the_plane_of_han() -> None:
 
 
 def test_a_corpus_is_parquet_with_its_gold_apart(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "new" / "posts.parquet", num_posts=30, seed=1, gold_path=tmp_path / "gold.parquet")
+    paths = {"gold_path": tmp_path / "gold.parquet", "records_path": tmp_path / "records.parquet"}
+    write_corpus(tmp_path / "new" / "posts.parquet", num_posts=30, seed=1, **paths)
     posts, gold = pq.read_table(tmp_path / "new" / "posts.parquet"), pq.read_table(tmp_path / "gold.parquet")
     assert posts.column_names == ["post_id", "text", "created_at"]
     assert str(posts.schema.field("post_id").type) == "string"
     assert posts["post_id"].to_pylist() == gold["post_id"].to_pylist()
+    both = pq.read_table(tmp_path / "records.parquet")
+    assert both.column_names == [*posts.column_names, *gold.column_names[1:]]
+    assert both["text"].to_pylist() == posts["text"].to_pylist()
     expected = list(generate_posts(30, 1, held_out=True))
     assert posts["text"].to_pylist() == [post.text for post in expected]
     for name in TASKS:

@@ -212,7 +212,7 @@ def test_parse_row_names_labels_in_chinese() -> None:
         "parents": ["activating_event", "belief"],
         "explanation": "他没有证据。",
         "reason": None,
-        "flags": ["parent_only"],
+        "flags": ["free_form", "parent_only"],
     }
     assert {row["slug"]: row["parent"] for row in label_rows(task)}["daily_life"] == "activating_event"
 
@@ -222,3 +222,14 @@ def test_a_failure_carries_no_labels() -> None:
         if case.status in ("parse_failed", "refused"):
             answer: ParsedAnswer = parse_answer(load_task(case.task), case.raw, finish_reason=case.finish_reason)
             assert answer.labels == answer.parents == ()
+
+
+@pytest.mark.parametrize("name", builtin_tasks())
+def test_an_answer_in_another_form_than_the_task_s_says_so(name: str) -> None:
+    task = load_task(name)
+    for slug in task.answerable:
+        for explanation in (None, "因为如此。"):
+            assert "free_form" not in parse_answer(task, render_answer(task, [slug], explanation)).flags
+        listed = parse_answer(task, f'{{"label": "{slug}"}}')
+        assert (listed.status, listed.labels) == ("ok", (slug,))
+        assert "free_form" in listed.flags

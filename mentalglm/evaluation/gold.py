@@ -1,0 +1,125 @@
+"""Files that people made: gold labels, and the texts that a model was trained on."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mentalglm import storage
+from mentalglm.config import GoldConfig, TrainingTextsConfig
+from mentalglm.corpus import normalise, text_hash
+from mentalglm.errors import InputError
+from mentalglm.tasks import Task, read_gold
+from mentalglm.tasks.task import Slug
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """The labels that people gave."""
+
+    labels: dict[str, tuple[Slug, ...]]
+    """Post id -> slugs in label-set order; none where no label applies."""
+    clusters: dict[str, str] | None
+    """Post id -> what it is resampled with."""
+    sha256: str
+    """Of the file."""
+
+
+def read_gold_file(task: Task, config: GoldConfig) -> Gold:
+    """Raises: InputError for a file that cannot be read, an id that is missing or comes twice, or labels that are not
+    the task's: how many rows, the first of them, and what is wrong. Values are not quoted: the column may be wrong.
+    """
+    where = f"gold.uri = {config.uri}"
+    columns = [config.id_column, config.label_column, *([config.cluster_column] if config.cluster_column else [])]
+    data = _read(where, config.uri)
+    labels: dict[str, tuple[Slug, ...]] = {}
+    clusters: dict[str, str] = {}
+    known: dict[str, tuple[Slug, ...]] = {}
+    problems: list[str] = []
+    for number, values in enumerate(_rows(where, config.uri, data, columns), 1):
+        name = f"row {number}"
+        try:
+            name = _id(values[0], config.id_column)
+            if name in labels:
+                raise ValueError("the id comes twice")
+            key = repr(values[1])
+            if key not in known:
+                known[key] = read_gold(task, values[1])
+            labels[name] = known[key]
+            if config.cluster_column:
+                clusters[name] = _id(values[2], config.cluster_column)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise InputError(
+            f"{where}: {len(problems)} rows are no gold labels ({'; '.join(problems[:_SHOWN])}); mend them"
+        )
+    if not labels:
+        raise InputError(f"{where}: holds no rows; give a file with at least one label")
+    return Gold(labels, clusters or None, hashlib.sha256(data).hexdigest())
+
+
+def read_text_hashes(config: TrainingTextsConfig) -> set[str]:
+    """`text_hash` of every text, as a score run makes it. Raises: InputError for a file that cannot be read."""
+    where = f"training.uri = {config.uri}"
+    rows = _rows(where, config.uri, _read(where, config.uri), [config.text_column])
+    return {text_hash(normalise(str(text))[0]) for (text,) in rows if text is not None}
+
+
+def _id(value: Any, column: str) -> str:
+    if value is None or value == "":
+        raise ValueError(f"{column} is empty")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{column} is a {type(value).__name__}; ids are text or whole numbers")
+    return str(value)
+
+
+def _read(where: str, uri: str) -> bytes:
+    data = storage.read_bytes(uri)
+    if data is None:
+        raise InputError(f"{where}: no such file; give a file of JSONL, CSV or Parquet")
+    return data
+
+
+def _rows(where: str, uri: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The values of `columns`, row by row; of CSV, texts."""
+    suffix = uri.rpartition(".")[2].lower()
+    try:
+        if suffix in ("parquet", "parq", "pq"):
+            yield from _parquet_rows(where, data, columns)
+        elif suffix in ("jsonl", "ndjson"):
+            lines = data.decode("utf-8-sig").split("\n")
+            yield from (_values(where, json.loads(line), columns) for line in lines if line.strip())
+        elif suffix == "csv":
+            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            yield from (_values(where, row, columns) for row in reader)
+        else:
+            raise InputError(f"{where}: the name does not tell what it is; name it .jsonl, .csv or .parquet")
+    except (UnicodeDecodeError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise InputError(f"{where}: cannot be read as {suffix} in UTF-8 ({type(error).__name__})") from None
+
+
+def _parquet_rows(where: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    file = pq.ParquetFile(pa.BufferReader(data))
+    _check(where, file.schema_arrow.names, columns)
+    for batch in file.iter_batches(columns=list(columns)):
+        yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+
+
+def _values(where: str, row: Any, columns: Sequence[str]) -> tuple[Any, ...]:
+    _check(where, row if isinstance(row, dict) else {}, columns)
+    return tuple(row[name] for name in columns)
+
+
+def _check(where: str, names: Any, columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in names:
+            raise InputError(f"{where}: has no column {name!r} (in every row); name another one")

@@ -1,0 +1,109 @@
+"""The predictions of a score run, or of a Parquet file that looks like one, and what made them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from mentalglm import storage
+from mentalglm.errors import ConfigError, InputError
+from mentalglm.evaluation.align import NEEDED
+from mentalglm.tasks import Task
+
+_READ = (*NEEDED, "parents", "flags", "probability", "label_scores", "text_hash")
+_FIRST_WITH_FORM = 4
+"""Parser version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Predictions of one task, of one adapter."""
+
+    table: pa.Table
+    """Those columns that an evaluation reads."""
+    num_rows: int
+    """All that there are, also those that were not asked for."""
+    provenance: dict[str, Any]
+    """What made them, as their manifest or footer says: run_id, model, task, parser, versions; and `uri`."""
+    tells_form: bool
+    """Whether answers that had not the task's form are flagged."""
+
+
+def read_predictions(uri: str, task: Task, adapter: str | None, only: Iterable[str] | None = None) -> Predictions:
+    """`uri`: folder of a finished run, or a Parquet file or folder. `only`: the ids to read; null: all.
+
+    Raises: ConfigError where the run has no such task or adapter; InputError where it is not finished, or there is
+    nothing to read.
+    """
+    manifest = _manifest(uri)
+    if manifest is None:
+        dataset = _open(uri, uri)
+        provenance = _footer(dataset)
+    else:
+        provenance = manifest
+        dataset = _open(uri, storage.join(uri, "data", *_folders(uri, manifest, task, adapter)))
+    columns = [name for name in _READ if name in dataset.schema.names]
+    chosen = None if only is None else pads.field("post_id").cast(pa.string()).isin(pa.array(only, pa.string()))
+    table = dataset.to_table(columns=columns, filter=chosen)
+    num_rows = len(table) if only is None else dataset.count_rows()
+    parser = provenance.get("fingerprint", {}).get("parser")
+    return Predictions(
+        table,
+        num_rows,
+        _told(provenance, task) | {"uri": uri, "adapter": adapter, "parser": parser},
+        tells_form="flags" in columns and (parser is None or int(parser) >= _FIRST_WITH_FORM),
+    )
+
+
+def _manifest(uri: str) -> dict[str, Any] | None:
+    """Of the run in the folder `uri`; None where it is no run. Raises: InputError where the run is not finished."""
+    fs, path = storage.filesystem(uri)
+    if fs.get_file_info(path).is_file:
+        return None
+    if storage.exists(storage.join(uri, "_SUCCESS")):
+        data = storage.read_bytes(storage.join(uri, "manifest.json"))
+        found: dict[str, Any] | None = json.loads(data) if data is not None else None
+        return found
+    if storage.exists(storage.join(uri, "_run", "run.json")):
+        raise InputError(f"predictions = {uri}: the run is not finished; run its score command to the end")
+    return None
+
+
+def _folders(uri: str, manifest: dict[str, Any], task: Task, adapter: str | None) -> list[str]:
+    names = [each["name"] for each in manifest["tasks"]]
+    if task.name not in names:
+        raise ConfigError(f"task = {task.name}: the run {uri} has {', '.join(names)}; name one of them")
+    adapters = list(manifest["model"].get("adapters") or {})
+    if adapter not in (adapters or [None]):
+        has = f"has the adapters {', '.join(adapters)}; name one" if adapters else "has no adapters; leave it out"
+        raise ConfigError(f"adapter = {adapter}: the run {uri} {has}")
+    return [f"task={task.name}", *([f"adapter={adapter}"] if adapter else [])]
+
+
+def _open(uri: str, folder: str) -> pads.Dataset:
+    fs, path = storage.filesystem(folder)
+    try:
+        dataset = pads.dataset(path, format="parquet", filesystem=fs)
+        if not dataset.files:
+            raise FileNotFoundError
+    except FileNotFoundError:
+        raise InputError(f"predictions = {uri}: no Parquet there; name a run's folder, or Parquet") from None
+    except pa.ArrowException as error:
+        raise InputError(f"predictions = {uri}: cannot be read as Parquet ({type(error).__name__})") from None
+    return dataset
+
+
+def _footer(dataset: pads.Dataset) -> dict[str, Any]:
+    """What a file of ours says of itself; nothing where it is another's."""
+    found = (dataset.schema.metadata or {}).get(b"mentalglm")
+    told: dict[str, Any] = json.loads(found) if found else {}
+    return told
+
+
+def _told(provenance: dict[str, Any], task: Task) -> dict[str, Any]:
+    kept = {name: provenance.get(name) for name in ("run_id", "finished_at", "model", "generation", "versions")}
+    of_task = [each for each in provenance.get("tasks", []) if each["name"] == task.name]
+    return kept | {"task": of_task[0] if of_task else None}

@@ -1,0 +1,208 @@
+"""The train job on a local Ray: stages, resuming to the bit, workers that die, several workers, selection."""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mentalglm import storage
+from mentalglm.config import TrainConfig
+from mentalglm.corpus.synthetic import generate_posts
+from mentalglm.errors import ConfigError, InputError
+from mentalglm.training.demo import untrained
+from mentalglm.training.metrics_log import read_metrics
+from mentalglm.training.pipeline import train
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
+
+NUM_RECORDS = 72
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    untrained(folder, num_layers=1, hidden_size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("records") / "records.jsonl"
+    rows = [
+        {
+            "id": f"r{number}",
+            "task": task,
+            "text": post.text,
+            "labels": list(post.labels[task]),
+            "explanation": post.explanations[task],
+        }
+        for number, post in enumerate(generate_posts(NUM_RECORDS, seed=3))
+        for task in [("suicide_risk", "cognitive_distortion")[number % 2]]
+    ]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+def settings(model: Path, records: Path, folder: Path, **changes: Any) -> TrainConfig:
+    """12 steps of 12 records, a checkpoint every 3."""
+    data: dict[str, Any] = {
+        "output": {"uri": str(folder)},
+        "model": {"path": str(model)},
+        "stages": {"s1": {"train": [{"uri": str(records), "id_column": "id"}], "num_epochs": 2}},
+        "dtype": "float32",
+        "lora": {"lora_dropout": 0.1},
+        "optimizer": {"learning_rate": 1e-2},
+        "batch_size": 12,
+        "micro_batch_size": 4,
+        "checkpoints": {"every_steps": 3},
+        "tracking": {"log_every_steps": 1},
+        "selection": {"engine": {"kind": "echo"}},
+    }
+    return TrainConfig.model_validate(data | changes)
+
+
+def adapter(output: Path, stage: str = "s1") -> str:
+    return hashlib.sha256((output / stage / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing has happened to."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    train(settings(model, records, output))
+    return output
+
+
+def test_a_stage_leaves_what_its_readers_need(undisturbed: Path) -> None:
+    stage = undisturbed / "s1"
+    steps = [line["step"] for line in read_metrics(str(stage))]
+    assert steps == list(range(1, len(steps) + 1))
+    record = json.loads((stage / "stage.json").read_text(encoding="utf-8"))
+    assert record["num_steps"] == len(steps)
+    assert [each["step"] for each in record["validations"]] == [len(steps) // 2, len(steps)]
+    assert not (stage / "_run" / "validation" / "records.parquet").exists()  # it held posts
+    card = (stage / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "optimizer.warmup_ratio | 0.01 | paper" in card
+    assert "lora.r | 8 | assumed" in card
+    names = {path.name for path in (stage / "tensorboard").iterdir()}
+    assert names == {"events.out.tfevents.0000000000", "events.out.tfevents.validation"}
+
+
+class Killer(threading.Thread):
+    """Kills the training workers once so many steps are logged."""
+
+    def __init__(self, stage: Path, step: int) -> None:
+        super().__init__(daemon=True)
+        self.stage, self.step, self.num_killed = stage, step, 0
+
+    def run(self) -> None:
+        while not any(line["step"] >= self.step for line in read_metrics(str(self.stage))):
+            time.sleep(0.02)
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in process.name():
+                process.send_signal(signal.SIGKILL)
+                self.num_killed += 1
+
+
+def losses(output: Path, stage: str = "s1") -> list[float]:
+    return [line["loss"] for line in read_metrics(str(output / stage))]
+
+
+def test_a_killed_worker_ends_in_the_same_adapter_bit_by_bit(
+    model: Path, records: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    killer = Killer(tmp_path / "s1", step=5)
+    killer.start()
+    train(settings(model, records, tmp_path))
+    assert killer.num_killed == 1
+    assert adapter(tmp_path) == adapter(undisturbed)
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_a_finished_stage_is_not_trained_again_and_not_taken_for_another(
+    model: Path, records: Path, undisturbed: Path
+) -> None:
+    before = (undisturbed / "s1" / "stage.json").read_bytes()
+    [record] = train(settings(model, records, undisturbed))
+    assert (undisturbed / "s1" / "stage.json").read_bytes() == before
+    assert record.best_scores["score"] == record.best_score
+    other = settings(model, records, undisturbed, seed=43)
+    with pytest.raises(ConfigError, match=r"stages.s1: .* holds a stage with other settings .*seed: 42, now 43"):
+        train(other)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_learn_what_one_learns(
+    strategy: str, model: Path, records: Path, one_worker: Path, tmp_path: Path
+) -> None:
+    """Batches of 12 over two workers: 2 micro-batches each, none full; the last batch is smaller still."""
+    train(few_steps(model, records, tmp_path, workers={"num_workers": 2, "num_cpus": 0.5, "strategy": strategy}))
+    assert losses(tmp_path) == pytest.approx(losses(one_worker), rel=1e-4)
+    assert same_weights(tmp_path, one_worker, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_worker(model: Path, records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("one-worker")
+    train(few_steps(model, records, output))
+    return output
+
+
+def few_steps(model: Path, records: Path, output: Path, **changes: Any) -> TrainConfig:
+    """An epoch, without dropout, whose last batch has a few records."""
+    stage = {"train": [{"uri": str(records), "id_column": "id"}], "num_epochs": 1}
+    return settings(model, records, output, **({"stages": {"s1": stage}, "lora": {}} | changes))
+
+
+def same_weights(output: Path, other: Path, *, atol: float) -> bool:
+    ours, theirs = (load_file(each / "s1" / "adapter" / "adapter_model.safetensors") for each in (output, other))
+    return ours.keys() == theirs.keys() and all(torch.allclose(ours[name], theirs[name], atol=atol) for name in ours)
+
+
+def test_it_stops_where_validation_gets_no_better(model: Path, records: Path, tmp_path: Path) -> None:
+    """The echo engine does not look at the checkpoint. After steps 2, 4: no better; seen one validation later, at 6."""
+    selection = {"engine": {"kind": "echo"}, "every_steps": 2, "patience": 1}
+    [record] = train(settings(model, records, tmp_path, selection=selection))
+    assert record.num_steps == 6
+    assert [each["step"] for each in record.validations] == [2, 4, 6]
+    assert len({each["scores"]["score"] for each in record.validations}) == 1
+    assert record.best_step == 6  # of equal ones the last
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_and_names_the_records(
+    model: Path, records: Path, tmp_path: Path
+) -> None:
+    optimizer = {"learning_rate": 1e30, "max_grad_norm": 1e30, "schedule": "constant", "warmup_ratio": 0}
+    with pytest.raises(
+        InputError, match=r"stages.s1: the (loss|gradient) is not finite at step \d+, .* 0:r\d+"
+    ) as raised:
+        train(settings(model, records, tmp_path, optimizer=optimizer))
+    assert "lower optimizer.learning_rate" in str(raised.value)
+
+
+def test_two_stages_on_s3(model: Path, records: Path, s3: str) -> None:
+    """The second goes on from the first; validations that are given up are made up for; what is lost is made again."""
+    sources = [{"uri": str(records), "id_column": "id"}]
+    stages = {
+        "s1": {"train": sources, "max_steps": 3},
+        "both": {"start_from": "s1", "train": sources, "max_steps": 4},
+    }
+    selection = {"engine": {"kind": "echo"}, "timeout_s": 0.01}
+    config = settings(model, records, Path("unused"), stages=stages, selection=selection, output={"uri": s3})
+    first, second = train(config)
+    assert second.fingerprint["start_from"] == first.digest
+    assert (first.best_step, second.best_step) == (3, 4)
+    assert all(each["error"] is None for each in (*first.validations, *second.validations))
+    before = {file.path: file for file in storage.list_files(s3)}
+    assert {"both/adapter/adapter_model.safetensors", "both/adapter/README.md", "both/stage.json"} <= before.keys()
+    for name in ("both/stage.json", "both/_run/checkpoints/checkpoint_manager_snapshot.json"):
+        storage.delete(f"{s3}/{name}")  # as if it had died at the very end, and Ray's own notes were lost
+    assert train(config)[1].digest == second.digest

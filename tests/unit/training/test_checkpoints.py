@@ -1,0 +1,109 @@
+"""Checkpoints that are whole or none, early stopping, the config's refusals, the card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mentalglm.config import TrainConfig, validate
+from mentalglm.config.train import SelectionConfig
+from mentalglm.errors import ConfigError
+from mentalglm.training.checkpoint import is_whole, list_checkpoints, local_copy, newest, upload
+from mentalglm.training.validation import EarlyStopping, Validation, _write, read_validations
+
+MINIMAL: dict[str, Any] = {"output": {"uri": "out"}, "stages": {"s1": {"train": [{"uri": "r.jsonl"}]}}}
+
+
+def make(folder: Path, target: Path, step: int, fingerprint: str = "f") -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(bytes(100) + bytes([step]))
+    (folder / "optimizer.pt").write_bytes(b"moments")
+    name = f"step-{step:08d}-{step:08x}"
+    upload(folder, str(target / name), step=step, is_candidate=step % 2 == 0, fingerprint=fingerprint)
+
+
+def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoints"
+    assert newest(str(target), "f") is None
+    for step in (2, 3, 10):
+        make(tmp_path / "local", target, step)
+    found = list_checkpoints(str(target))
+    assert [(each.step, each.is_candidate) for each in found] == [(2, True), (3, False), (10, True)]
+    assert all(is_whole(each) for each in found)
+    (target / found[2].name / "optimizer.pt").write_bytes(b"momenta")  # rotten
+    assert newest(str(target), "f") == found[1]
+    (target / found[1].name / "adapter_model.safetensors").unlink()  # deleted in part
+    assert newest(str(target), "f") == found[0]
+    (target / found[0].name / "manifest.json").unlink()  # an upload that never ended
+    assert newest(str(target), "f") is None
+    with local_copy(found[2].uri) as folder:
+        assert (folder / "adapter_model.safetensors").read_bytes()[-1] == 10
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "local", tmp_path / "checkpoints", 2, fingerprint="other")
+    with pytest.raises(ConfigError, match=r"other settings .* give the stage another name"):
+        newest(str(tmp_path / "checkpoints"), "f")
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "is_over"),
+    [
+        ([], 1, False),
+        ([0.5], 1, False),
+        ([0.5, 0.5], 1, True),  # no better is not better
+        ([0.5, 0.4], 2, False),
+        ([0.5, 0.4, 0.45], 2, True),
+        ([0.5, 0.4, 0.6], 2, False),
+        ([0.5, None, 0.4], 2, False),  # failed: says nothing
+        ([0.5, 0.4, 0.3, 0.2], None, False),
+    ],
+)
+def test_early_stopping_follows_from_what_is_written_down(
+    scores: list[float | None], patience: int | None, is_over: bool, tmp_path: Path
+) -> None:
+    for number, score in enumerate(scores, 1):
+        error = "lost" if score is None else None
+        _write(str(tmp_path), Validation(checkpoint=f"step-{number:08d}-a", step=number, score=score, error=error))
+    stopping = EarlyStopping(str(tmp_path), SelectionConfig(patience=patience))
+    assert stopping.is_over(range(1, len(scores) + 1)) is is_over
+    assert [each.step for each in read_validations(str(tmp_path))] == list(range(1, len(scores) + 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lora": {"use_dora": True}}, ["use_dora", "vLLM cannot load DoRA"]),
+        ({"lora": {"modules_to_save": ["lm_head"]}}, ["modules_to_save", "vLLM cannot load"]),
+        ({"lora": {"bias": "all"}}, ["bias", "vLLM cannot load"]),
+        ({"lora": {"init_lora_weights": "pissa"}}, ["init_lora_weights", "pissa", "gaussian"]),
+        ({"lora": {"init_lora_weights": "olora"}}, ["init_lora_weights", "olora"]),
+        ({"lora": {"r": 0}}, ["lora.r", "0"]),
+        ({"micro_batch_size": 64}, ["micro_batch_size = 64", "batch_size = 32"]),
+        ({"stages": {}}, ["stages"]),
+        ({"stages": {"base": MINIMAL["stages"]["s1"]}}, ["stages", "base"]),
+        ({"stages": {"s 1": MINIMAL["stages"]["s1"]}}, ["stages", "s 1", "name for a stage"]),
+        ({"stages": {"s2": MINIMAL["stages"]["s1"] | {"start_from": "s1"}}}, ["s2.start_from", "s1", "above it"]),
+        ({"stages": {"s1": {"train": []}}}, ["stages.s1.train"]),
+        ({"stages": {"s1": {"train": [{"uri": "a", "weight": 0}]}}}, ["weight", "0"]),
+        ({"selection": {"engine": {"kind": "openai", "base_url": "https://h/v1", "model": "m"}}}, ["cannot load"]),
+        ({"workers": {"num_workers": [3, 2]}}, ["num_workers", "least"]),
+        ({"workers": {"strategy": "fsdp"}, "dtype": "float16"}, ["float16", "bfloat16"]),
+        ({"learning_rate": 1}, ["learning_rate", "unknown key"]),
+    ],
+)
+def test_what_cannot_be_trained_or_served_is_refused_at_once(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        validate(TrainConfig, MINIMAL | change, "train.yaml")
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_what_the_paper_tells_is_the_default() -> None:
+    config = TrainConfig.model_validate(MINIMAL)
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_ratio) == (1e-4, 0.01)
+    assert (config.batch_size, config.micro_batch_size, config.max_prompt_tokens) == (32, 4, 1024)
+    assert config.stages["s1"].num_epochs == 5
+    assert json.loads(config.model_dump_json()) == TrainConfig.model_validate(config.model_dump()).model_dump(
+        mode="json"
+    )
