@@ -7,13 +7,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from mentalglm.config import BenchConfig, EvalConfig, S3Config, ScoreConfig, TrainConfig, load_config, validate
+from mentalglm.config import (
+    BenchConfig,
+    EvalConfig,
+    ModelConfig,
+    S3Config,
+    ScoreConfig,
+    TrainConfig,
+    load_config,
+    validate,
+)
 from mentalglm.config.base import apply_override
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 
@@ -237,6 +246,56 @@ def bench(config: ConfigArgument, set_: SetOption = None, as_json: JsonOption = 
         print(json.dumps(report, indent=2))
     else:
         print_bench(report)
+
+
+convert = typer.Typer(
+    help="GLM's weight formats, models and adapters; and an adapter merged into its model.", no_args_is_help=True
+)
+app.add_typer(convert, name="convert")
+
+SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or hub id of a model or an adapter.")]
+TargetArgument = Annotated[Path, typer.Argument(metavar="TARGET", help="A folder that is not there yet.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Commit of a hub id.")]
+
+
+@convert.command("glm")
+def convert_glm(source: SourceArgument, target: TargetArgument, revision: RevisionOption = None) -> None:
+    """From chatglm, GLM-4's format with code of its own (MentalGLM's, too), to glm, which transformers knows."""
+    _convert("glm", source, target, revision)
+
+
+@convert.command("chatglm")
+def convert_chatglm(source: SourceArgument, target: TargetArgument, revision: RevisionOption = None) -> None:
+    """From glm back to chatglm."""
+    _convert("chatglm", source, target, revision)
+
+
+@convert.command()
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id.")],
+    target: TargetArgument,
+    adapter: Annotated[str, typer.Option("--adapter", metavar="FOLDER", help="A LoRA adapter, as PEFT saves it.")],
+    revision: RevisionOption = None,
+) -> None:
+    """A model with an adapter in its weights, and its logits checked against the adapter's own."""
+    options = {"adapter": [adapter], **({} if revision is None else {"revision": [revision]})}
+    with _resumable("convert", "merge", model, str(target), kept="nothing was written", **options):
+        from mentalglm.engine.model import resolve_model
+        from mentalglm.training.merged_model import export_merged
+
+        check = export_merged(
+            resolve_model(ModelConfig(path=model, revision=revision, adapter=adapter, merge=True)), target
+        )
+    print("\n".join([*check.describe(), f"written: {target}"]))
+
+
+def _convert(to: Literal["glm", "chatglm"], source: str, target: Path, revision: str | None) -> None:
+    options = {} if revision is None else {"revision": [revision]}
+    with _resumable("convert", to, source, str(target), kept="nothing was written", **options):
+        from mentalglm.training.glm_format import convert_format
+
+        said = convert_format(source, target, to, revision)
+    print("\n".join([*said, f"written: {target}"]))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """LoRA adapters, as PEFT saves them: whether one is there, fits the model, and is what vLLM can load."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def resolve_adapter(key: str, folder: str, model: Path, *, for_vllm: bool = True
     if settings.get("peft_type") != "LORA":
         raise ConfigError(f"{shown}: its peft_type is {settings.get('peft_type')}; only LORA can be used")
     shapes = dict(_shapes(path / WEIGHTS))
-    if for_vllm and (problem := _beyond_vllm(settings, shapes)):
+    if for_vllm and (problem := beyond_plain_lora(settings, shapes)):
         raise ConfigError(f"{shown}: vLLM loads plain LoRA only, and this has {problem}; set model.merge: true")
     if problem := _misfit(shapes, _modules(model)):
         base = settings.get("base_model_name_or_path")
@@ -76,8 +76,8 @@ def _rank(shown: str, settings: dict[str, Any]) -> int:
     return max(ranks)
 
 
-def _beyond_vllm(settings: dict[str, Any], shapes: dict[str, Shape]) -> str | None:
-    """What vLLM cannot load, in words."""
+def beyond_plain_lora(settings: dict[str, Any], shapes: Iterable[str] = ()) -> str | None:
+    """What an adapter has beside two factors for each module, in words; vLLM loads none of it. `shapes`: by name."""
     for name in _NOT_IN_VLLM:
         if settings.get(name):
             return name
@@ -100,7 +100,9 @@ def _misfit(shapes: dict[str, Shape], modules: dict[str, set[Shape | None]]) -> 
     for module, each in factors.items():
         found = modules.get(_layer(module))
         if found is None:
-            return f"the model has no module {module}"
+            is_chatglm = module.startswith("transformer.encoder.layers.")
+            hint = ", which is chatglm's: convert the adapter with `mentalglm convert glm`" if is_chatglm else ""
+            return f"the model has no module {module}{hint}"
         if each.keys() != {"A", "B"}:
             return f"{module} has one of two factors"
         shape = (each["B"][0], each["A"][-1])

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +41,28 @@ def _files(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden and path.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}:
             yield path
+
+
+@contextmanager
+def whole_folder(target: Path, key: str) -> Iterator[Path]:
+    """A new folder beside `target`, which takes its name at the end: what is there is whole.
+
+    `key`: how the user named it. Raises: ConfigError where something is there already, or it cannot be written.
+    """
+    shown = f"{key} = {str(target)!r}"
+    unfinished = target.parent / f".{target.name}.{os.getpid()}.unfinished"
+    try:
+        if target.exists():
+            raise ConfigError(f"{shown}: is there already; name a new folder, or remove it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        yield unfinished
+        for path in unfinished.glob("*.safetensors"):  # which that library writes for their owner alone
+            path.chmod(unfinished.stat().st_mode & 0o666)
+        unfinished.rename(target)
+    except OSError as error:
+        cause = f"{error.strerror or type(error).__name__}{f', {error.filename}' if error.filename else ''}"
+        raise ConfigError(f"{shown}: cannot be written ({cause}); make room, or name another folder") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -24,7 +24,6 @@ _VERSION = 1  # raised whenever the same model and adapter give other weights
 def merged(model: ResolvedModel) -> ResolvedModel:
     """The model with its adapter in its weights, where `model.merge` asks for that; else the model as it is.
 
-    In float32 by PEFT, on the CPU; saved in the model's own dtype. Takes about six bytes of memory for each parameter.
     Raises: ConfigError when they cannot be merged, or the cache cannot hold the result.
     """
     [adapter, *_] = model.adapters.values()
@@ -37,7 +36,7 @@ def merged(model: ResolvedModel) -> ResolvedModel:
             if not folder.is_dir():
                 unfinished = folder.with_suffix(".unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)  # of a dead attempt
-                _merge(model, adapter, unfinished)
+                merge_adapter(model, adapter, unfinished)
                 unfinished.rename(folder)
     except OSError as error:
         raise ConfigError(
@@ -47,13 +46,18 @@ def merged(model: ResolvedModel) -> ResolvedModel:
     return replace(model, path=str(folder), adapters={None: None}, is_to_be_merged=False)
 
 
-def _merge(model: ResolvedModel, adapter: Adapter, target: Path) -> None:
+def merge_adapter(model: ResolvedModel, adapter: Adapter, target: Path) -> None:
+    """Writes the model with the adapter in its weights, and its tokenizer, to the folder `target`.
+
+    In float32 by PEFT, on the CPU; saved in the model's own dtype. Takes about six bytes of memory for each parameter.
+    Raises: ConfigError when they cannot be merged; OSError when the result cannot be written.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     source = Path(model.path)
     weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", ".*")
-    shutil.copytree(source, target, ignore=weights)  # tokenizer, chat template, ...
+    shutil.copytree(source, target, ignore=weights, dirs_exist_ok=True)  # tokenizer, chat template, ...
     try:
         base = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
         dtype = base.dtype

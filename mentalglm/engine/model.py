@@ -39,15 +39,8 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     Raises: ConfigError for a folder that is not there or is no model, weights that are not safetensors (others can
     run code when they are loaded), a hub id that cannot be had, an adapter that does not fit or vLLM cannot load.
     """
-    if config.path == "demo":
-        folder = DEMO_MODEL
-    elif Path(config.path).expanduser().is_dir():
-        folder = Path(config.path).expanduser().resolve()
-    elif config.path.startswith((".", "/", "~")) or config.path.count("/") != 1:
-        raise ConfigError(f"model.path = {config.path!r}: no such folder; give a model folder, a hub id or demo")
-    else:
-        folder = _download(config.path, config.revision)
-    _check_model(folder, config.path)
+    folder = find_folder("model.path", config.path, config.revision)
+    _check_model(folder, config)
     if config.adapter is not None:
         adapter = resolve_adapter("model.adapter", config.adapter, folder, for_vllm=not config.merge)
         digest = digest_of(folder, Path(adapter.path))
@@ -59,22 +52,49 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     return ResolvedModel(config.path, str(folder), digest_of(folder), adapters or {None: None})
 
 
-def _download(name: str, revision: str | None) -> Path:
+def find_folder(key: str, name: str, revision: str | None = None) -> Path:
+    """The folder of what the config's `key` names: the demo model, a folder, or a hub id, which is downloaded.
+
+    Raises: ConfigError where there is none.
+    """
+    if name == "demo":
+        return DEMO_MODEL
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve()
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigError(f"{key} = {name!r}: no such folder; give a model folder, a hub id or demo")
+    return _download(key, name, revision)
+
+
+def _download(key: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
     except Exception as error:  # the hub's client raises many kinds; none of them is ours
         raise ConfigError(
-            f"model.path = {name!r}: no such folder, and the hub does not give it ({type(error).__name__}); "
+            f"{key} = {name!r}: no such folder, and the hub does not give it ({type(error).__name__}); "
             "check the name, the revision and the network, or give a folder"
         ) from None
 
 
-def _check_model(folder: Path, name: str) -> None:
-    read_json(folder / "config.json")
+def _check_model(folder: Path, config: ModelConfig) -> None:
+    settings = read_json(folder / "config.json")
+    if settings.get("model_type") == "chatglm" and (config.merge or _needs_own_tokenizer(folder)):
+        raise ConfigError(
+            f"model.path = {config.path!r}: is a chatglm, whose own code is not run here; convert it with "
+            f"`mentalglm convert glm {config.path} TARGET`, and its adapters as well"
+        )
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(
-            f"model.path = {name!r}: no *.safetensors in the folder; "
+            f"model.path = {config.path!r}: no *.safetensors in the folder; "
             "convert the weights (.bin and .pt files can run code when loaded and are not read)"
         )
+
+
+def _needs_own_tokenizer(folder: Path) -> bool:
+    """vLLM has chatglm's weights built in; its tokenizer as published is code."""
+    if not (folder / "tokenizer.json").is_file():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and "auto_map" in read_json(settings)

@@ -28,8 +28,9 @@ from mentalglm.corpus.synthetic import TASKS, SyntheticPost, generate_posts, phr
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.tasks import Task, load_task, parse_answer, render_answer, render_prompt
-from mentalglm.training.demo_tokenizer import SPECIAL_TOKENS, train_tokenizer
+from mentalglm.training.demo_tokenizer import train_tokenizer
 from mentalglm.training.examples import Example, ExampleEncoder
+from mentalglm.training.glm_tokens import SPECIAL_TOKENS
 from mentalglm.training.records import Record
 
 

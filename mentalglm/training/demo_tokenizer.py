@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE with GLM-4's special tokens and chat template."""
+"""The demo model's tokenizer: byte-level BPE with GLM-4's special tokens, as ids 0 to 9, and chat template."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,26 +6,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mentalglm.corpus.synthetic import COMMON_CHARACTERS
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "[MASK]",
-    "[gMASK]",
-    "[sMASK]",
-    "<sop>",
-    "<eop>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|observation|>",
-)
-"""GLM-4's, in its order; their ids here are 0 to 9."""
-
-CHAT_TEMPLATE = (
-    "[gMASK]<sop>"
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+from mentalglm.training.glm_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 _PUNCTUATION = "，。！？：；、“”‘’（）《》【】「」…—～·￥％＃＠＆０１２３４５６７８９"
 # Runs of Chinese characters and of letters; all else stands alone, so that no token joins the post to its frame, a

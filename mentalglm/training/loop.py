@@ -128,6 +128,8 @@ class _Loop:
         self.early_stopping = EarlyStopping(spec.stage_uri, config.selection)
         self.dtype = DTYPES[config.dtype]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.log: MetricsLog | None = None
+        """Of the first worker alone."""
         self.step = 0
         self.started = 0.0
         self.is_saved_for_preemption = False
@@ -140,13 +142,12 @@ class _Loop:
         checkpoint = newest(self.spec.checkpoints_uri, self.spec.fingerprint)
         self._load(checkpoint)
         if self.rank != 0:
-            return self._train(None)
+            return self._train()
         name = f"{self.spec.stage}-{self.spec.fingerprint[:8]}"
-        log = MetricsLog(self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name)
-        with log:
-            return self._train(log)
+        with MetricsLog(self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name) as self.log:
+            return self._train()
 
-    def _train(self, log: MetricsLog | None) -> Outcome:
+    def _train(self) -> Outcome:
         window = _Window()
         self.started = time.perf_counter()
         while self.step < self.timeline.num_steps:
@@ -160,8 +161,9 @@ class _Loop:
             self.step += 1
             self.last_step_s = time.perf_counter() - started
             window.add(loss, self.last_step_s, int(self.lengths[batch].sum()), int(self.num_learned[batch].sum()))
-            if log and (self.step % self.config.tracking.log_every_steps == 0 or self.step == self.timeline.num_steps):
-                log.add(self.step, self._metrics(window, grad_norm))
+            is_logged = self.step % self.config.tracking.log_every_steps == 0 or self.step == self.timeline.num_steps
+            if self.log is not None and is_logged:
+                self.log.add(self.step, self._metrics(window, grad_norm))
                 window, self.save_s = _Window(), 0.0
             is_last_chance = not self.is_saved_for_preemption and self._is_preempted()
             if self.timeline.is_saved(self.step) or is_last_chance:
@@ -305,6 +307,8 @@ class _Loop:
         files = ray.train.get_context().get_storage()
 
         def put(local: Checkpoint, name: str) -> Checkpoint:
+            if self.log is not None:
+                self.log.write()
             upload(
                 Path(local.path),
                 storage.join(spec.checkpoints_uri, name),

@@ -40,6 +40,8 @@ class MetricsLog:
         self._is_changed = threading.Event()
         self._is_closing = threading.Event()
         self._lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._write_now_and_then, name="metrics", daemon=True)
 
     def __enter__(self) -> Self:
@@ -51,8 +53,10 @@ class MetricsLog:
     ) -> None:
         self._is_closing.set()
         self._thread.join()
-        self._write()
-        self._exit.close()
+        self.write()
+        with self._write_lock:
+            self._is_closed = True
+            self._exit.close()
         if self._mlflow is not None:
             self._mlflow.end_run()
 
@@ -69,18 +73,23 @@ class MetricsLog:
     def _write_now_and_then(self) -> None:
         while not self._is_closing.wait(_WRITE_INTERVAL_S):
             if self._is_changed.is_set():
-                self._write()
+                self.write()
 
-    def _write(self) -> None:
-        self._is_changed.clear()
-        with self._lock:
-            data = "".join(f"{line}\n" for line in self._lines).encode()
-        storage.put(storage.join(self._uri, METRICS), data)
-        self._writer.flush()
-        for path in self._folder.iterdir():
-            # Named by the step, not by the machine; a later attempt that begins there takes its place.
-            name = f"events.out.tfevents.{self._first_step:010d}"
-            storage.put(storage.join(self._uri, TENSORBOARD, name), path.read_bytes())
+    def write(self) -> None:
+        """Writes what has been added so far; done before a checkpoint is there to go on from. From any thread, and to
+        no effect after the end, when all is written."""
+        with self._write_lock:
+            if self._is_closed:
+                return
+            self._is_changed.clear()
+            with self._lock:
+                data = "".join(f"{line}\n" for line in self._lines).encode()
+            storage.put(storage.join(self._uri, METRICS), data)
+            self._writer.flush()
+            for path in self._folder.iterdir():
+                # Named by the step, not by the machine; a later attempt that begins there takes its place.
+                name = f"events.out.tfevents.{self._first_step:010d}"
+                storage.put(storage.join(self._uri, TENSORBOARD, name), path.read_bytes())
 
 
 def read_metrics(stage_uri: str) -> list[dict[str, Any]]:

@@ -63,9 +63,9 @@ class ValidationSet:
         return storage.join(self.stage_uri, "_run", "validation", "records.parquet")
 
     def write(self, records: Sequence[Record], max_rows: int | None) -> None:
-        """Writes the records, or a sample of them, evenly spread."""
+        """Writes the records, or a sample of them: of each task its share, evenly spread."""
         if max_rows is not None and max_rows < len(records):
-            records = [records[index * len(records) // max_rows] for index in range(max_rows)]
+            records = _sample(records, max_rows)
         table = pa.table(
             {
                 "post_id": [record.id for record in records],
@@ -158,6 +158,15 @@ class EarlyStopping:
             if all(step in found for step in steps) or time.monotonic() > deadline:
                 return [found[step] for step in steps if step in found]
             time.sleep(_POLL_INTERVAL_S)
+
+
+def _sample(records: Sequence[Record], num_rows: int) -> list[Record]:
+    found: list[Record] = []
+    for task in {record.task.name: None for record in records}:
+        rows = [record for record in records if record.task.name == task]
+        size = max(1, round(num_rows * len(rows) / len(records)))
+        found += [rows[index * len(rows) // size] for index in range(size)]
+    return found
 
 
 def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str]) -> dict[str, Any]:

@@ -14,64 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.integration.cluster import Cluster
+
 pytestmark = pytest.mark.slow
 
 NUM_ROWS = 120
-# The cluster is made in a process of its own: Ray has one per process, and the tests' own is another.
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-
-node = {"num_cpus": 1, "object_store_memory": 150_000_000}
-cluster = Cluster(
-    initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
-)
-nodes = [cluster.add_node(**node), cluster.add_node(**node)]
-print(cluster.address, flush=True)
-for line in sys.stdin:
-    if line.strip() == "kill":
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
-    elif line.strip() == "add":
-        nodes.append(cluster.add_node(**node))
-    print("done", flush=True)
-cluster.shutdown()
-"""
-
-
-class Cluster:
-    """A head and two nodes of one CPU each."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        self.address = self._read()
-
-    def tell(self, command: str) -> None:
-        """`kill` (the node's raylet and workers, by SIGKILL) or `add`."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        assert self._read() == "done"
-
-    def close(self) -> None:
-        """Ends the cluster's own processes."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,11 +15,14 @@ from safetensors.torch import load_file
 from mentalglm.config import ModelConfig
 from mentalglm.corpus.synthetic import generate_posts
 from mentalglm.engine import merge
+from mentalglm.engine.adapter import Adapter
 from mentalglm.engine.merge import merged
 from mentalglm.engine.model import DEMO_MODEL, ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import load_task, parse_answer
+from mentalglm.training import merged_model
 from mentalglm.training.demo import generate, load
+from mentalglm.training.merged_model import export_merged
 from tests.adapters import save_adapter
 
 TASK = load_task("cognitive_distortion")
@@ -60,7 +64,7 @@ def test_a_merged_model_answers_as_peft_does(tmp_path: Path, cache: Path, settin
 
 
 def _merge_slowly(model: ResolvedModel, started: Any, number: Any) -> None:
-    make = merge._merge
+    make = merge.merge_adapter
 
     def slowly(*arguments: Any) -> None:
         with number.get_lock():
@@ -69,7 +73,7 @@ def _merge_slowly(model: ResolvedModel, started: Any, number: Any) -> None:
         started.set()
         time.sleep(1.0 if number.value > 1 else 600)  # whoever is first never gets to the rename
 
-    merge._merge = slowly
+    merge.merge_adapter = slowly
     merged(model)
 
 
@@ -104,3 +108,34 @@ def test_what_cannot_be_merged_is_one_line(tmp_path: Path, cache: Path, monkeypa
     monkeypatch.setenv("MENTALGLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"cannot hold the merged model .*MENTALGLM_CACHE"):
         merged(model)
+
+
+def test_a_merged_model_is_given_out_when_it_answers_as_the_adapter_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = save_adapter(tmp_path / "a", seed=6, std=0.15, use_rslora=True)
+    model = resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True))
+    check = export_merged(model, tmp_path / "merged")
+    # 8 bits of a weight: 0.1 % of the logits here.
+    assert check.dtype == "bfloat16"
+    assert 0 < check.error < 0.005 < 0.1 < check.effect
+    assert len(check.describe()) == 1
+    exact = peft.merge_and_unload().state_dict()
+    for name, weight in load_file(tmp_path / "merged" / "model.safetensors").items():
+        torch.testing.assert_close(weight, exact[name].bfloat16(), rtol=0, atol=0)
+
+    def forget(model: ResolvedModel, adapter: Adapter, target: Path) -> None:
+        shutil.copytree(model.path, target, dirs_exist_ok=True)
+
+    monkeypatch.setattr(merged_model, "merge_adapter", forget)
+    with pytest.raises(ConfigError, match=r"logits differ by 0\.\d+ of their size from the adapter's own") as caught:
+        export_merged(model, tmp_path / "other")
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "merged"}
+
+
+def test_an_adapter_that_rounding_drowns_is_told_of(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a", seed=6, std=0.0003)
+    check = export_merged(resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True)), tmp_path / "merged")
+    assert check.effect < 2 * check.error
+    assert "use it beside the model" in check.describe()[1]

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 
 from mentalglm import storage
 from mentalglm.config import TrainConfig
-from mentalglm.corpus.synthetic import generate_posts
 from mentalglm.errors import ConfigError, InputError
-from mentalglm.training.demo import untrained
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.pipeline import train
+from tests.training_jobs import write_model, write_records
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
 
@@ -28,27 +27,12 @@ NUM_RECORDS = 72
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    untrained(folder, num_layers=1, hidden_size=64)
-    return folder
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("records") / "records.jsonl"
-    rows = [
-        {
-            "id": f"r{number}",
-            "task": task,
-            "text": post.text,
-            "labels": list(post.labels[task]),
-            "explanation": post.explanations[task],
-        }
-        for number, post in enumerate(generate_posts(NUM_RECORDS, seed=3))
-        for task in [("suicide_risk", "cognitive_distortion")[number % 2]]
-    ]
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-    return path
+    return write_records(tmp_path_factory.mktemp("records") / "records.jsonl", NUM_RECORDS)
 
 
 def settings(model: Path, records: Path, folder: Path, **changes: Any) -> TrainConfig:

@@ -16,8 +16,8 @@ from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Prompt, load_task, parse_answer, render_answer, render_prompt
-from mentalglm.training.demo_tokenizer import SPECIAL_TOKENS
 from mentalglm.training.examples import ExampleEncoder
+from mentalglm.training.glm_tokens import SPECIAL_TOKENS
 from mentalglm.training.records import Record
 
 END, ASSISTANT = SPECIAL_TOKENS.index("<|user|>"), SPECIAL_TOKENS.index("<|assistant|>")
