@@ -89,11 +89,11 @@ class ModelConfig(ConfigModel):
     """Which model scores."""
 
     path: str = Field(default="demo", min_length=1)
-    """`demo` (the small model in the package), a folder, or a Hugging Face hub id."""
+    """`demo` (the small model in the package), a folder, an s3:// address, or a Hugging Face hub id."""
     revision: str | None = None
     """Commit of a hub model. Pin it (40 hex digits) for numbers that go into a paper."""
     adapter: str | None = None
-    """Folder of a LoRA adapter (PEFT format) that is applied to the model."""
+    """Folder or s3:// address of a LoRA adapter (PEFT format) that is applied to the model."""
     adapters: dict[AdapterName, Annotated[str, Field(min_length=1)] | None] = {}
     """Several adapters in one run, to compare them: name -> folder, or null for the model without one. Every post is
     asked for each, by the same loaded model. The output has a column of their names, `adapter`, which is a folder:

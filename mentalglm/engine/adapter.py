@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mentalglm import storage
+from mentalglm.engine.cache import fetched
 from mentalglm.engine.files import digest_of, read_json
 from mentalglm.errors import ConfigError
 
@@ -45,7 +47,8 @@ def resolve_adapter(key: str, folder: str, model: Path, *, for_vllm: bool = True
     `for_vllm`: vLLM is to load it; PEFT, which merges, can do more.
     Raises: ConfigError where it is not there, is no LoRA, was made for another model, or is beyond vLLM.
     """
-    shown, path = f"{key} = {folder!r}", Path(folder).expanduser()
+    shown = f"{key} = {folder!r}"
+    path = fetched(key, folder) if storage.is_s3(folder) else Path(folder).expanduser()
     if not path.is_dir():
         raise ConfigError(f"{shown}: no such folder; give the folder of a PEFT adapter")
     if not (path / SETTINGS).is_file():

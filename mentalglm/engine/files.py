@@ -11,6 +11,9 @@ from typing import Any
 
 from mentalglm.errors import ConfigError
 
+MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})
+"""Suffixes of the files that decide what a model answers."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A model's JSON file. Raises: ConfigError when it is not one."""
@@ -39,7 +42,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """Those files; a README may change."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}:
+        if path.is_file() and not hidden and path.suffix in MODEL_FILES:
             yield path
 
 

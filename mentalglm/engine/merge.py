@@ -6,15 +6,13 @@ whole or not at all.
     $MENTALGLM_CACHE or ~/.cache/mentalglm/merged/<digest>/
 """
 
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mentalglm.engine.adapter import Adapter
+from mentalglm.engine.cache import cached_folder
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.errors import ConfigError
 
@@ -29,20 +27,8 @@ def merged(model: ResolvedModel) -> ResolvedModel:
     [adapter, *_] = model.adapters.values()
     if not model.is_to_be_merged or adapter is None:
         return model
-    folder = _cache() / "merged" / f"{model.digest[:32]}-{_VERSION}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                unfinished = folder.with_suffix(".unfinished")
-                shutil.rmtree(unfinished, ignore_errors=True)  # of a dead attempt
-                merge_adapter(model, adapter, unfinished)
-                unfinished.rename(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"model.merge: {folder.parent} cannot hold the merged model ({error.strerror or type(error).__name__}); "
-            "make room, or set MENTALGLM_CACHE to another folder"
-        ) from None
+    name = f"{model.digest[:32]}-{_VERSION}"
+    folder = cached_folder("model.merge", "merged", name, partial(merge_adapter, model, adapter))
     return replace(model, path=str(folder), adapters={None: None}, is_to_be_merged=False)
 
 
@@ -72,16 +58,3 @@ def merge_adapter(model: ResolvedModel, adapter: Adapter, target: Path) -> None:
             f"model.merge: {model.name} and its adapter cannot be merged ({type(error).__name__}: {cause}); leave "
             "merge out, or merge them where the adapter was made"
         ) from error
-
-
-def _cache() -> Path:
-    folder = os.environ.get("MENTALGLM_CACHE")
-    return Path(folder).expanduser() if folder else Path("~/.cache/mentalglm").expanduser()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for whoever merges the same. The system lets go of the lock when its holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

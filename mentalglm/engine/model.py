@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mentalglm import storage
 from mentalglm.config import ModelConfig
 from mentalglm.engine.adapter import Adapter, resolve_adapter
+from mentalglm.engine.cache import fetched
 from mentalglm.engine.files import digest_of, read_json
 from mentalglm.errors import ConfigError
 
@@ -53,16 +55,19 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
 
 
 def find_folder(key: str, name: str, revision: str | None = None) -> Path:
-    """The folder of what the config's `key` names: the demo model, a folder, or a hub id, which is downloaded.
+    """The folder of what the config's `key` names: the demo model, a folder, or an s3:// address or hub id,
+    which is downloaded.
 
     Raises: ConfigError where there is none.
     """
     if name == "demo":
         return DEMO_MODEL
+    if storage.is_s3(name):
+        return fetched(key, name)
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser().resolve()
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ConfigError(f"{key} = {name!r}: no such folder; give a model folder, a hub id or demo")
+        raise ConfigError(f"{key} = {name!r}: no such folder; give a model folder, an s3:// address, a hub id or demo")
     return _download(key, name, revision)
 
 

@@ -102,6 +102,9 @@ class SupervisedEngine:
         self._running: OrderedDict[_Row, asyncio.Task[None]] = OrderedDict()  # in order of starting
         self._trial: Literal["group", "alone"] | None = None
         """What the running rows are, while suspects are being tried; None in full operation."""
+        self._is_suspect = False
+        """A running row was withdrawn, and nothing was answered since: it may have left the engine hanging, for which
+        the row that is tried next is not to be blamed."""
         self._last_finish = -math.inf
         self._watch: asyncio.TimerHandle | None = None
         self._cancelled: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
@@ -212,6 +215,7 @@ class SupervisedEngine:
         if isinstance(outcome, Completion) and outcome.finish_reason != "error":
             self._last_finish = asyncio.get_running_loop().time()
             self._num_convicted = 0
+            self._is_suspect = False
             self._expire()
         self._dispatch()
 
@@ -258,7 +262,7 @@ class SupervisedEngine:
         )
         for task in self._running.values():
             self._cancel(task)
-        if self._trial == "alone":
+        if self._trial == "alone" and not self._is_suspect:
             for row in suspects:
                 self._finish_failed(row, end)
             self._num_convicted += 1
@@ -289,6 +293,7 @@ class SupervisedEngine:
                 self._num_restarts += 1
                 self._num_futile_restarts += 1
                 self._engine = await asyncio.to_thread(self._start)
+                self._is_suspect = False
                 self._is_up = self._num_convicted <= 1 or await self._is_well()
         except InterruptedRunError as error:
             self._fail(error)
@@ -341,6 +346,7 @@ class SupervisedEngine:
         groups = ([row for row in group if row not in gone] for group in self._groups)
         self._groups = deque(group for group in groups if group)
         for row in gone & self._running.keys():
+            self._is_suspect = True
             self._cancel(self._running.pop(row))
         self._dispatch()
 

@@ -79,7 +79,8 @@ class Disk:
                         if entry.is_file(follow_symlinks=False):
                             stat = entry.stat(follow_symlinks=False)
                             path = Path(entry).relative_to(root).as_posix()
-                            yield StoredFile(path, stat.st_size, max(0.0, now - stat.st_mtime))
+                            version = f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
+                            yield StoredFile(path, stat.st_size, max(0.0, now - stat.st_mtime), version)
 
     def put(self, uri: str, data: bytes, *, replace: bool, staging: str | None) -> bool:
         with _disk_errors(uri), self._temporary(uri, staging) as (temporary, stream):

@@ -19,6 +19,8 @@ class StoredFile(NamedTuple):
     """Bytes."""
     age_s: float
     """Seconds since it was written, by the storage's clock."""
+    version: str = ""
+    """Another one where the content is another: the ETag on S3; time of writing, size and inode on a disk."""
 
 
 class UnfinishedUpload(NamedTuple):

@@ -153,7 +153,8 @@ class S3:
             reply = self._call("list_objects_v2", uri, with_key=False, Prefix=prefix, **options, **position)
             for each in reply.get("Contents", []):
                 if not each["Key"].endswith("/"):  # the empty objects that S3 tools make for folders
-                    yield StoredFile(each["Key"][len(prefix) :], each["Size"], _age_s(reply, each["LastModified"]))
+                    age_s = _age_s(reply, each["LastModified"])
+                    yield StoredFile(each["Key"][len(prefix) :], each["Size"], age_s, each["ETag"])
             if not reply.get("IsTruncated"):
                 return
             position = {"ContinuationToken": reply["NextContinuationToken"]}

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from mentalglm import storage
 from mentalglm.config import TrainConfig
+from mentalglm.engine.model import find_folder
 from mentalglm.errors import UserError
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy, newest, upload
 from mentalglm.training.language_model import DTYPES
@@ -49,7 +50,7 @@ class LoopSpec:
     stage: str
     stage_uri: str
     model_path: str
-    """Folder of the base model, on every node."""
+    """Folder of the base model, on the driver's node."""
     start_uri: str | None
     """What the stage before has made, or None to start from the base model."""
     fingerprint: str
@@ -268,7 +269,7 @@ class _Loop:
         start = checkpoint.uri if checkpoint else self.spec.start_uri
         state = None
         with local_copy(start) if start else nullcontext() as folder:
-            model = load_learner(self.config, self.examples, Path(self.spec.model_path), folder)
+            model = load_learner(self.config, self.examples, self._base_folder(), folder)
             if checkpoint is not None and folder is not None:
                 self.step = checkpoint.step
                 state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
@@ -292,6 +293,13 @@ class _Loop:
             set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"], options=_FULL)
             self.scaler.load_state_dict(state["scaler"])
 
+    def _base_folder(self) -> Path:
+        """Of the base model on this node, which may be another than the driver's, which found it."""
+        folder = Path(self.spec.model_path)
+        return (
+            folder if folder.is_dir() else find_folder("model.path", self.config.model.path, self.config.model.revision)
+        )
+
     def _save(self, *, is_candidate: bool) -> None:
         """A checkpoint of this moment. What is trained is copied; writing and uploading go on beside the training."""
         started = time.perf_counter()
@@ -301,7 +309,7 @@ class _Loop:
         checkpoint = None
         if self.rank == 0:
             folder = Path(tempfile.mkdtemp(prefix="mentalglm-checkpoint-"))
-            self.model.save(folder, cast(dict[str, Tensor], trained), self.config, Path(spec.model_path))
+            self.model.save(folder, cast(dict[str, Tensor], trained), self.config, self._base_folder())
             torch.save({"optimizer": optimizer, "scaler": self.scaler.state_dict()}, folder / OPTIMIZER)
             checkpoint = Checkpoint.from_directory(str(folder))
         files = ray.train.get_context().get_storage()

@@ -23,7 +23,6 @@ from mentalglm.errors import UserError
 from mentalglm.evaluation import evaluate
 from mentalglm.scoring import score
 from mentalglm.tasks import load_task
-from mentalglm.training.checkpoint import local_copy
 from mentalglm.training.records import Record
 
 _POLL_INTERVAL_S = 1.0
@@ -173,8 +172,7 @@ def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str
     """Task -> metrics."""
     output = storage.join(stage_uri, "_run", "validation", name)
     posts = ValidationSet(stage_uri)
-    with local_copy(storage.join(stage_uri, "_run", "checkpoints", name)) as folder:
-        run = score(_score_config(config, posts.uri, output, folder, tasks))
+    run = score(_score_config(config, posts.uri, output, storage.join(stage_uri, "_run", "checkpoints", name), tasks))
     metrics: dict[str, Any] = {}
     for each in tasks:
         task = load_task(each)
@@ -185,11 +183,11 @@ def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str
     return metrics
 
 
-def _score_config(config: TrainConfig, posts: str, output: str, checkpoint: Path, tasks: Sequence[str]) -> ScoreConfig:
+def _score_config(config: TrainConfig, posts: str, output: str, checkpoint: str, tasks: Sequence[str]) -> ScoreConfig:
     """Labels alone: explanations come after them and change nothing. Failed rows count as answers without a label."""
-    model: dict[str, Any] = {"path": str(checkpoint)}
+    model: dict[str, Any] = {"path": checkpoint}
     if config.method == "lora":
-        model = {"path": config.model.path, "revision": config.model.revision, "adapter": str(checkpoint)}
+        model = {"path": config.model.path, "revision": config.model.revision, "adapter": checkpoint}
     selection = config.selection
     return ScoreConfig(
         input={"uri": posts},  # type: ignore[arg-type]

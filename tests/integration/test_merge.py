@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mentalglm import storage
 from mentalglm.config import ModelConfig
 from mentalglm.corpus.synthetic import generate_posts
 from mentalglm.engine import merge
@@ -106,7 +107,7 @@ def test_what_cannot_be_merged_is_one_line(tmp_path: Path, cache: Path, monkeypa
     assert "\n" not in str(caught.value)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MENTALGLM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match=r"cannot hold the merged model .*MENTALGLM_CACHE"):
+    with pytest.raises(ConfigError, match=r"cannot hold the model .*MENTALGLM_CACHE"):
         merged(model)
 
 
@@ -139,3 +140,32 @@ def test_an_adapter_that_rounding_drowns_is_told_of(tmp_path: Path) -> None:
     check = export_merged(resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True)), tmp_path / "merged")
     assert check.effect < 2 * check.error
     assert "use it beside the model" in check.describe()[1]
+
+
+def test_a_model_and_an_adapter_on_s3_are_fetched_once(
+    tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tmp_path / "a", seed=6)
+    for name, folder in (("model", DEMO_MODEL), ("a", tmp_path / "a")):
+        for path in folder.iterdir():
+            storage.put_file_if_absent(f"{s3}/{name}/{path.name}", path)
+    storage.put(f"{s3}/a/optimizer.pt", b"not needed")
+    monkeypatch.setenv("MENTALGLM_CACHE", str(tmp_path / "cache"))
+    config = ModelConfig(path=f"{s3}/model", adapter=f"{s3}/a")
+    here = resolve_model(ModelConfig(adapter=str(tmp_path / "a")))
+    there = resolve_model(config)
+    assert (there.digest, there.adapter_digests) == (here.digest, here.adapter_digests)
+    adapter = there.adapters[None]
+    assert adapter is not None
+    assert sorted(path.name for path in Path(adapter.path).iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert resolve_model(config) == there
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == before
+    save_adapter(tmp_path / "b", seed=7)
+    storage.put(f"{s3}/a/adapter_model.safetensors", (tmp_path / "b" / "adapter_model.safetensors").read_bytes())
+    assert resolve_model(config).adapter_digests != there.adapter_digests, "of the same size, and another"
+    with pytest.raises(ConfigError, match=r"model.adapter = 's3://.*/none': holds no model"):
+        resolve_model(ModelConfig(adapter=f"{s3}/none"))

@@ -523,6 +523,24 @@ def test_a_call_may_go_away_in_the_middle_of_a_search() -> None:
     run(main())
 
 
+def test_a_row_that_was_taken_back_is_not_avenged_on_the_next() -> None:
+    """r1 leaves the engine hanging and its call goes away; s0 is next to be tried, alone, on that engine."""
+    world = World(num_slots=49, faults={"r1": "hang"}, seconds=lambda _: 0, kills=[0.0])
+
+    async def leave(engine: Engine) -> None:  # the second group of seven is then s0 alone
+        async with aclosing(engine.complete(requests(names(13)))) as items:
+            async for _ in items:
+                break
+
+    async def main() -> None:
+        engine = world.supervise()
+        _, found = await asyncio.gather(leave(engine), answers(engine, names(40, "s")))
+        assert set(found.values()) == {"ok"}
+        await engine.close()
+
+    run(main())
+
+
 def test_closing_in_the_middle_ends_the_calls() -> None:
     world = World(num_slots=4)
 
