@@ -218,7 +218,7 @@ class TrackingConfig(ConfigModel):
 
     log_every_steps: int = Field(default=10, ge=1)
     mlflow_uri: StorageAddress | None = None
-    """Tracking server or folder of MLflow; needs the package `mlflow-skinny` or `mlflow`."""
+    """Address of an MLflow tracking server, such as http://host:5000; needs `mlflow-skinny` (extra `mlflow`)."""
     mlflow_experiment: str = "mentalglm"
 
 

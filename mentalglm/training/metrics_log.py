@@ -4,7 +4,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,7 +58,8 @@ class MetricsLog:
             self._is_closed = True
             self._exit.close()
         if self._mlflow is not None:
-            self._mlflow.end_run()
+            with suppress(Exception):
+                self._mlflow.end_run()
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes the metrics of a step (the number of steps done with it)."""
@@ -67,7 +68,8 @@ class MetricsLog:
         for name, value in metrics.items():
             self._writer.add_scalar(f"train/{name}", value, step)
         if self._mlflow is not None:
-            self._mlflow.log_metrics(dict(metrics), step=step)
+            with suppress(Exception):  # a tracker that is away for a while is no reason to stop training
+                self._mlflow.log_metrics(dict(metrics), step=step)
         self._is_changed.set()
 
     def _write_now_and_then(self) -> None:
@@ -127,7 +129,13 @@ def _start_mlflow(config: TrackingConfig, run_name: str) -> Any:
         raise ConfigError(
             "tracking.mlflow_uri: MLflow is not installed where the worker runs; install mlflow-skinny, or leave it out"
         ) from None
-    mlflow.set_tracking_uri(config.mlflow_uri)
-    mlflow.set_experiment(config.mlflow_experiment)
-    mlflow.start_run(run_name=run_name)
+    try:
+        mlflow.set_tracking_uri(config.mlflow_uri)
+        mlflow.set_experiment(config.mlflow_experiment)
+        mlflow.start_run(run_name=run_name)
+    except Exception as error:  # theirs, of many kinds
+        raise ConfigError(
+            f"tracking.mlflow_uri = {config.mlflow_uri}: no run can be begun there ({type(error).__name__}); check the "
+            "address, or leave it out"
+        ) from None
     return mlflow

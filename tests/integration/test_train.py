@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from mentalglm import storage
-from mentalglm.config import TrainConfig
+from mentalglm.config import ModelConfig, TrainConfig
+from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.pipeline import train
@@ -190,3 +191,39 @@ def test_two_stages_on_s3(model: Path, records: Path, s3: str) -> None:
     for name in ("both/stage.json", "both/_run/checkpoints/checkpoint_manager_snapshot.json"):
         storage.delete(f"{s3}/{name}")  # as if it had died at the very end, and Ray's own notes were lost
     assert train(config)[1].digest == second.digest
+
+
+def test_all_weights_are_trained_and_the_next_stage_goes_on_from_them(
+    model: Path, records: Path, tmp_path: Path
+) -> None:
+    sources = [{"uri": str(records), "id_column": "id"}]
+    stages = {
+        "first": {"train": sources, "max_steps": 3},
+        "second": {"start_from": "first", "train": sources, "max_steps": 3},
+    }
+    optimizer = {"learning_rate": 1e-3, "warmup_ratio": 0}
+    changes = {"stages": stages, "method": "full", "dtype": "bfloat16", "optimizer": optimizer}
+    first, second = train(settings(model, records, tmp_path, **changes))
+    assert second.fingerprint["start_from"] == first.digest
+    assert losses(tmp_path, "second")[0] < losses(tmp_path, "first")[0]
+    folder = tmp_path / "second" / "model"
+    [checkpoint] = (tmp_path / "second" / "_run" / "checkpoints").glob(f"{second.best_checkpoint}*")
+    exact, rounded, before = (load_file(each / "model.safetensors") for each in (checkpoint, folder, model))
+    assert {weight.dtype for weight in exact.values()} == {torch.float32}
+    assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in exact.items())
+    assert not torch.equal(exact["model.layers.0.mlp.down_proj.weight"], before["model.layers.0.mlp.down_proj.weight"])
+    resolved = resolve_model(ModelConfig(path=str(folder)))  # as a score job takes it
+    assert (folder / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    assert json.loads((Path(resolved.path) / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((checkpoint / "config.json").read_text())["dtype"] == "bfloat16"  # what engines round it to
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_learns_nearly_the_same(
+    dtype: str, model: Path, records: Path, one_worker: Path, tmp_path: Path
+) -> None:
+    train(few_steps(model, records, tmp_path, dtype=dtype))
+    assert losses(tmp_path) == pytest.approx(losses(one_worker), rel=0.02)
+    weights = load_file(tmp_path / "s1" / "adapter" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}

@@ -1,0 +1,82 @@
+"""Metrics that can be watched, and of which none is twice after a kill."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from mentalglm.config.train import TrackingConfig
+from mentalglm.errors import ConfigError
+from mentalglm.training.metrics_log import MetricsLog, read_metrics, write_validation_scalars
+
+
+def log(folder: Path, first_step: int, **tracking: Any) -> MetricsLog:
+    return MetricsLog(str(folder), TrackingConfig(**tracking), first_step=first_step, run_name="s1-abc")
+
+
+def events(path: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of an event file, as TensorBoard reads it: length, its checksum, record, its checksum."""
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        data = data[16 + size :]
+    return found
+
+
+def test_what_came_after_the_checkpoint_is_written_anew(tmp_path: Path) -> None:
+    with log(tmp_path, 0) as first:
+        for step in range(1, 6):
+            first.add(step, {"loss": 1 / step})
+    with log(tmp_path, 3) as second:
+        second.add(4, {"loss": 0.5})
+        second.write()
+        assert [line["step"] for line in read_metrics(str(tmp_path))] == [1, 2, 3, 4]
+    second.write()  # of a checkpoint that is uploaded after the end
+    assert [line["loss"] for line in read_metrics(str(tmp_path))] == [1, 1 / 2, 1 / 3, 0.5]
+    files = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
+    assert files == ["events.out.tfevents.0000000000", "events.out.tfevents.0000000003"]
+    assert events(tmp_path / "tensorboard" / files[0])[0] == ("train/loss", 1, 1.0)
+    assert events(tmp_path / "tensorboard" / files[1]) == [("train/loss", 4, 0.5)]
+    write_validation_scalars(str(tmp_path), {10: {"score": 0.25}, 5: {"score": 0.5}})
+    curve = events(tmp_path / "tensorboard" / "events.out.tfevents.validation")
+    assert curve == [("validation/score", 5, 0.5), ("validation/score", 10, 0.25)]
+
+
+class Mlflow(SimpleNamespace):
+    """MLflow's functions that are used, noting what they are called with."""
+
+    def __init__(self, *, is_away: bool) -> None:
+        self.calls: list[Any] = []
+        super().__init__(set_tracking_uri=self.calls.append, set_experiment=self.calls.append, end_run=lambda: None)
+        self.is_away = is_away
+
+    def start_run(self, run_name: str) -> None:
+        self.calls.append(run_name)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        if self.is_away:
+            raise ConnectionError
+        self.calls.append((step, metrics))
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_mlflow_has_the_same_and_may_be_away_for_a_while(
+    is_away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = Mlflow(is_away=is_away)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    with log(tmp_path, 0, mlflow_uri="http://host:5000") as each:
+        each.add(1, {"loss": 2.0})
+    assert mlflow.calls == ["http://host:5000", "mentalglm", "s1-abc", *([] if is_away else [(1, {"loss": 2.0})])]
+    assert len(read_metrics(str(tmp_path))) == 1
+
+
+def test_mlflow_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"tracking.mlflow_uri: MLflow is not installed .* mlflow-skinny"):
+        log(tmp_path, 0, mlflow_uri="http://host:5000")
