@@ -6,6 +6,7 @@ from mentalglm.config.eval import EvalConfig, GoldConfig, TrainingTextsConfig
 from mentalglm.config.score import (
     CascadeConfig,
     EchoEngineConfig,
+    EncoderEngineConfig,
     EngineConfig,
     GenerationConfig,
     InputConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "BenchConfig",
     "CascadeConfig",
     "EchoEngineConfig",
+    "EncoderEngineConfig",
     "EngineConfig",
     "EvalConfig",
     "GenerationConfig",

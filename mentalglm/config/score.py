@@ -262,7 +262,26 @@ class EchoEngineConfig(ConfigModel):
     timed."""
 
 
-EngineConfig = Annotated[VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig, Field(discriminator="kind")]
+class EncoderEngineConfig(ConfigModel):
+    """A classifier that `mentalglm train` has made with `method: encoder` (BERT and its kin): labels and their
+    probabilities, and no explanations. `model.path` is its folder; it answers the one task that it was trained for."""
+
+    kind: Literal["encoder"]
+    num_engines: int = Field(default=1, ge=1)
+    num_gpus: float | None = Field(default=None, ge=0, le=1)
+    """Share of a GPU for one engine. Default: 1 where the cluster has GPUs, else 0 for the CPU."""
+    num_cpus: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for one engine; without a GPU also its number of threads."""
+    batch_size: int = Field(default=64, ge=1)
+    """Posts that go through the model at once."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and arithmetic. The shorter ones are faster on a GPU, and move posts near a threshold to its other
+    side."""
+
+
+EngineConfig = Annotated[
+    VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig | EncoderEngineConfig, Field(discriminator="kind")
+]
 
 
 def _parts(uri: str) -> tuple[str, ...]:
@@ -285,7 +304,8 @@ class ScoreConfig(ConfigModel):
     explain: Literal["all", "none", "positive", "uncertain"] = "all"
     """Which answers are explained: none · positive: those that found something (the positive label of a binary task;
     of others any label, but for those that say that there is nothing) · uncertain: those of low confidence. What is not
-    explained stops at the explanation marker. Labels are the same with each."""
+    explained stops at the explanation marker. Labels are the same with each. The encoder engine explains nothing: with
+    it, none is the default and all there is."""
     cascade: CascadeConfig = CascadeConfig()
     label_scores: Literal["off", "forced"] = "off"
     """forced: a column `label_scores`, a map from each label (parents too, and `none` where no label may apply) to its
@@ -297,7 +317,8 @@ class ScoreConfig(ConfigModel):
     taken from the answer that the row has, so rows whose answer was cut off, refused or could not be read have scores
     too; null where the engine gave no answer, or a model thinks first (flag `label_scores_failed`: asking failed).
     Costs a request of one token at each place where answers part, which finds the prompt in the engine's cache. For the
-    vllm engine; echo makes them up."""
+    vllm engine; echo makes them up. The encoder engine has the probabilities of its labels anyway: each label's own,
+    which of a binary or multiclass task add up to 1; a parent and `none` as if labels were independent."""
     dedup: Literal["off", "shard", "corpus"] = "off"
     """Posts with equal texts (after normalising) are scored once, and their rows say so in `duplicate_of`: those of one
     shard, or those of the whole corpus, for which every text is read once before scoring begins."""
@@ -337,6 +358,30 @@ class ScoreConfig(ConfigModel):
             raise ValueError(
                 f"label_scores = {self.label_scores}: an endpoint does not tell how likely a given answer is; leave it "
                 "out, or use vllm"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_alone(cls, data: Any) -> Any:
+        """An encoder explains nothing, so nobody has to say so."""
+        engine = data.get("engine") if isinstance(data, dict) else None
+        kind = engine.get("kind") if isinstance(engine, dict) else getattr(engine, "kind", None)
+        return {"explain": "none", **data} if kind == "encoder" else data
+
+    @model_validator(mode="after")
+    def _can_explain(self) -> "ScoreConfig":
+        if self.explain != "none" and isinstance(self.engine, EncoderEngineConfig):
+            raise ValueError(
+                f"explain = {self.explain}: the encoder engine gives labels alone; leave it out, or use vllm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_is_its_own_model(self) -> "ScoreConfig":
+        if isinstance(self.engine, EncoderEngineConfig) and (self.model.adapter is not None or self.model.adapters):
+            raise ValueError(
+                "model.adapter: the encoder engine loads a classifier, model.path, and no adapter; leave it out"
             )
         return self
 

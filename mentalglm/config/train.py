@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
-from mentalglm.config.score import EchoEngineConfig, EngineConfig, VllmEngineConfig
+from mentalglm.config.score import EchoEngineConfig, EncoderEngineConfig, EngineConfig, VllmEngineConfig
 from mentalglm.config.storage import S3Config, StorageAddress
 
 BASE = "base"
@@ -21,6 +21,13 @@ _NOT_IN_VLLM = {
     "trainable_token_indices": "trained tokens",
 }
 _PLAIN_INITS = ("gaussian", "orthogonal")
+
+# With `method: encoder`, where a config says nothing. Paper, appendix C: 10 epochs, batches of 16, Adam, 2e-5; it tells
+# of no warm-up, schedule, weight decay or precision, so there is none of them, and float32.
+_ENCODER_EPOCHS = 10
+_ENCODER_OPTIMIZER = {"learning_rate": 2e-5, "warmup_ratio": 0.0, "schedule": "constant"}
+_ENCODER_BATCH_SIZE = 16
+_ENCODER_DEFAULTS = {"batch_size": _ENCODER_BATCH_SIZE, "max_prompt_tokens": 512, "dtype": "float32"}
 
 
 def _is_a_stage_name(name: str) -> str:
@@ -95,14 +102,14 @@ class LoraConfig(ConfigModel):
 
 class OptimizerConfig(ConfigModel):
     """AdamW with warm-up. Learning rate and warm-up are the paper's; what it does not tell is LLaMA-Factory's default
-    of that time."""
+    of that time. With `method: encoder`, other defaults: plain Adam, as in the paper's appendix C."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
-    """The highest, at the end of the warm-up."""
+    """The highest, at the end of the warm-up. With `method: encoder`: 2e-5."""
     warmup_ratio: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the steps in which it grows from 0."""
+    """Share of the steps in which it grows from 0. With `method: encoder`: 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls to 0 afterwards, if at all."""
+    """How it falls to 0 afterwards, if at all. With `method: encoder`: constant."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of matrices; vectors have none."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -123,6 +130,7 @@ class StageConfig(ConfigModel):
     """Share of `train` that is held out where `validation` is empty. A hash of the text decides, so equal texts lie on
     one side, and a record stays on its side when others are added."""
     num_epochs: int = Field(default=5, ge=1)
+    """With `method: encoder` the default is 10."""
     max_steps: int | None = Field(default=None, ge=1)
     """Ends the stage early; the schedule then has this length."""
     optimizer: OptimizerConfig | None = None
@@ -149,18 +157,13 @@ class SelectionConfig(ConfigModel):
     timeout_s: float | None = Field(default=None, gt=0)
     """A validation that takes longer is given up."""
     engine: EngineConfig = VllmEngineConfig()
-    """What scores. It needs room beside training; where there is none, validations wait until training has ended."""
+    """What scores: vllm, or encoder with `method: encoder`. It needs room beside training; where there is none,
+    validations wait until training has ended."""
 
     @field_validator("engine", mode="before")
     @classmethod
     def _default_kind(cls, value: Any) -> Any:
         return {"kind": "vllm", **value} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _engine_loads_a_model(self) -> "SelectionConfig":
-        if not isinstance(self.engine, VllmEngineConfig | EchoEngineConfig):
-            raise ValueError(f"engine.kind = {self.engine.kind}: cannot load a checkpoint; use vllm")
-        return self
 
 
 class CheckpointConfig(ConfigModel):
@@ -170,6 +173,21 @@ class CheckpointConfig(ConfigModel):
     """Beside those that are validated. A killed worker loses at most this many steps."""
     num_to_keep: int | None = Field(default=3, ge=1)
     """The best so many, and the latest; null: all."""
+
+
+class EncoderConfig(ConfigModel):
+    """A classifier (BERT and its kin): an encoder with a linear layer over its first token, one output for each label.
+
+    Its loss is the cross-entropy of binary and multiclass tasks, and the binary cross-entropy of each label, averaged
+    over labels, of the others. It reads the post alone and learns the labels of one task; explanations are not used.
+    """
+
+    input: Literal["post", "explanation"] = "post"
+    """What the records' `text_column` holds, for the model card and `classifier.json`. A classifier of explanations
+    tells how consistent these are with their labels: score a run's `explanation` column with it."""
+    mask_labels: bool = False
+    """Put □ in the place of every name of a label in what is read, in training and in scoring. Explanations that name
+    their label are classified well whatever else they say."""
 
 
 class WorkersConfig(ConfigModel):
@@ -218,19 +236,23 @@ class TrainConfig(ConfigModel):
     model: BaseModelConfig = BaseModelConfig()
     stages: dict[StageName, StageConfig] = Field(min_length=1)
     """Name -> stage; each has its own folder in the output."""
-    method: Literal["lora", "full"] = "lora"
-    """lora: an adapter · full: all weights."""
+    method: Literal["lora", "full", "encoder"] = "lora"
+    """lora: an adapter of a language model · full: all its weights · encoder: a classifier for one task, made of an
+    encoder such as BERT; some keys then have other defaults, which they tell."""
     lora: LoraConfig = LoraConfig()
+    encoder: EncoderConfig = EncoderConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     batch_size: int = Field(default=32, ge=1)
-    """Records of a step, over all workers."""
+    """Records of a step, over all workers. With `method: encoder`: 16."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Records that go through the model at once in a worker; gradients of the others are added up. Changes no result
-    but for rounding."""
+    but for rounding. With `method: encoder`: 16, or the whole batch."""
     max_prompt_tokens: int = Field(default=1024, ge=32)
-    """Longest prompt; the end of longer posts is cut, never the question. As in scoring."""
+    """Longest prompt; the end of longer posts is cut, never the question. As in scoring. With `method: encoder`, the
+    longest input: 512, or less where the model can take less."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the frozen weights and of the arithmetic; what is trained is kept in float32. The paper used float16."""
+    """Of the frozen weights and of the arithmetic; what is trained is kept in float32. The paper used float16. With
+    `method: encoder`: float32."""
     activation_checkpointing: bool = False
     """Compute activations anew in the backward pass: less memory, a third more time."""
     loss_chunk_tokens: int = Field(default=512, ge=1)
@@ -241,6 +263,38 @@ class TrainConfig(ConfigModel):
     workers: WorkersConfig = WorkersConfig()
     tracking: TrackingConfig = TrackingConfig()
     s3: S3Config = S3Config()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("method") != "encoder":
+            return data
+        filled = {**_ENCODER_DEFAULTS, **data}
+        if "micro_batch_size" not in data and isinstance(filled["batch_size"], int):
+            filled["micro_batch_size"] = min(filled["batch_size"], _ENCODER_BATCH_SIZE)
+        filled["optimizer"] = _filled(data.get("optimizer", {}), _ENCODER_OPTIMIZER)
+        selection = _filled(data.get("selection", {}), {"engine": {}})
+        if isinstance(selection, dict):
+            filled["selection"] = {**selection, "engine": _filled(selection["engine"], {"kind": "encoder"})}
+        if isinstance(data.get("stages"), dict):
+            filled["stages"] = {name: _filled_stage(stage) for name, stage in data["stages"].items()}
+        return filled
+
+    @model_validator(mode="after")
+    def _engine_loads_what_is_made(self) -> "TrainConfig":
+        ours = EncoderEngineConfig if self.method == "encoder" else VllmEngineConfig
+        if not isinstance(self.selection.engine, ours | EchoEngineConfig):
+            raise ValueError(
+                f"selection.engine.kind = {self.selection.engine.kind}: cannot load a checkpoint of method: "
+                f"{self.method}; use {'encoder' if self.method == 'encoder' else 'vllm'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_is_whole(self) -> "TrainConfig":
+        if self.method == "encoder" and self.workers.strategy == "fsdp":
+            raise ValueError("workers.strategy = fsdp: an encoder fits on every worker; use ddp")
+        return self
 
     @model_validator(mode="after")
     def _stages_stand_on_those_before(self) -> "TrainConfig":
@@ -273,3 +327,17 @@ class TrainConfig(ConfigModel):
     def optimizer_of(self, stage: str) -> OptimizerConfig:
         """The settings of a stage: its own, or the job's."""
         return self.stages[stage].optimizer or self.optimizer
+
+
+def _filled(given: Any, defaults: dict[str, Any]) -> Any:
+    """A section as it is given, with defaults of its own."""
+    if isinstance(given, BaseModel):
+        given = given.model_dump(exclude_unset=True)
+    return {**defaults, **given} if isinstance(given, dict) else given
+
+
+def _filled_stage(given: Any) -> Any:
+    stage = _filled(given, {"num_epochs": _ENCODER_EPOCHS})
+    if isinstance(stage, dict) and stage.get("optimizer") is not None:
+        stage["optimizer"] = _filled(stage["optimizer"], _ENCODER_OPTIMIZER)
+    return stage

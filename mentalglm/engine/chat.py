@@ -49,7 +49,7 @@ class ChatEncoder:
         self._overlong = overlong
         self._special_ids, self._special_pattern = _special_tokens(tokenizer)
         self._full = backend
-        self._plain = _without_special_tokens(backend)
+        self._plain = without_special_tokens(backend)
         self._frames: dict[str | None, _Frame] = {}
         self._lock = threading.Lock()
 
@@ -201,7 +201,7 @@ def _special_tokens(tokenizer: Any) -> tuple[frozenset[int], re.Pattern[str] | N
     return frozenset(added), pattern
 
 
-def _without_special_tokens(backend: Any) -> Any:
+def without_special_tokens(backend: Any) -> Any:
     """A copy of a `tokenizers.Tokenizer` that reads every added token as ordinary text."""
     import json
 

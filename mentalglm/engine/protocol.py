@@ -19,6 +19,8 @@ class Request:
     task: str
     """Name of the task."""
     prompt: Prompt
+    post: str = ""
+    """The post as it is, for an engine that reads no prompt (encoder)."""
     adapter: str | None = None
     """Which of `model.adapters` is to answer; None where there is no choice."""
     markers: tuple[str, ...] = ()
@@ -61,6 +63,9 @@ class Completion:
     candidate_probabilities: tuple[float, ...] | None = None
     """Of `Request.candidates`; they add up to 1. Prompt, cached and output tokens are then those of all that was asked
     for them."""
+    label_scores: tuple[tuple[str, float], ...] | None = None
+    """From an engine that knows them with its answer, as `LikelyLabels.scores` has them: (slug, probability) of every
+    label in label-set order, parents too, then of none where the task allows that."""
     is_head: bool = False
     """It stopped at a marker, because of `head_only`: there may be more behind it."""
     token_ids: tuple[int, ...] = ()

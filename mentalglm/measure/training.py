@@ -115,7 +115,7 @@ def _run_bare(config: TrainConfig) -> dict[str, float]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
     num_steps = config.stages["bench"].max_steps or 0
-    lengths, num_learned = examples.lengths, examples.num_learned_tokens
+    lengths, num_learned = examples.lengths, examples.num_learned
     started, num_tokens, losses = 0.0, 0, []
     for step in range(num_steps):
         if step == _NUM_WARM_STEPS:

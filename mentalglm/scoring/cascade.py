@@ -55,6 +55,7 @@ class Inquiry:
         self.request = Request(
             task=task.name,
             prompt=render_prompt(task, text),
+            post=text,
             adapter=question.adapter,
             markers=tuple(task.markers),
             head_only=config.explain != "all",
@@ -127,6 +128,9 @@ class Inquiry:
         else:
             outcome = replace(outcome, explanation=None)
         self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens, flags=(*outcome.flags, *self._done))
+        if self._is_to_score and completion.label_scores is not None:
+            self.outcome = replace(self.outcome, label_scores=completion.label_scores)
+            return None
         return self._ask_for_scores() if self._is_to_score else None
 
     def _ask_for_scores(self) -> Request | None:

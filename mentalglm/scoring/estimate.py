@@ -71,7 +71,7 @@ class Estimate(BaseModel):
     engines: list[dict[str, str]]
     """What answered."""
     num_engines: int
-    num_gpus: int
+    num_gpus: float
     """Of one engine."""
     num_rows: int
     """Rows of the input that are to be scored, `num_questions` times: each task, of each adapter."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from mentalglm import manifest, storage
 from mentalglm.cluster import lasting_output
-from mentalglm.config import OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
+from mentalglm.config import EncoderEngineConfig, OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
 from mentalglm.config.base import apply_override
 from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus, unreadable_now
+from mentalglm.engine.classifier import check_classifier
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.ledger import Ledger
@@ -49,8 +50,11 @@ class Job:
         """Finds tasks and model, and points this process at the job's storage. Raises: ConfigError."""
         storage.configure(config.s3)
         config = _at_fixed_places(config)
-        model = resolve_model(config.model) if isinstance(config.engine, VllmEngineConfig) else None
+        loads_model = isinstance(config.engine, VllmEngineConfig | EncoderEngineConfig)
+        model = resolve_model(config.model) if loads_model else None
         tasks = _load_tasks(config)
+        if isinstance(config.engine, EncoderEngineConfig) and model is not None:
+            check_classifier(Path(model.path), tasks)
         _check_sample(config, tasks)
         return cls(config, tasks, model)
 
@@ -116,6 +120,8 @@ class Job:
             engine |= {"engine_args": numeric}
             if config.engine.quantization is not None:
                 engine |= {"quantization": config.engine.quantization}
+        elif isinstance(config.engine, EncoderEngineConfig):
+            engine |= {"dtype": config.engine.dtype}
         elif isinstance(config.engine, OpenAIEngineConfig):
             engine |= {"base_url": config.engine.base_url, "model": config.engine.model}
         # Only where there are some: the fingerprints of other runs stay what they were.

@@ -32,7 +32,7 @@ class SampledShard(BaseModel):
 
     engine: str
     """Which of them, and no other."""
-    num_gpus: int
+    num_gpus: float
     answers: list[tuple[float, float, int]]
     """(asked for, finished, tokens) of the engine's answers since its last commit; s, a clock of the engine's own."""
     rows: dict[str, dict[int, tuple[str, int, int]]]

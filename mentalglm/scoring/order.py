@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mentalglm.config import EchoEngineConfig, EngineConfig, OpenAIEngineConfig, ScoreConfig
+from mentalglm.config import EchoEngineConfig, EncoderEngineConfig, EngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.scoring.questions import Question
 
@@ -111,4 +111,6 @@ def num_slots(engine: EngineConfig) -> int:
     """Requests that an engine works on at once."""
     if isinstance(engine, EchoEngineConfig):
         return 1  # one after the other, at no cost
+    if isinstance(engine, EncoderEngineConfig):
+        return engine.batch_size
     return engine.max_concurrency if isinstance(engine, OpenAIEngineConfig) else engine.max_num_seqs

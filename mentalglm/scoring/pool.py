@@ -8,7 +8,7 @@ from typing import Any
 
 from mentalglm import errors
 from mentalglm.cluster import connect
-from mentalglm.config import ScoreConfig, VllmEngineConfig
+from mentalglm.config import EncoderEngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
 from mentalglm.scoring.commit import ShardCommit, Totals
@@ -136,12 +136,12 @@ def check_resources(config: ScoreConfig) -> None:
     _resources(config, config.engine.num_engines)
 
 
-def _resources(config: ScoreConfig, num_engines: int) -> tuple[int, float]:
+def _resources(config: ScoreConfig, num_engines: int) -> tuple[float, float]:
     """(GPUs, CPUs) of one engine. Raises: ConfigError when the cluster cannot hold the engines."""
     import ray
 
     available = ray.cluster_resources()
-    if not isinstance(config.engine, VllmEngineConfig):
+    if not isinstance(config.engine, VllmEngineConfig | EncoderEngineConfig):
         return 0, 1 if available.get("CPU", 0) >= num_engines else 0
     num_gpus = config.engine.num_gpus
     if num_gpus is None:

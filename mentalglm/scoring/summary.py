@@ -93,7 +93,7 @@ def describe_throughput(report: Mapping[str, Any]) -> str:
 def print_estimate(estimate: Estimate, console: Console | None = None) -> None:
     """What a run will take, and what came of the sample."""
     console = console or Console()
-    gpus = f" x {estimate.num_gpus} GPUs" if estimate.num_gpus else ""
+    gpus = f" x {estimate.num_gpus:g} GPUs" if estimate.num_gpus else ""
     console.print(
         f"{estimate.num_rows} rows x {estimate.num_questions} predictions on {estimate.num_engines} engines{gpus}, "
         f"from a sample of {estimate.num_sampled_rows} rows in {estimate.num_sampled_shards} shards",

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from mentalglm import storage
-from mentalglm.config import EchoEngineConfig, OpenAIEngineConfig, ScoreConfig
+from mentalglm.config import EchoEngineConfig, EncoderEngineConfig, OpenAIEngineConfig, ScoreConfig
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader, unreadable_now
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.echo import EchoEngine
@@ -63,7 +63,7 @@ class RunSpec:
     """shard -> the rows to ask for; a shard that is not named here: all of them."""
     explains: Sequence[tuple[int, int, int]] | None = None
     """Where explanations are added to a finished run: `parts` of `UnexplainedRows`."""
-    num_gpus: int = 0
+    num_gpus: float = 0
     shards_in_flight: int = 1
     started: float = field(default_factory=time.time)
     """When this attempt at the run began, s since 1970."""
@@ -426,23 +426,34 @@ def _build_engine(spec: RunSpec) -> Engine:
         from mentalglm.engine.openai import OpenAIEngine
 
         return OpenAIEngine(config, generation)
+    model = _model_here(spec)
+    if isinstance(config, EncoderEngineConfig):
+        from mentalglm.engine.encoder import EncoderEngine
+
+        [task] = spec.tasks
+        return EncoderEngine(config, generation, model, task, num_gpus=spec.num_gpus)
     from mentalglm.engine.merge import merged
     from mentalglm.engine.supervisor import SupervisedEngine
     from mentalglm.engine.vllm import VllmEngine
 
-    assert spec.model is not None
-    model = spec.model
-    folders = [model.path, *(adapter.path for adapter in model.adapters.values() if adapter is not None)]
-    if not all(Path(folder).is_dir() for folder in folders):  # another node than the driver's, which found them there
-        model = resolve_model(spec.config.model)
-        if (model.digest, model.adapter_digests) != (spec.model.digest, spec.model.adapter_digests):
-            raise ConfigError(
-                f"model.path = {model.name!r}: this node has other files under that name, or those of its adapters, "
-                "than the driver's node; put the same on every node, or pin model.revision"
-            )
-    model = merged(model)
     return SupervisedEngine(
-        partial(VllmEngine, config, generation, model, num_gpus=spec.num_gpus),
+        partial(VllmEngine, config, generation, merged(model), num_gpus=int(spec.num_gpus)),
         row_timeout_s=config.row_timeout_s,
         max_restarts=config.max_restarts,
     )
+
+
+def _model_here(spec: RunSpec) -> ResolvedModel:
+    """The model that the driver has found, on this node. Raises: ConfigError where this node has another one."""
+    assert spec.model is not None
+    model = spec.model
+    folders = [model.path, *(adapter.path for adapter in model.adapters.values() if adapter is not None)]
+    if all(Path(folder).is_dir() for folder in folders):
+        return model
+    model = resolve_model(spec.config.model)  # another node than the driver's, which found them there
+    if (model.digest, model.adapter_digests) != (spec.model.digest, spec.model.adapter_digests):
+        raise ConfigError(
+            f"model.path = {model.name!r}: this node has other files under that name, or those of its adapters, "
+            "than the driver's node; put the same on every node, or pin model.revision"
+        )
+    return model

@@ -16,10 +16,12 @@ from mentalglm.tasks.answer import (
 )
 from mentalglm.tasks.gold import read_gold
 from mentalglm.tasks.load import builtin_tasks, load_task
+from mentalglm.tasks.mask import LABEL_MASK, mask_labels
 from mentalglm.tasks.prompt import Prompt, render_prompt
 from mentalglm.tasks.task import NO_LABEL, Label, Task
 
 __all__ = [
+    "LABEL_MASK",
     "NO_LABEL",
     "PARSER_VERSION",
     "Label",
@@ -33,6 +35,7 @@ __all__ = [
     "head_pattern",
     "label_rows",
     "load_task",
+    "mask_labels",
     "parse_answer",
     "parse_head",
     "parse_row",

@@ -10,8 +10,8 @@ from mentalglm.tasks.text import fold
 
 Kind = Literal["label", "parent", "topic", "foreign"]
 
-_QUOTES = "“”\"'‘’「」『』《》"
-_SKIPPED = re.compile(rf"[\s\-{_QUOTES}]+")
+QUOTES = "“”\"'‘’「」『』《》"
+_SKIPPED = re.compile(rf"[\s\-{QUOTES}]+")
 
 
 @dataclass(frozen=True, slots=True)

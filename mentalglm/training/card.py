@@ -8,6 +8,7 @@ from mentalglm.training.stage import Stage, StageRecord
 
 # Paper, section 4.3 (docs: training-and-evaluation, section 2). What it does not tell has no entry.
 _PUBLISHED: dict[str, Any] = {
+    "method": "lora",
     "optimizer": "AdamW",
     "optimizer.learning_rate": 1e-4,
     "optimizer.warmup_ratio": 0.01,
@@ -17,18 +18,32 @@ _PUBLISHED: dict[str, Any] = {
     "dtype": "float16",
 }
 _EPOCHS = (5, 10)  # of stage 1 and of stage 2
+# Paper, appendix C, of the classifier of explanations. It tells nothing of how its encoder baselines were trained.
+_PUBLISHED_OF_ENCODERS: dict[str, Any] = {
+    "method": "encoder",
+    "optimizer": "Adam",
+    "optimizer.learning_rate": 2e-5,
+    "batch_size": 16,
+    "num_epochs": 10,
+}
+_KINDS = {"lora": "LoRA adapter", "full": "Model, all weights trained", "encoder": "Classifier"}
+_LIBRARIES = {
+    "lora": ["library_name: peft"],
+    "full": [],
+    "encoder": ["library_name: transformers", "pipeline_tag: text-classification"],
+}
 
 
 def model_card(stage: Stage, record: StageRecord) -> str:
     """`README.md` of the adapter or model, in Hugging Face's form. Holds no post."""
     base = stage.config.model.path
-    kind = "LoRA adapter" if stage.config.method == "lora" else "Model, all weights trained"
+    kind = _KINDS[stage.config.method]
     data = record.data
     num_validated = sum(each["error"] is None for each in record.validations)
     lines = [
         "---",
         f"base_model: {base}",
-        *(["library_name: peft"] if stage.config.method == "lora" else []),
+        *_LIBRARIES[stage.config.method],
         "tags: [mentalglm]",
         "---",
         "",
@@ -52,7 +67,7 @@ def model_card(stage: Stage, record: StageRecord) -> str:
         "## Training",
         "",
         f"{data['num_train_records']} records, {record.num_steps} steps of {stage.config.batch_size} "
-        f"({record.steps_per_epoch} to an epoch). Loss on the answer alone, mean over its tokens in the whole batch.",
+        f"({record.steps_per_epoch} to an epoch). {_loss(stage)}",
         "",
         "| setting | value | where it is from |",
         "|---|---|---|",
@@ -79,23 +94,42 @@ def _warnings(record: StageRecord) -> Iterator[str]:
         yield ""
 
 
+def _loss(stage: Stage) -> str:
+    if stage.config.method != "encoder":
+        return "Loss on the answer alone, mean over its tokens in the whole batch."
+    encoder = stage.config.encoder
+    masked = ", with the names of labels masked" if encoder.mask_labels else ""
+    return (
+        f"It reads {encoder.input}s{masked}. Loss: cross-entropy, where a record may have several labels that of each, "
+        "binary, and their mean; then the mean over the batch."
+    )
+
+
 def _settings(stage: Stage) -> Iterator[tuple[str, Any, str]]:
     """(setting, value, origin) of all that shapes the result."""
     config, optimizer = stage.config, stage.config.optimizer_of(stage.name)
+    published, paper = _PUBLISHED, "paper"
     values: dict[str, Any] = {"method": config.method, "optimizer": "AdamW"}
+    if config.method == "encoder":
+        of_another = "" if config.encoder.input == "explanation" else ": of its classifier of explanations"
+        published, paper = _PUBLISHED_OF_ENCODERS, f"paper, appendix C{of_another}"
+        values["optimizer"] = "AdamW" if optimizer.weight_decay else "Adam"  # without decay they are the same
+        values["num_epochs"] = stage.settings.num_epochs
     values |= {f"optimizer.{name}": value for name, value in optimizer.model_dump().items()}
     if config.method == "lora":
         values |= {f"lora.{name}": value for name, value in config.lora.model_dump().items()}
     values |= {"batch_size": config.batch_size, "micro_batch_size": config.micro_batch_size}
     values |= {"max_prompt_tokens": config.max_prompt_tokens, "dtype": config.dtype, "seed": config.seed}
     for name, value in values.items():
-        if name not in _PUBLISHED:
+        if name not in published:
             yield name, value, "assumed: the paper does not say"
-        elif value == _PUBLISHED[name]:
-            yield name, value, "paper"
+        elif value == published[name]:
+            yield name, value, paper
         else:
-            yield name, value, f"changed: the paper has {_PUBLISHED[name]}"
-    epochs = stage.settings.num_epochs
-    yield "num_epochs", epochs, "paper" if epochs in _EPOCHS else "changed: the paper has 5 (stage 1) and 10 (stage 2)"
+            yield name, value, f"changed: the paper has {published[name]}"
+    if "num_epochs" not in values:
+        epochs = stage.settings.num_epochs
+        is_paper = epochs in _EPOCHS
+        yield "num_epochs", epochs, "paper" if is_paper else "changed: the paper has 5 (stage 1) and 10 (stage 2)"
     if stage.settings.start_from != "base":
-        yield "start_from", stage.settings.start_from, "assumed: the same adapter is trained further"
+        yield "start_from", stage.settings.start_from, "assumed: the same weights are trained further"

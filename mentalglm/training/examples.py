@@ -57,7 +57,7 @@ class ExampleSet:
         return np.diff(self.offsets)
 
     @property
-    def num_learned_tokens(self) -> npt.NDArray[np.int64]:
+    def num_learned(self) -> npt.NDArray[np.int64]:
         """Tokens of each that have a loss."""
         return self.lengths - self.num_prompt_tokens
 

@@ -11,11 +11,12 @@ from mentalglm.training.stage import Stage, StageRecord
 
 
 def export(stage: Stage, best: StoredCheckpoint, record: StageRecord) -> None:
-    """Puts the adapter (or, with `method: full`, the model in the config's dtype) into the stage's folder."""
+    """Puts the adapter or classifier (or, with `method: full`, the model in the config's dtype) into the stage's
+    folder."""
     for file in list(storage.list_files(stage.product_uri)):  # of an attempt that died here
         storage.delete(storage.join(stage.product_uri, file.path))
     with local_copy(best.uri) as folder, tempfile.TemporaryDirectory(prefix="mentalglm-export-") as temporary:
-        source = folder if stage.config.method == "lora" else _rounded(folder, stage, Path(temporary))
+        source = _rounded(folder, stage, Path(temporary)) if stage.config.method == "full" else folder
         for path in sorted(source.iterdir()):
             if path.is_file() and path.name != OPTIMIZER and path.name != "manifest.json":
                 storage.put_file_if_absent(storage.join(stage.product_uri, path.name), path)

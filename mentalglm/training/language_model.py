@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from mentalglm.config import TrainConfig
 from mentalglm.errors import ConfigError
 from mentalglm.training.examples import Example
+from mentalglm.training.learner import Learner
 from mentalglm.training.loss import chunked_cross_entropy
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Learner):
     """A Hugging Face model whose forward pass is the summed loss of a batch."""
 
     def __init__(self, model: Any, *, chunk_tokens: int) -> None:
@@ -67,6 +68,10 @@ class LanguageModel(nn.Module):
     @property
     def _decoder(self) -> Any:
         return getattr(self.base, self.base.base_model_prefix)
+
+    def collate(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """See `Learner.collate`."""
+        return collate(examples)
 
     def forward(self, token_ids: Tensor, is_learned: Tensor) -> Tensor:
         """Sum of the cross-entropy, in nats and float32, over the tokens that are learned.

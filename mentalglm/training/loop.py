@@ -29,8 +29,9 @@ from mentalglm.config import TrainConfig
 from mentalglm.engine.model import find_folder
 from mentalglm.errors import UserError
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy, newest, upload
-from mentalglm.training.examples import ExampleSet
-from mentalglm.training.language_model import DTYPES, LanguageModel, collate
+from mentalglm.training.language_model import DTYPES
+from mentalglm.training.learner import Examples, Learner
+from mentalglm.training.method import load_learner
 from mentalglm.training.metrics_log import MetricsLog
 from mentalglm.training.sampler import Indices, Sampler, micro_batches
 from mentalglm.training.schedule import learning_rate
@@ -101,7 +102,7 @@ class Timeline:
 
 
 def train_worker(given: dict[str, Any]) -> Outcome:
-    """`train_loop_per_worker`: `spec` is a LoopSpec, `examples` a reference to an ExampleSet in Ray's object store."""
+    """`train_loop_per_worker`: `spec` is a LoopSpec, `examples` a reference to Examples in Ray's object store."""
     spec: LoopSpec = given["spec"]
     storage.configure(spec.config.s3)
     try:
@@ -113,7 +114,7 @@ def train_worker(given: dict[str, Any]) -> Outcome:
 
 
 class _Loop:
-    def __init__(self, spec: LoopSpec, examples: ExampleSet) -> None:
+    def __init__(self, spec: LoopSpec, examples: Examples) -> None:
         self.spec, self.examples = spec, examples
         self.config = config = spec.config
         self.optimizer_config = config.optimizer_of(spec.stage)
@@ -124,7 +125,7 @@ class _Loop:
         sampler = Sampler(examples.sources, spec.weights, batch_size=config.batch_size, seed=config.seed)
         self.sampler = sampler
         self.timeline = Timeline.of(config, spec.stage, sampler)
-        self.lengths, self.num_learned = examples.lengths, examples.num_learned_tokens
+        self.lengths, self.num_learned = examples.lengths, examples.num_learned
         self.early_stopping = EarlyStopping(spec.stage_uri, config.selection)
         self.dtype = DTYPES[config.dtype]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -172,10 +173,10 @@ class _Loop:
         return Outcome("finished", self.step)
 
     def _learn(self, batch: Indices) -> tuple[float, float, list[str]]:
-        """One optimizer step: (mean loss per learned token, norm of the gradient, ids where they are not finite).
+        """One optimizer step: (mean loss, norm of the gradient, ids where they are not finite).
 
-        The loss is divided by the learned tokens of the whole batch, over all micro-batches and workers, so it is the
-        same however the batch is cut. Random numbers (dropout) follow from seed, step and rank.
+        The loss is divided by the learned tokens (or texts) of the whole batch, over all micro-batches and workers, so
+        it is the same however the batch is cut. Random numbers (dropout) follow from seed, step and rank.
         """
         config = self.config
         torch.manual_seed((config.seed * 1_000_003 + self.step) * 4_096 + self.rank)
@@ -211,13 +212,11 @@ class _Loop:
         return loss_sum / float(self.num_learned[batch].sum()), grad_norm, bad_ids
 
     def _loss(self, indices: Indices, *, is_counted: bool) -> Tensor:
-        token_ids, is_learned = collate([self.examples[int(index)] for index in indices])
+        *inputs, is_learned = self.model.collate([self.examples[int(index)] for index in indices])
         if not is_counted:  # a worker without rows takes part in the exchange of gradients all the same
             is_learned[:] = False
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss: Tensor = self.module(
-                token_ids.to(self.device, non_blocking=True), is_learned.to(self.device, non_blocking=True)
-            )
+            loss: Tensor = self.module(*(each.to(self.device, non_blocking=True) for each in (*inputs, is_learned)))
         return loss
 
     def _synchronised(self, is_last: bool) -> Any:
@@ -270,7 +269,7 @@ class _Loop:
         start = checkpoint.uri if checkpoint else self.spec.start_uri
         state = None
         with local_copy(start) if start else nullcontext() as folder:
-            model = LanguageModel.load(self.config, self._base_folder(), folder)
+            model = load_learner(self.config, self.examples, self._base_folder(), folder)
             if checkpoint is not None and folder is not None:
                 self.step = checkpoint.step
                 state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
@@ -371,11 +370,11 @@ class _Window:
 
     @property
     def mean_loss(self) -> float:
-        """Nats per learned token."""
+        """Nats per learned token, or text."""
         return self._loss_sum / self.num_learned
 
 
-def _distributed(model: LanguageModel, config: TrainConfig, num_workers: int, device: torch.device) -> nn.Module:
+def _distributed(model: Learner, config: TrainConfig, num_workers: int, device: torch.device) -> nn.Module:
     if config.workers.strategy == "fsdp":
         from torch.distributed.fsdp import fully_shard
 

@@ -18,8 +18,9 @@ from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
 from mentalglm.tasks import Task, builtin_tasks
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, list_checkpoints
-from mentalglm.training.examples import ExampleEncoder, ExampleSet
 from mentalglm.training.export import export
+from mentalglm.training.learner import Examples
+from mentalglm.training.method import check_tasks, record_encoder
 from mentalglm.training.metrics_log import write_validation_scalars
 from mentalglm.training.records import Records, num_shared_texts, read_records, split
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
@@ -64,21 +65,18 @@ def prepare(stage: Stage) -> StageData:
         validation = read_records(settings.validation, f"{key}.validation")
     else:
         train, validation = split(train, settings.validation_fraction, stage.config.seed)
-    return StageData(train, validation, train.tasks | validation.tasks)
+    tasks = train.tasks | validation.tasks
+    check_tasks(stage.config, tasks, key)
+    return StageData(train, validation, tasks)
 
 
-def encode(stage: Stage, data: StageData) -> ExampleSet:
+def encode(stage: Stage, data: StageData) -> Examples:
     """The training records as token ids. Raises: ConfigError, InputError."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    path, config = stage.model.path, stage.config
-    longest = getattr(AutoConfig.from_pretrained(path, local_files_only=True), "max_position_embeddings", None)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    encoder = ExampleEncoder(tokenizer, max_prompt_tokens=config.max_prompt_tokens, max_tokens=longest)
+    encoder = record_encoder(stage.config, Path(stage.model.path))
     return encoder.encode_set(data.train.rows, f"stages.{stage.name}.train")
 
 
-def counts_of(data: StageData, examples: ExampleSet) -> dict[str, int]:
+def counts_of(data: StageData, examples: Examples) -> dict[str, int]:
     """What a stage is made of, for its record and for people."""
     return {
         "num_train_records": len(data.train.rows),
@@ -86,7 +84,7 @@ def counts_of(data: StageData, examples: ExampleSet) -> dict[str, int]:
         "num_validation_texts_in_train": num_shared_texts(data.train, data.validation),
         "num_truncated_posts": examples.num_truncated,
         "num_prompt_tokens": int(examples.num_prompt_tokens.sum()),
-        "num_answer_tokens": int(examples.num_learned_tokens.sum()),
+        "num_answer_tokens": int((examples.lengths - examples.num_prompt_tokens).sum()),
     }
 
 
@@ -132,7 +130,7 @@ def _train_stage(stage: Stage) -> StageRecord:
     return record
 
 
-def _fit(stage: Stage, data: StageData, examples: ExampleSet, fingerprint: dict[str, Any]) -> tuple[int, int]:
+def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[str, Any]) -> tuple[int, int]:
     """Trains to the end, or until validation stops getting better; goes on from the last checkpoint.
 
     Returns (steps done, steps of an epoch).

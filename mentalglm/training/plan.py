@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-
 from mentalglm.config import TrainConfig
-from mentalglm.training.language_model import DTYPES, with_new_adapter
+from mentalglm.training.language_model import DTYPES
 from mentalglm.training.loop import Timeline
+from mentalglm.training.method import outline
 from mentalglm.training.pipeline import counts_of, encode, prepare, resolve_stages
 from mentalglm.training.sampler import Sampler
 from mentalglm.training.stage import Stage, StageRecord
@@ -66,7 +66,7 @@ def _plan_stage(stage: Stage) -> StagePlan:
     sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
     lengths = examples.lengths
-    model = _outline(stage)
+    model = outline(config, examples, Path(stage.model.path))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tokens_per_step = float(lengths.mean()) * config.batch_size
@@ -84,16 +84,6 @@ def _plan_stage(stage: Stage) -> StagePlan:
     )
 
 
-def _outline(stage: Stage) -> Any:
-    """The model without its weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = AutoConfig.from_pretrained(stage.model.path, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings)
-        return with_new_adapter(model, stage.config) if stage.config.method == "lora" else model
-
-
 def _memory(config: TrainConfig, model: Any, num_parameters: int, num_trained: int, longest: int) -> Memory:
     settings = model.config
     num_layers, hidden_size = settings.num_hidden_layers, settings.hidden_size
@@ -104,5 +94,11 @@ def _memory(config: TrainConfig, model: Any, num_parameters: int, num_trained: i
         weights=(num_parameters - num_trained) * DTYPES[config.dtype].itemsize,
         trained=num_trained * _OPTIMIZER_BYTES,
         activations=kept * (2 if config.dtype == "float32" else 1),
-        logits=min(config.loss_chunk_tokens, num_tokens) * settings.vocab_size * 8,
+        logits=_num_logits(config, model, num_tokens) * 8,
     )
+
+
+def _num_logits(config: TrainConfig, model: Any, num_tokens: int) -> int:
+    if config.method == "encoder":
+        return config.micro_batch_size * int(model.config.num_labels)
+    return min(config.loss_chunk_tokens, num_tokens) * int(model.config.vocab_size)

@@ -104,6 +104,7 @@ class Stage:
             "validation": {"digest": validation.digest, "num_records": len(validation.rows)},
             "method": config.method,
             **({"lora": config.lora.model_dump()} if config.method == "lora" else {}),
+            **({"encoder": config.encoder.model_dump()} if config.method == "encoder" else {}),
             "optimizer": config.optimizer_of(self.name).model_dump(mode="json"),
             "num_epochs": settings.num_epochs,
             "max_steps": settings.max_steps,

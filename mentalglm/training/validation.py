@@ -185,9 +185,8 @@ def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str
 
 def _score_config(config: TrainConfig, posts: str, output: str, checkpoint: str, tasks: Sequence[str]) -> ScoreConfig:
     """Labels alone: explanations come after them and change nothing. Failed rows count as answers without a label."""
-    if config.method == "full":
-        model: dict[str, Any] = {"path": checkpoint}
-    else:
+    model: dict[str, Any] = {"path": checkpoint}
+    if config.method == "lora":
         model = {"path": config.model.path, "revision": config.model.revision, "adapter": checkpoint}
     selection = config.selection
     return ScoreConfig(

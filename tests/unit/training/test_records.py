@@ -166,7 +166,7 @@ def test_what_is_learned_is_the_answer_and_its_end(tokenizer: Any) -> None:
         assert example.token_ids[: example.num_prompt_tokens] == prompt.token_ids
         learned = tokenizer.decode(example.token_ids[example.num_prompt_tokens :])
         assert learned == f"\n{render_answer(row.task, row.labels, row.explanation)}<|user|>"
-    assert examples.num_learned_tokens.tolist() == [
+    assert examples.num_learned.tolist() == [
         len(examples[index].token_ids) - examples[index].num_prompt_tokens for index in range(2)
     ]
 
