@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from mentalglm import errors
 from mentalglm.cluster import connect
-from mentalglm.config import EncoderEngineConfig, ScoreConfig, VllmEngineConfig
+from mentalglm.config import EncoderEngineConfig, EngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
 from mentalglm.scoring.commit import ShardCommit, Totals
@@ -141,16 +141,24 @@ def _resources(config: ScoreConfig, num_engines: int) -> tuple[float, float]:
     import ray
 
     available = ray.cluster_resources()
-    if not isinstance(config.engine, VllmEngineConfig | EncoderEngineConfig):
-        return 0, 1 if available.get("CPU", 0) >= num_engines else 0
-    num_gpus = config.engine.num_gpus
-    if num_gpus is None:
-        num_gpus = 1 if available.get("GPU") else 0
-    for name, each in (("GPU", num_gpus), ("CPU", config.engine.num_cpus)):
+    num_gpus, num_cpus = resources_of_an_engine(config.engine, num_engines, available)
+    for name, each in (("GPU", num_gpus), ("CPU", num_cpus)):
         wanted = each * num_engines
         if wanted > available.get(name, 0):
             raise ConfigError(
                 f"engine.num_engines = {config.engine.num_engines}: needs {wanted:g} {name}s, the cluster has "
                 f"{available.get(name, 0):g}; lower num_engines, or num_{name.lower()}s of an engine"
             )
-    return num_gpus, config.engine.num_cpus
+    return num_gpus, num_cpus
+
+
+def resources_of_an_engine(
+    engine: EngineConfig, num_engines: int, available: Mapping[str, float]
+) -> tuple[float, float]:
+    """(GPUs, CPUs) of each engine in a cluster with these resources; those without a model take what is there."""
+    if not isinstance(engine, VllmEngineConfig | EncoderEngineConfig):
+        return 0, 1 if available.get("CPU", 0) >= num_engines else 0
+    num_gpus = engine.num_gpus
+    if num_gpus is None:
+        num_gpus = 1 if available.get("GPU") else 0
+    return num_gpus, engine.num_cpus

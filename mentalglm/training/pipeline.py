@@ -16,6 +16,7 @@ from mentalglm.config.train import BASE
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
+from mentalglm.scoring.pool import resources_of_an_engine
 from mentalglm.tasks import Task, builtin_tasks
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, list_checkpoints
 from mentalglm.training.export import export
@@ -263,14 +264,30 @@ def _gpus_of_a_worker(config: TrainConfig) -> float:
     num_gpus = workers.num_gpus
     if num_gpus is None:
         num_gpus = 1.0 if available.get("GPU") else 0.0
-    least = workers.num_workers if isinstance(workers.num_workers, int) else workers.num_workers[0]
+    number = workers.num_workers
+    least, most = (number, number) if isinstance(number, int) else number
     for name, each in (("GPU", num_gpus), ("CPU", workers.num_cpus)):
         if each * least > available.get(name, 0):
             raise ConfigError(
                 f"workers.num_workers = {least}: needs {each * least:g} {name}s, the cluster has "
                 f"{available.get(name, 0):g}; lower it, or num_{name.lower()}s of a worker"
             )
+    _check_room_beside(config, {"GPU": num_gpus * most, "CPU": workers.num_cpus * most}, available)
     return num_gpus
+
+
+def _check_room_beside(config: TrainConfig, taken: dict[str, float], available: dict[str, float]) -> None:
+    """Raises: ConfigError where early stopping would wait for validations that wait for training to end."""
+    engine = config.selection.engine
+    num_gpus, num_cpus = resources_of_an_engine(engine, engine.num_engines, available)
+    for name, each in (("GPU", num_gpus), ("CPU", num_cpus)):
+        wanted = each * engine.num_engines
+        if config.selection.patience is not None and taken[name] + wanted > available.get(name, 0):
+            raise ConfigError(
+                f"selection.patience = {config.selection.patience}: validations need {wanted:g} {name}s beside the "
+                f"{taken[name]:g} of training, the cluster has {available.get(name, 0):g}; leave patience out, or "
+                f"lower num_{name.lower()}s of selection.engine or workers"
+            )
 
 
 def _failure(stage: Stage, error: Exception) -> UserError:

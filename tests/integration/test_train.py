@@ -227,3 +227,9 @@ def test_lower_precision_learns_nearly_the_same(
     assert losses(tmp_path) == pytest.approx(losses(one_worker), rel=0.02)
     weights = load_file(tmp_path / "s1" / "adapter" / "adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_early_stopping_wants_room_for_validations_beside_training(model: Path, records: Path, tmp_path: Path) -> None:
+    selection = {"engine": {"kind": "vllm", "num_cpus": 2}, "patience": 1}
+    with pytest.raises(ConfigError, match=r"selection\.patience = 1: validations need 2 CPUs beside the 1 of training"):
+        train(settings(model, records, tmp_path, selection=selection))
