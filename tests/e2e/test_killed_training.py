@@ -16,7 +16,7 @@ from mentalglm.training.metrics_log import read_metrics
 from tests.e2e.conftest import BIN, Run
 from tests.training_jobs import write_model, write_records
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SAVE_EVERY = 20
 
@@ -74,7 +74,6 @@ def test_it_ends_in_the_same_adapter_bit_by_bit(command: list[str], run: Run, tm
     assert run("mentalglm", "train", "train.yaml").returncode == 0
 
 
-@pytest.mark.long
 def test_a_full_disk_interrupts_it_and_with_room_it_goes_on(command: list[str], tmp_path: Path) -> None:
     """The output is a file system of 600 kB, and then of 100 MB, in a mount namespace of its own."""
     disk = tmp_path / "disk"

@@ -124,7 +124,7 @@ def test_a_finished_stage_is_not_trained_again_and_not_taken_for_another(
         train(other)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_two_workers_learn_what_one_learns(
     strategy: str, model: Path, records: Path, one_worker: Path, tmp_path: Path
 ) -> None:
