@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from mentalglm.corpus import normalise
 from mentalglm.corpus.synthetic import TASKS, SyntheticPost, generate_posts, phrase_fragments, unfamiliar_posts
@@ -31,6 +30,7 @@ from mentalglm.tasks import Task, load_task, parse_answer, render_answer, render
 from mentalglm.training.demo_tokenizer import train_tokenizer
 from mentalglm.training.examples import Example, ExampleEncoder
 from mentalglm.training.glm_tokens import SPECIAL_TOKENS
+from mentalglm.training.language_model import LanguageModel, collate
 from mentalglm.training.records import Record
 
 
@@ -163,19 +163,10 @@ def train(model: Any, batches: Sequence[Sequence[Example]], settings: DemoSettin
 
 
 def answer_loss(model: Any, batch: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy, in nats, over the answers' tokens of the batch.
-
-    Padding is on the right, where causal attention never looks at it, so no attention mask is needed.
-    """
-    length = max(len(example.token_ids) for example in batch)
-    token_ids = torch.zeros(len(batch), length, dtype=torch.long)
-    learned = torch.zeros(len(batch), length, dtype=torch.bool)
-    for row, example in enumerate(batch):
-        token_ids[row, : len(example.token_ids)] = torch.tensor(example.token_ids)
-        learned[row, example.num_prompt_tokens : len(example.token_ids)] = True
-    hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
-    # Only where the next token is learned: most of the vocabulary's matrix product is saved.
-    return cross_entropy(model.lm_head(hidden[:, :-1][learned[:, 1:]]), token_ids[:, 1:][learned[:, 1:]])
+    """Mean cross-entropy, in nats, over the answers' tokens of the batch: the loss of the train job."""
+    num_learned = sum(len(example.token_ids) - example.num_prompt_tokens for example in batch)
+    loss: Tensor = LanguageModel(model, chunk_tokens=num_learned)(*collate(batch))
+    return loss / num_learned
 
 
 def length_batches(examples: Sequence[Example], batch_tokens: int, rng: random.Random) -> Iterator[list[Example]]:
