@@ -246,7 +246,7 @@ class TrainConfig(ConfigModel):
     """Records of a step, over all workers. With `method: encoder`: 16."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Records that go through the model at once in a worker; gradients of the others are added up. Changes no result
-    but for rounding. With `method: encoder`: 16, or the whole batch."""
+    but for rounding, and for where dropout falls. With `method: encoder`: 16, or the whole batch."""
     max_prompt_tokens: int = Field(default=1024, ge=32)
     """Longest prompt; the end of longer posts is cut, never the question. As in scoring. With `method: encoder`, the
     longest input: 512, or less where the model can take less."""
@@ -257,7 +257,7 @@ class TrainConfig(ConfigModel):
     """Compute activations anew in the backward pass: less memory, a third more time."""
     loss_chunk_tokens: int = Field(default=512, ge=1)
     """The loss is taken of so many tokens at a time: the logits of a whole batch are the largest tensor of all."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, le=2**31 - 1)
     selection: SelectionConfig = SelectionConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     workers: WorkersConfig = WorkersConfig()

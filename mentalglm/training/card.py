@@ -56,7 +56,7 @@ def model_card(stage: Stage, record: StageRecord) -> str:
         "## How good it is",
         "",
         f"Step {record.best_step}, the best of {num_validated} validated checkpoints by the headline metric (F1) of "
-        f"its answers on {data['num_validation_records']} validation records. That is the number it was chosen by, so "
+        f"its answers on {data['num_validated_records']} validation records. That is the number it was chosen by, so "
         "it is flattering; report one of a test split.",
         "",
         "| task | F1 |",
@@ -85,6 +85,9 @@ def model_card(stage: Stage, record: StageRecord) -> str:
 
 
 def _warnings(record: StageRecord) -> Iterator[str]:
+    if record.unvalidated_tasks:
+        yield f"Chosen without a look at {', '.join(record.unvalidated_tasks)}: no record of theirs was held out."
+        yield ""
     failed = [each for each in record.validations if each["error"] is not None]
     if failed:
         yield f"{len(failed)} validations failed (steps {', '.join(str(each['step']) for each in failed)})."
@@ -131,5 +134,12 @@ def _settings(stage: Stage) -> Iterator[tuple[str, Any, str]]:
         epochs = stage.settings.num_epochs
         is_paper = epochs in _EPOCHS
         yield "num_epochs", epochs, "paper" if is_paper else "changed: the paper has 5 (stage 1) and 10 (stage 2)"
+    if stage.settings.max_steps is not None:
+        yield "max_steps", stage.settings.max_steps, "yours: ends the stage before its epochs"
+    for number, source in enumerate(stage.settings.train):
+        if source.weight != 1:
+            yield f"train[{number}].weight", source.weight, "assumed: the paper does not weigh"
+    engine = config.selection.engine.kind
+    yield "selection.engine", engine, "a test: it does not look at the model" if engine == "echo" else "ours"
     if stage.settings.start_from != "base":
         yield "start_from", stage.settings.start_from, "assumed: the same weights are trained further"

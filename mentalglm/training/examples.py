@@ -82,7 +82,7 @@ class ExampleEncoder:
                 "could not end; use a GLM-4 model or another chat model"
             )
         self._end_id = int(end_id)
-        self._max_tokens = max_tokens
+        self._max_tokens, self._max_prompt_tokens = max_tokens, max_prompt_tokens
         self._chat = ChatEncoder(tokenizer, max_prompt_tokens=max_prompt_tokens)
 
     def encode(self, records: Sequence[Record]) -> list[Example | None]:
@@ -97,8 +97,9 @@ class ExampleEncoder:
             more = f" and {len(unfit) - _MOST_SHOWN} more" if len(unfit) > _MOST_SHOWN else ""
             raise InputError(
                 f"{key}: {len(unfit)} of {len(records)} records leave no room for the post or for the answer "
-                f"({', '.join(unfit[:_MOST_SHOWN])}{more}); raise max_prompt_tokens, shorten their explanations, or "
-                "remove them"
+                f"({', '.join(unfit[:_MOST_SHOWN])}{more}): a prompt may have {self._max_prompt_tokens} tokens "
+                f"(max_prompt_tokens), and with its answer {self._max_tokens or 'any number'} (the model's window); "
+                "change max_prompt_tokens, shorten their explanations, or remove them"
             )
         return ExampleSet(
             token_ids=np.fromiter(_joined(examples), dtype=np.int32),

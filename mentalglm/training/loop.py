@@ -4,6 +4,7 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from mentalglm.training.validation import EarlyStopping
 
 _PREEMPTION_CHECK_S = 5.0
 _MOST_SHOWN = 5
+_MOST_LEFT_OUT = 20  # the scale, 65,536 at first, is halved each time
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -131,6 +133,8 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.log: MetricsLog | None = None
         """Of the first worker alone."""
+        self.num_left_out = 0
+        """Steps in a row that loss scaling has left out."""
         self.step = 0
         self.started = 0.0
         self.is_saved_for_preemption = False
@@ -140,8 +144,9 @@ class _Loop:
         self.save_s = 0.0
 
     def run(self) -> Outcome:
-        checkpoint = newest(self.spec.checkpoints_uri, self.spec.fingerprint)
-        self._load(checkpoint)
+        checkpoint, model, state = self._read()
+        self._set_up(model, state)
+        self._register(checkpoint)
         if self.rank != 0:
             return self._train()
         name = f"{self.spec.stage}-{self.spec.fingerprint[:8]}"
@@ -202,8 +207,12 @@ class _Loop:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         loss_sum, seconds, grad_norm = torch.cat([shared, norm.double().reshape(1)]).tolist()
         self.shared_s += seconds / self.num_workers
-        # With loss scaling, gradients that overflow are expected: the scaler leaves such a step out.
-        is_finite = math.isfinite(loss_sum) and (math.isfinite(grad_norm) or self.scaler.is_enabled())
+        # With loss scaling, gradients that overflow now and then are expected: the scaler leaves such a step out.
+        is_left_out = self.scaler.is_enabled() and not math.isfinite(grad_norm)
+        self.num_left_out = self.num_left_out + 1 if is_left_out else 0
+        is_finite = math.isfinite(loss_sum) and (
+            math.isfinite(grad_norm) or (is_left_out and self.num_left_out <= _MOST_LEFT_OUT)
+        )
         bad_ids = [] if is_finite else self._bad_ids(batch, mine, losses)
         if is_finite:
             self.scaler.step(self.optimizer)
@@ -256,6 +265,7 @@ class _Loop:
             "epoch": round(self.step / self.timeline.steps_per_epoch, 4),
             "loss": window.mean_loss,
             "grad_norm": grad_norm,
+            **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "num_tokens": window.num_tokens,
             "tokens_per_s": window.num_tokens / window.seconds,
@@ -264,8 +274,25 @@ class _Loop:
             "elapsed_s": time.perf_counter() - self.started,
         } | ({"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if self.device.type == "cuda" else {})
 
-    def _load(self, checkpoint: StoredCheckpoint | None) -> None:
-        """The model, and the optimizer where there is a checkpoint to go on from."""
+    def _read(self) -> tuple[StoredCheckpoint | None, Learner, dict[str, Any] | None]:
+        """(checkpoint to go on from, model, state of its optimizer). Raises: what any of the workers has met."""
+        found: tuple[StoredCheckpoint | None, Learner, dict[str, Any] | None] | UserError
+        try:
+            found = self._read_here()
+        except UserError as error:
+            found = error
+        failures = [found if isinstance(found, UserError) else None]
+        if self.num_workers > 1:  # else the others would wait for this one
+            failures = [None] * self.num_workers
+            dist.all_gather_object(failures, found if isinstance(found, UserError) else None)
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        assert not isinstance(found, UserError)
+        return found
+
+    def _read_here(self) -> tuple[StoredCheckpoint | None, Learner, dict[str, Any] | None]:
+        checkpoint = newest(self.spec.checkpoints_uri, self.spec.fingerprint)
         start = checkpoint.uri if checkpoint else self.spec.start_uri
         state = None
         with local_copy(start) if start else nullcontext() as folder:
@@ -273,9 +300,23 @@ class _Loop:
             if checkpoint is not None and folder is not None:
                 self.step = checkpoint.step
                 state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-        model.to(self.device)
-        model.check(self.examples[0])
+        return checkpoint, model, state
+
+    def _register(self, checkpoint: StoredCheckpoint | None) -> None:
+        """Tells Ray of a checkpoint that was uploaded as its worker died, so that it is validated."""
+        registered = ray.train.get_checkpoint()
+        is_known = registered is not None and Path(registered.path).name == checkpoint.name if checkpoint else True
+        if checkpoint is None or is_known:
+            return
+        files = ray.train.get_context().get_storage()
+        stored = Checkpoint(files.build_checkpoint_path_from_name(checkpoint.name), files.storage_filesystem)
+        self._report(stored if self.rank == 0 else None, checkpoint.name, is_candidate=checkpoint.is_candidate)
+
+    def _set_up(self, model: Learner, state: dict[str, Any] | None) -> None:
         self.model = model
+        if self.config.workers.strategy == "ddp":
+            model.to(self.device)
+        model.check(self.examples[0])
         self.module: Any = _distributed(model, self.config, self.num_workers, self.device)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         decayed = [parameter for parameter in self.trained if parameter.ndim > 1]
@@ -326,17 +367,27 @@ class _Loop:
             )
             return Checkpoint(files.build_checkpoint_path_from_name(name), files.storage_filesystem)
 
-        ray.train.report(
-            {"step": step, "score": -1.0},  # until it is validated
-            checkpoint=checkpoint,
-            checkpoint_dir_name=f"step-{step:08d}-{os.urandom(4).hex()}",
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=put,
-            validation=ValidationTaskConfig(timeout_s=self.config.selection.timeout_s)
-            if is_candidate and checkpoint is not None
-            else False,
-        )
+        self._report(checkpoint, f"step-{step:08d}-{os.urandom(4).hex()}", is_candidate=is_candidate, upload_fn=put)
         self.save_s += time.perf_counter() - started
+
+    def _report(
+        self,
+        checkpoint: Checkpoint | None,
+        name: str,
+        *,
+        is_candidate: bool,
+        upload_fn: Callable[[Checkpoint, str], Checkpoint] | None = None,
+    ) -> None:
+        """Called by all workers at the same step; the first one has the checkpoint. Without `upload_fn` it is there."""
+        is_to_be_validated = is_candidate and checkpoint is not None
+        ray.train.report(
+            {"step": self.step, "score": -1.0},  # until it is validated
+            checkpoint=checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC if upload_fn else CheckpointUploadMode.NO_UPLOAD,
+            checkpoint_upload_fn=upload_fn,
+            validation=is_to_be_validated and ValidationTaskConfig(timeout_s=self.config.selection.timeout_s),
+        )
 
     def _is_preempted(self) -> bool:
         """Whether a node is about to be taken away; asked now and then, by all workers at the same step."""
@@ -378,6 +429,7 @@ def _distributed(model: Learner, config: TrainConfig, num_workers: int, device: 
     if config.workers.strategy == "fsdp":
         from torch.distributed.fsdp import fully_shard
 
+        # Layer by layer from the CPU: the device never holds more than its share and one layer.
         for layer in model.layers:
             fully_shard(layer)
         return cast(nn.Module, fully_shard(model))

@@ -1,6 +1,7 @@
 """The metrics of a stage: a JSON line for each logged step, TensorBoard's files, and MLflow where it is asked for."""
 
 import json
+import math
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -62,7 +63,8 @@ class MetricsLog:
                 self._mlflow.end_run()
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes the metrics of a step (the number of steps done with it)."""
+        """Notes the metrics of a step (the number of steps done with it). Those that are no number are left out."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         with self._lock:
             self._lines.append(json.dumps({"step": step, **metrics}))
         for name, value in metrics.items():

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,15 +10,15 @@ from typing import Any
 
 from mentalglm import errors, manifest, storage
 from mentalglm.cluster import connect, lasting_output
-from mentalglm.config import ModelConfig, RecordsConfig, TrainConfig
+from mentalglm.config import ModelConfig, TrainConfig
 from mentalglm.config.train import BASE
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.pool import resources_of_an_engine
 from mentalglm.tasks import Task, builtin_tasks
-from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, list_checkpoints
-from mentalglm.training.export import export
+from mentalglm.training.checkpoint import StoredCheckpoint, is_whole, list_checkpoints
+from mentalglm.training.export import export, write_card
 from mentalglm.training.learner import Examples
 from mentalglm.training.method import check_tasks, record_encoder
 from mentalglm.training.metrics_log import write_validation_scalars
@@ -34,7 +33,16 @@ class StageData:
 
     train: Records
     validation: Records
-    tasks: dict[str, Task]
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Name -> task."""
+        return self.train.tasks | self.validation.tasks
+
+    @property
+    def unvalidated_tasks(self) -> list[str]:
+        """Tasks that are learned and of which no record is held out: the best checkpoint is chosen without them."""
+        return sorted(self.train.tasks.keys() - self.validation.tasks.keys())
 
 
 def train(config: TrainConfig) -> list[StageRecord]:
@@ -43,10 +51,9 @@ def train(config: TrainConfig) -> list[StageRecord]:
     Raises: ConfigError, InputError; InterruptedRunError when workers, storage or the cluster fail, or another job
     works on the stage. Checkpoints are kept, and the same call goes on from the last one.
     """
-    records: list[StageRecord] = []
-    for stage in resolve_stages(config):
-        records.append(_train_stage(stage))
-    return records
+    stages = resolve_stages(config)
+    data = [prepare(stage) for stage in stages]  # all of it first: a mistake in the last stage is not for the last day
+    return [_train_stage(stage, each) for stage, each in zip(stages, data, strict=True)]
 
 
 def resolve_stages(config: TrainConfig) -> list[Stage]:
@@ -66,9 +73,8 @@ def prepare(stage: Stage) -> StageData:
         validation = read_records(settings.validation, f"{key}.validation")
     else:
         train, validation = split(train, settings.validation_fraction, stage.config.seed)
-    tasks = train.tasks | validation.tasks
-    check_tasks(stage.config, tasks, key)
-    return StageData(train, validation, tasks)
+    check_tasks(stage.config, train.tasks | validation.tasks, key)
+    return StageData(train, validation)
 
 
 def encode(stage: Stage, data: StageData) -> Examples:
@@ -89,21 +95,34 @@ def counts_of(data: StageData, examples: Examples) -> dict[str, int]:
     }
 
 
-def _train_stage(stage: Stage) -> StageRecord:
+def fingerprint_of(stage: Stage, data: StageData) -> dict[str, Any]:
+    """Of the stage with these records. Raises: ConfigError where what it starts from has changed."""
+    name = stage.settings.start_from
+    parent = None if name == BASE else Stage(name, stage.config, stage.model)
+    record = parent.read_record() if parent else None
+    if parent and record:
+        parent.check_product(record)
+    return stage.fingerprint(data.train, data.validation, data.tasks, record)
+
+
+def _train_stage(stage: Stage, data: StageData) -> StageRecord:
     started = time.monotonic()
-    data = prepare(stage)
-    fingerprint = stage.fingerprint(data.train, data.validation, data.tasks, _parent(stage))
-    stage.open(fingerprint)
+    fingerprint = fingerprint_of(stage, data)
     if (finished := stage.read_record()) is not None:
+        stage.check(fingerprint)
         return finished
-    with Lease.acquire(stage.uri):
+    with Lease.acquire(stage.uri) as lease:
         if (finished := stage.read_record()) is not None:  # by the job whose lease was waited for
+            stage.check(fingerprint)
             return finished
         examples = encode(stage, data)
+        stage.open(fingerprint)
         posts = ValidationSet(stage.uri)
-        posts.write(data.validation.rows, stage.config.selection.max_rows)
+        num_validated_rows = posts.write(data.validation.rows, stage.config.selection.max_rows)
         num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint)
         best, validation = _select(stage, data)
+        lease.check()
+        digest = export(stage, best)
         record = StageRecord(
             name=stage.name,
             start_from=stage.settings.start_from,
@@ -112,21 +131,23 @@ def _train_stage(stage: Stage) -> StageRecord:
             best_step=best.step,
             best_score=validation.score or 0.0,
             best_scores=validation.scores,
-            digest=sha256_of({name: file["sha256"] for name, file in best.files.items() if name != OPTIMIZER}),
+            digest=digest,
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
             validations=[
                 {"step": each.step, "scores": each.scores, "seconds": each.seconds, "error": each.error}
                 for each in read_validations(stage.uri)
             ],
-            data=counts_of(data, examples),
+            data=counts_of(data, examples) | {"num_validated_records": num_validated_rows},
+            unvalidated_tasks=data.unvalidated_tasks,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 1),
             versions=manifest.code_version(),
         )
-        export(stage, best, record)
+        write_card(stage, record)
         write_validation_scalars(stage.uri, {each.step: each.scores for each in read_validations(stage.uri)})
         posts.delete()
+        lease.check()
         storage.put(storage.join(stage.uri, RECORD), record.model_dump_json(indent=2).encode())
     return record
 
@@ -175,7 +196,8 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
     filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
     workers = config.workers
     num_gpus = _gpus_of_a_worker(config)
-    _drop_damaged_notes(storage.join(stage.uri, "_run", "checkpoints"))
+    _drop_damaged_notes(stage.checkpoints_uri)
+    _make_up_for_lost_validations(stage, data)
     trainer = Trainer(
         train_worker,
         train_loop_config={"spec": spec, "examples": ray.put(examples)},
@@ -201,7 +223,7 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
                 fn_kwargs={
                     "stage_uri": stage.uri,
                     "config": config.model_dump(mode="json"),
-                    "tasks": _task_names(stage, data),
+                    "tasks": _task_names(data),
                 }
             ),
             ray_remote_kwargs={"num_cpus": 0},
@@ -220,15 +242,11 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
 def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation]:
     """The checkpoint with the best score; of equal ones the last. Validations that failed, or never ran, are made up
     for here. Raises: InterruptedRunError where there is none to choose from."""
-    candidates = {
-        checkpoint.name: checkpoint
-        for checkpoint in list_checkpoints(storage.join(stage.uri, "_run", "checkpoints"))
-        if checkpoint.is_candidate
-    }
+    candidates = {each.name: each for each in _candidates(stage) if is_whole(each)}
     done = {each.checkpoint: each for each in read_validations(stage.uri) if each.score is not None}
     for name in candidates.keys() - done.keys():
-        with suppress(UserError):  # written down with its reason
-            done[name] = validate_checkpoint(stage.config, stage.uri, name, _task_names(stage, data))
+        with suppress(Exception):  # written down with its reason
+            done[name] = validate_checkpoint(stage.config, stage.uri, name, _task_names(data))
     found = [(each.score or 0.0, each.step, name) for name, each in done.items() if name in candidates]
     if not found:
         reasons = {each.error for each in read_validations(stage.uri) if each.error}
@@ -240,6 +258,21 @@ def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation
     return candidates[name], done[name]
 
 
+def _candidates(stage: Stage) -> list[StoredCheckpoint]:
+    return [each for each in list_checkpoints(stage.checkpoints_uri) if each.is_candidate]
+
+
+def _make_up_for_lost_validations(stage: Stage, data: StageData) -> None:
+    """Validates what an interrupted attempt has left without a validation and Ray does not know of any more."""
+    uri = storage.join(stage.checkpoints_uri, "checkpoint_manager_snapshot.json")
+    known = storage.read_bytes(uri) or b""
+    done = {each.checkpoint for each in read_validations(stage.uri)}
+    for each in _candidates(stage):
+        if each.name not in done and each.name.encode() not in known and is_whole(each):
+            with suppress(Exception):  # written down with its reason
+                validate_checkpoint(stage.config, stage.uri, each.name, _task_names(data))
+
+
 def _drop_damaged_notes(checkpoints_uri: str) -> None:
     """Removes Ray Train's list of checkpoints where it was cut off by a kill: Ray would not start with it. What is gone
     on from, and what has been validated, our own files tell."""
@@ -249,11 +282,6 @@ def _drop_damaged_notes(checkpoints_uri: str) -> None:
         json.loads(data or b"{}")
     except ValueError:
         storage.delete(uri)
-
-
-def _parent(stage: Stage) -> StageRecord | None:
-    name = stage.settings.start_from
-    return None if name == BASE else Stage(name, stage.config, stage.model).read_record()
 
 
 def _gpus_of_a_worker(config: TrainConfig) -> float:
@@ -277,11 +305,17 @@ def _gpus_of_a_worker(config: TrainConfig) -> float:
 
 
 def _check_room_beside(config: TrainConfig, taken: dict[str, float], available: dict[str, float]) -> None:
-    """Raises: ConfigError where early stopping would wait for validations that wait for training to end."""
+    """Raises: ConfigError where the engine of validations has no room at all, or where early stopping would wait for
+    validations that wait for training to end."""
     engine = config.selection.engine
     num_gpus, num_cpus = resources_of_an_engine(engine, engine.num_engines, available)
     for name, each in (("GPU", num_gpus), ("CPU", num_cpus)):
         wanted = each * engine.num_engines
+        if wanted > available.get(name, 0):
+            raise ConfigError(
+                f"selection.engine: needs {wanted:g} {name}s, the cluster has {available.get(name, 0):g}; lower "
+                f"num_engines or num_{name.lower()}s"
+            )
         if config.selection.patience is not None and taken[name] + wanted > available.get(name, 0):
             raise ConfigError(
                 f"selection.patience = {config.selection.patience}: validations need {wanted:g} {name}s beside the "
@@ -307,18 +341,9 @@ def _failure(stage: Stage, error: Exception) -> UserError:
     )
 
 
-def _task_names(stage: Stage, data: StageData) -> list[str]:
-    """As `load_task` takes them: built-in names, or paths of task files."""
-    configured = {source.task or "" for source in _sources(stage)} | {
-        path for source in _sources(stage) for path in source.task_names.values()
-    }
-    paths = [name for name in sorted(configured) if name and name not in builtin_tasks()]
-    return [name for name in sorted(data.validation.tasks) if name in builtin_tasks()] + paths
-
-
-def _sources(stage: Stage) -> Iterator[RecordsConfig]:
-    yield from stage.settings.train
-    yield from stage.settings.validation
+def _task_names(data: StageData) -> list[str]:
+    """The tasks that are validated, as `load_task` takes them."""
+    return [data.validation.references[name] for name in sorted(data.validation.tasks)]
 
 
 def _at_fixed_places(config: TrainConfig) -> TrainConfig:

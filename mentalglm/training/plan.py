@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mentalglm.config import TrainConfig
 from mentalglm.training.language_model import DTYPES
 from mentalglm.training.loop import Timeline
 from mentalglm.training.method import outline
-from mentalglm.training.pipeline import counts_of, encode, prepare, resolve_stages
+from mentalglm.training.pipeline import counts_of, encode, fingerprint_of, prepare, resolve_stages
 from mentalglm.training.sampler import Sampler
 from mentalglm.training.stage import Stage, StageRecord
 
@@ -62,6 +64,8 @@ def plan(config: TrainConfig) -> list[StagePlan]:
 def _plan_stage(stage: Stage) -> StagePlan:
     config, data = stage.config, prepare(stage)
     examples = encode(stage, data)
+    if (finished := stage.read_record()) is not None:
+        stage.check(fingerprint_of(stage, data))
     weights = [source.weight for source in stage.settings.train]
     sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
@@ -69,11 +73,12 @@ def _plan_stage(stage: Stage) -> StagePlan:
     model = outline(config, examples, Path(stage.model.path))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    tokens_per_step = float(lengths.mean()) * config.batch_size
+    often = np.array(weights)[examples.sources]
+    tokens_per_step = float((lengths * often).sum() / often.sum()) * config.batch_size
     warmup_ratio = config.optimizer_of(stage.name).warmup_ratio
     return StagePlan(
         name=stage.name,
-        finished=stage.read_record(),
+        finished=finished,
         counts=counts_of(data, examples),
         timeline=timeline,
         num_warmup_steps=math.ceil(warmup_ratio * timeline.num_steps),

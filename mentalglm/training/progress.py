@@ -39,7 +39,9 @@ class StageProgress:
         if self._bar:
             self._bar.start()
         else:
-            self._console.print(f"{self._name}: {self._num_steps} steps; starting the workers", highlight=False)
+            self._console.print(
+                f"{self._name}: {self._num_steps} steps; starting the workers", highlight=False, markup=False
+            )
         self._thread.start()
         return self
 
@@ -64,7 +66,9 @@ class StageProgress:
                 self._validated.add(validation.checkpoint)
                 scores = ", ".join(f"{name} {value:.4f}" for name, value in validation.scores.items())
                 said = f"F1 {scores}" if validation.error is None else f"failed: {validation.error}"
-                self._console.print(f"{self._name}: validation after step {validation.step}: {said}", highlight=False)
+                self._console.print(
+                    f"{self._name}: validation after step {validation.step}: {said}", highlight=False, markup=False
+                )
         lines = read_metrics(self._uri)
         if not lines or lines[-1]["step"] == self._last_step:
             return
@@ -74,7 +78,7 @@ class StageProgress:
             self._bar.update(self._task, completed=step, description=text)
         elif is_last or time.monotonic() - self._last_line_s >= _PLAIN_INTERVAL_S:
             self._last_line_s = time.monotonic()
-            self._console.print(f"{self._name}: step {step}/{self._num_steps} {text}", highlight=False)
+            self._console.print(f"{self._name}: step {step}/{self._num_steps} {text}", highlight=False, markup=False)
         self._last_step = step
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -37,15 +38,27 @@ class Record:
     """Which of the stage's files it is from, counted from 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Records:
     """Records of one or more files."""
 
     rows: Sequence[Record]
-    digest: str
-    """sha256 over the contents of the files."""
-    tasks: dict[str, Task] = field(default_factory=dict)
-    """Name -> task, of those that occur."""
+    references: dict[str, str] = field(default_factory=dict)
+    """Name of a task -> what `load_task` takes for it: a built-in name, or the path of a file."""
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Name -> task, of those that occur."""
+        return {record.task.name: record.task for record in self.rows}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over all that is learned from them, whatever file and columns it was read from."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            told = [row.id, row.source, row.task.digest, row.text, list(row.labels), row.explanation]
+            digest.update(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+        return digest.hexdigest()
 
 
 def read_records(sources: Sequence[RecordsConfig], key: str) -> Records:
@@ -55,19 +68,15 @@ def read_records(sources: Sequence[RecordsConfig], key: str) -> Records:
     rows that are no records or whose answer the task's parser does not read back as their labels: how many, with the
     first ones and what is wrong with each. Messages name rows by id and quote no text.
     """
-    digest = hashlib.sha256()
     rows: list[Record] = []
-    tasks: dict[str, Task] = {}
+    references: dict[str, str] = {}
     for number, source in enumerate(sources):
         where = f"{key}[{number}] = {source.uri}"
         data = storage.read_bytes(source.uri)
         if data is None:
             raise InputError(f"{where}: no such file; give a JSONL or Parquet file")
-        digest.update(hashlib.sha256(data).digest())
-        found = _read_source(_Reader(source, number, where), _table_rows(where, data))
-        rows += found
-        tasks |= {record.task.name: record.task for record in found}
-    return Records(rows, digest.hexdigest(), tasks)
+        rows += _read_source(_Reader(source, number, where, references), _table_rows(where, data))
+    return Records(rows, references)
 
 
 def split(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
@@ -87,7 +96,7 @@ def split(records: Records, fraction: float, seed: int) -> tuple[Records, Record
             f"{len(sides[0])} learned; change it, or name a file of records under validation"
         )
     train, validation = sides
-    return Records(train, records.digest, records.tasks), Records(validation, records.digest, records.tasks)
+    return Records(train, records.references), Records(validation, records.references)
 
 
 def num_shared_texts(train: Records, validation: Records) -> int:
@@ -101,6 +110,8 @@ class _Reader:
     config: RecordsConfig
     number: int
     where: str
+    references: dict[str, str]
+    """Filled with those of the tasks that are met."""
 
 
 def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record]:
@@ -156,10 +167,14 @@ def _record(reader: _Reader, name: str, row: dict[str, Any]) -> Record:
 
 def _task(reader: _Reader, row: dict[str, Any]) -> Task:
     config = reader.config
-    if config.task is not None:
-        return load_task(config.task)
-    name = _text(row, config.task_column)
-    return load_task(config.task_names.get(name, name))
+    reference = config.task
+    if reference is None:
+        name = _text(row, config.task_column)
+        reference = config.task_names.get(name, name)
+    task = load_task(reference)
+    if reader.references.setdefault(task.name, reference) != reference:
+        raise ValueError(f"two tasks are named {task.name}; give each task file its own name")
+    return task
 
 
 def _explanation(row: dict[str, Any], column: str | None) -> str | None:

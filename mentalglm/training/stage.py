@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,10 +10,13 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import StageConfig, TrainConfig
 from mentalglm.corpus import NORMAL_FORM_VERSION
+from mentalglm.engine.cache import fetched
+from mentalglm.engine.files import digest_of
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.errors import ConfigError
 from mentalglm.manifest import differences
 from mentalglm.tasks import PARSER_VERSION, Task
+from mentalglm.training.checkpoint import list_checkpoints
 from mentalglm.training.records import Records
 
 RECORD = "stage.json"
@@ -36,13 +38,15 @@ class StageRecord(BaseModel):
     """Mean of the tasks' headline metrics on the validation records."""
     best_scores: dict[str, float]
     digest: str
-    """sha256 over the exported files: what a stage that starts from this one, and a score run, are named by."""
+    """Of the exported files, as a score run's manifest tells it of its adapter or model."""
     num_steps: int
     """Done; fewer than planned where it stopped early."""
     steps_per_epoch: int
     validations: list[dict[str, Any]]
     """Of each validated checkpoint: step, scores, seconds, error."""
     data: dict[str, int]
+    unvalidated_tasks: list[str] = []
+    """Learned, and not looked at in choosing the best checkpoint: no record of theirs is held out."""
     finished_at: str
     seconds: float
     """From the start of the attempt that finished it."""
@@ -89,6 +93,7 @@ class Stage:
         """What defines the numbers that it learns. Parallelism, micro-batches and checkpoints do not."""
         config, settings = self.config, self.settings
         selection = config.selection.model_dump(mode="json", exclude={"timeout_s", "engine"})
+        selection["engine"] = config.selection.engine.model_dump(include={"kind", "dtype", "quantization"})
         return {
             "examples": EXAMPLES_VERSION,
             "parser": PARSER_VERSION,
@@ -115,23 +120,43 @@ class Stage:
             "selection": selection,
         }
 
+    @property
+    def checkpoints_uri(self) -> str:
+        """Folder of its checkpoints."""
+        return storage.join(self.uri, "_run", "checkpoints")
+
     def open(self, fingerprint: dict[str, Any]) -> None:
-        """Begins the stage, or goes on with the same one. Raises: ConfigError where its folder holds another."""
+        """Begins the stage, or goes on with the same one. For the holder of its lease.
+
+        Raises: ConfigError where its folder holds another, of which something is done.
+        """
         uri = storage.join(self.uri, "_run", "fingerprint.json")
-        fingerprint = json.loads(json.dumps(fingerprint))  # tuples become lists, as they are read back
-        if storage.put_if_absent(uri, json.dumps(fingerprint, indent=2).encode()):
-            return
-        data = storage.read_bytes(uri)
-        if changes := differences(json.loads(data or b"{}"), fingerprint):
+        if list_checkpoints(self.checkpoints_uri):
+            self.check(fingerprint)
+        else:
+            storage.put(uri, json.dumps(fingerprint, indent=2).encode())
+
+    def check(self, fingerprint: dict[str, Any]) -> None:
+        """Raises: ConfigError where the folder holds a stage with another fingerprint."""
+        data = storage.read_bytes(storage.join(self.uri, "_run", "fingerprint.json"))
+        wanted = json.loads(json.dumps(fingerprint))  # tuples become lists, as they are read back
+        if data is not None and (changes := differences(json.loads(data), wanted)):
             raise ConfigError(
                 f"stages.{self.name}: {self.uri} holds a stage with other settings ({'; '.join(changes)}); give the "
                 "stage another name or the job another output, or undo the change to go on with it"
             )
 
-    @cached_property
-    def validations_uri(self) -> str:
-        """Folder of what validations have found."""
-        return storage.join(self.uri, "_run", "validation")
+    def check_product(self, record: StageRecord) -> None:
+        """Raises: ConfigError where what the finished stage has made is not there any more as it was."""
+        if storage.is_s3(self.product_uri):
+            folder = fetched(f"stages.{self.name}", self.product_uri)
+        else:
+            folder = storage.local_path(self.product_uri)
+        if digest_of(folder) != record.digest:
+            raise ConfigError(
+                f"stages.{self.name}: {self.product_uri} is not what the stage has made (digest); put it back, or "
+                f"remove {self.uri}/{RECORD} to have it made again"
+            )
 
 
 def sha256_of(fingerprint: dict[str, Any]) -> str:

@@ -27,8 +27,8 @@ def print_plan(plans: Sequence[StagePlan]) -> None:
             f"saved every {timeline.save_every:,}"
         )
         print(
-            f"  tokens       {stage.num_tokens:,} in all; an epoch has {counts['num_prompt_tokens']:,} of prompts and "
-            f"{counts['num_answer_tokens']:,} of answers"
+            f"  tokens       {stage.num_tokens:,} in all; the records have {counts['num_prompt_tokens']:,} of prompts "
+            f"and {counts['num_answer_tokens']:,} of answers"
         )
         print(f"  parameters   {stage.num_trained_parameters:,} trained, {stage.num_parameters:,} of the model")
         print(f"  memory       {describe_memory(stage.memory)}, at least")

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig, TrainConfig
 from mentalglm.config.train import SelectionConfig
-from mentalglm.errors import UserError
+from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.evaluation import evaluate
 from mentalglm.scoring import score
 from mentalglm.tasks import load_task
@@ -61,8 +61,8 @@ class ValidationSet:
         """Holds post text, so it goes when the stage is done."""
         return storage.join(self.stage_uri, "_run", "validation", "records.parquet")
 
-    def write(self, records: Sequence[Record], max_rows: int | None) -> None:
-        """Writes the records, or a sample of them: of each task its share, evenly spread."""
+    def write(self, records: Sequence[Record], max_rows: int | None) -> int:
+        """Writes the records, or a sample of them: of each task its share, evenly spread. Returns how many."""
         if max_rows is not None and max_rows < len(records):
             records = _sample(records, max_rows)
         table = pa.table(
@@ -76,6 +76,7 @@ class ValidationSet:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         storage.put(self.uri, sink.getvalue().to_pybytes())
+        return len(records)
 
     def gold(self, task: str) -> dict[str, list[str]]:
         """Post id -> labels, of the records of one task."""
@@ -97,8 +98,10 @@ def validate(checkpoint: Any, *, stage_uri: str, config: dict[str, Any], tasks: 
     settings = TrainConfig.model_validate(config)
     storage.configure(settings.s3)
     name = Path(checkpoint.path).name
-    found = validate_checkpoint(settings, stage_uri, name, tasks)
-    return found.scores
+    try:
+        return validate_checkpoint(settings, stage_uri, name, tasks).scores
+    except Exception:  # once more: Ray takes a checkpoint without a score for the worst, and may delete it
+        return validate_checkpoint(settings, stage_uri, name, tasks).scores
 
 
 def validate_checkpoint(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str]) -> Validation:
@@ -109,6 +112,7 @@ def validate_checkpoint(config: TrainConfig, stage_uri: str, name: str, tasks: S
         metrics = _measure(config, stage_uri, name, tasks)
     except BaseException as error:
         said = str(error) if isinstance(error, UserError) else type(error).__name__
+        _delete_run(storage.join(stage_uri, "_run", "validation", name))  # the next try may have other settings
         _write(stage_uri, Validation(checkpoint=name, step=step, score=None, error=said))
         raise
     mean = math.fsum(each["f1"] for each in metrics.values()) / len(metrics)
@@ -130,12 +134,13 @@ def read_validations(stage_uri: str) -> list[Validation]:
     return sorted(found, key=lambda validation: (validation.step, validation.checkpoint))
 
 
-@dataclass(frozen=True, slots=True)
 class EarlyStopping:
     """Whether training goes on, as a function of what is written down: so it is the same after a resume."""
 
-    stage_uri: str
-    config: SelectionConfig
+    def __init__(self, stage_uri: str, config: SelectionConfig) -> None:
+        self.stage_uri, self.config = stage_uri, config
+        self._given_up: set[int] = set()
+        """Steps whose validation was waited for in vain: not again."""
 
     def is_over(self, candidates: Sequence[int]) -> bool:
         """Whether the last `patience` of these validations (by step, ascending) were no better than one before.
@@ -153,10 +158,22 @@ class EarlyStopping:
     def _wait_for(self, steps: Sequence[int]) -> list[Validation]:
         deadline = time.monotonic() + (self.config.timeout_s or _LONGEST_WAIT_S)
         while True:
-            found = {validation.step: validation for validation in read_validations(self.stage_uri)}
-            if all(step in found for step in steps) or time.monotonic() > deadline:
+            found: dict[int, Validation] = {}
+            for each in read_validations(self.stage_uri):  # of two of one step, the better
+                known = found.get(each.step)
+                if known is None or known.score is None or (each.score is not None and each.score > known.score):
+                    found[each.step] = each
+            missing = {step for step in steps if step not in found} - self._given_up
+            if missing and time.monotonic() > deadline:
+                self._given_up |= missing
+            elif not missing:
                 return [found[step] for step in steps if step in found]
             time.sleep(_POLL_INTERVAL_S)
+
+
+def _delete_run(uri: str) -> None:
+    for file in list(storage.list_files(uri)):
+        storage.delete(storage.join(uri, file.path))
 
 
 def _sample(records: Sequence[Record], num_rows: int) -> list[Record]:
@@ -173,6 +190,12 @@ def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str
     output = storage.join(stage_uri, "_run", "validation", name)
     posts = ValidationSet(stage_uri)
     run = score(_score_config(config, posts.uri, output, storage.join(stage_uri, "_run", "checkpoints", name), tasks))
+    failed = sum(counts["engine_error"] + counts["too_long"] for counts in run.totals.statuses.values())
+    if failed:
+        raise InterruptedRunError(
+            f"{failed} answers did not come from selection.engine (engine_error, too_long); what it is worth is not "
+            "known"
+        )
     metrics: dict[str, Any] = {}
     for each in tasks:
         task = load_task(each)
@@ -184,7 +207,7 @@ def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str
 
 
 def _score_config(config: TrainConfig, posts: str, output: str, checkpoint: str, tasks: Sequence[str]) -> ScoreConfig:
-    """Labels alone: explanations come after them and change nothing. Failed rows count as answers without a label."""
+    """Labels alone: explanations come after them and change nothing. An answer that cannot be read is a miss."""
     model: dict[str, Any] = {"path": checkpoint}
     if config.method == "lora":
         model = {"path": config.model.path, "revision": config.model.revision, "adapter": checkpoint}

@@ -108,6 +108,11 @@ def test_a_killed_worker_ends_in_the_same_adapter_bit_by_bit(
     killer.start()
     train(settings(model, records, tmp_path))
     assert killer.num_killed == 1
+    # The second attempt's events begin at the checkpoint that it went on from.
+    attempts = sorted(int(path.name.rpartition(".")[2]) for path in (tmp_path / "s1/tensorboard").glob("*.0*"))
+    assert attempts[0] == 0
+    assert attempts[1] % 3 == 0
+    assert 5 - 3 < attempts[1] < 12, "a save interval before the kill at most"
     assert adapter(tmp_path) == adapter(undisturbed)
     assert losses(tmp_path) == losses(undisturbed)
 
@@ -119,6 +124,11 @@ def test_a_finished_stage_is_not_trained_again_and_not_taken_for_another(
     [record] = train(settings(model, records, undisturbed))
     assert (undisturbed / "s1" / "stage.json").read_bytes() == before
     assert record.best_scores["score"] == record.best_score
+    columns = {"train": [{"uri": str(records), "id_column": "id", "explanation_column": None}], "num_epochs": 2}
+    with pytest.raises(ConfigError, match=r"train.digest"):
+        train(settings(model, records, undisturbed, stages={"s1": columns}))
+    with pytest.raises(ConfigError, match=r"selection.engine.kind: echo, now vllm"):
+        train(settings(model, records, undisturbed, selection={"engine": {"kind": "vllm"}}))
     other = settings(model, records, undisturbed, seed=43)
     with pytest.raises(ConfigError, match=r"stages.s1: .* holds a stage with other settings .*seed: 42, now 43"):
         train(other)
@@ -213,6 +223,7 @@ def test_all_weights_are_trained_and_the_next_stage_goes_on_from_them(
     assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in exact.items())
     assert not torch.equal(exact["model.layers.0.mlp.down_proj.weight"], before["model.layers.0.mlp.down_proj.weight"])
     resolved = resolve_model(ModelConfig(path=str(folder)))  # as a score job takes it
+    assert resolved.digest == second.digest
     assert (folder / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
     assert json.loads((Path(resolved.path) / "config.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((checkpoint / "config.json").read_text())["dtype"] == "bfloat16"  # what engines round it to
@@ -233,3 +244,23 @@ def test_early_stopping_wants_room_for_validations_beside_training(model: Path, 
     selection = {"engine": {"kind": "vllm", "num_cpus": 2}, "patience": 1}
     with pytest.raises(ConfigError, match=r"selection\.patience = 1: validations need 2 CPUs beside the 1 of training"):
         train(settings(model, records, tmp_path, selection=selection))
+
+
+def test_a_mistake_before_the_first_step_pins_nothing(model: Path, records: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.target_modules = \['nope'\]"):
+        train(settings(model, records, tmp_path, lora={"target_modules": ["nope"]}))
+    stages = {"s1": {"train": [{"uri": str(records), "id_column": "id"}], "max_steps": 1}}
+    [record] = train(settings(model, records, tmp_path, lora={"target_modules": ["q_proj"]}, stages=stages))
+    assert record.num_steps == 1
+    weights = tmp_path / "s1" / "adapter" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    stages["s2"] = {"start_from": "s1", **stages["s1"]}
+    with pytest.raises(ConfigError, match=r"stages.s1: .* is not what the stage has made"):
+        train(settings(model, records, tmp_path, lora={"target_modules": ["q_proj"]}, stages=stages))
+    weights.unlink()
+    (tmp_path / "s1" / "stage.json").unlink()
+    [again] = train(
+        settings(model, records, tmp_path, lora={"target_modules": ["q_proj"]}, stages={"s1": stages["s1"]})
+    )
+    assert (weights.read_bytes(), again.digest) == (before, record.digest)

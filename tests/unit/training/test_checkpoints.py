@@ -1,6 +1,7 @@
 """Checkpoints that are whole or none, early stopping, the config's refusals, the card."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,22 @@ def test_what_the_paper_tells_is_the_default() -> None:
     assert json.loads(config.model_dump_json()) == TrainConfig.model_validate(config.model_dump()).model_dump(
         mode="json"
     )
+
+
+def test_of_two_validations_of_one_step_the_better_counts(tmp_path: Path) -> None:
+    for name, score in (("a", None), ("b", 0.6), ("c", None)):
+        error = "lost" if score is None else None
+        _write(str(tmp_path), Validation(checkpoint=f"step-00000001-{name}", step=1, score=score, error=error))
+    _write(str(tmp_path), Validation(checkpoint="step-00000002-a", step=2, score=0.5))
+    assert EarlyStopping(str(tmp_path), SelectionConfig(patience=1)).is_over([1, 2])
+
+
+def test_a_validation_that_never_comes_is_waited_for_once(tmp_path: Path) -> None:
+    _write(str(tmp_path), Validation(checkpoint="step-00000001-a", step=1, score=0.5))
+    stopping = EarlyStopping(str(tmp_path), SelectionConfig(patience=1, timeout_s=2))
+    started = time.monotonic()
+    assert not stopping.is_over([1, 2])
+    assert time.monotonic() - started >= 2
+    started = time.monotonic()
+    assert not stopping.is_over([1, 2])
+    assert time.monotonic() - started < 1

@@ -134,8 +134,8 @@ def record(text: str, number: int = 0) -> Record:
 def test_equal_texts_lie_on_one_side_and_stay_there(texts: list[str], fraction: float, seed: int) -> None:
     rows = [record(text, number) for number, text in enumerate(texts)]
     try:
-        train, validation = split(Records(rows, ""), fraction, seed)
-        fewer = split(Records(rows[::2], ""), fraction, seed)
+        train, validation = split(Records(rows), fraction, seed)
+        fewer = split(Records(rows[::2]), fraction, seed)
     except InputError:
         return
     assert num_shared_texts(train, validation) == 0
@@ -145,10 +145,10 @@ def test_equal_texts_lie_on_one_side_and_stay_there(texts: list[str], fraction: 
 
 def test_a_split_has_about_the_share_that_was_asked_for() -> None:
     rows = [record(f"post {number}") for number in range(4_000)]
-    _, validation = split(Records(rows, ""), 0.1, 42)
+    _, validation = split(Records(rows), 0.1, 42)
     assert abs(len(validation.rows) - 400) < 4 * 19  # four standard deviations
     with pytest.raises(InputError, match="name a file of records under validation"):
-        split(Records(rows[:1], ""), 0.1, 42)
+        split(Records(rows[:1]), 0.1, 42)
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +200,12 @@ def test_a_tokenizer_without_the_user_s_token_ends_answers_with_its_own_end(toke
     assert examples[0] is not None
     assert examples[0].token_ids[-1] == 7
     assert np.int32 == ExampleEncoder(Other()).encode_set([record("好")], "train").token_ids.dtype
+
+
+def test_the_digest_is_of_what_is_learned_and_not_of_the_file(tmp_path: Path) -> None:
+    rows = [ROW, ROW | {"labels": ["high_risk"], "other": "今天"}]
+    uri = write(tmp_path, *rows)
+    pq.write_table(pa.Table.from_pylist([row | {"other": "今天"} for row in rows]), tmp_path / "same.parquet")
+    assert read(uri).digest == read(str(tmp_path / "same.parquet")).digest
+    changes: list[dict[str, Any]] = [{}, {"explanation_column": None}, {"text_column": "explanation"}]
+    assert len({read(uri, **change).digest for change in changes}) == 3
