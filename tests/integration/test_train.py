@@ -109,7 +109,7 @@ def test_a_killed_worker_ends_in_the_same_adapter_bit_by_bit(
     train(settings(model, records, tmp_path))
     assert killer.num_killed == 1
     # The second attempt's events begin at the checkpoint that it went on from.
-    attempts = sorted(int(path.name.rpartition(".")[2]) for path in (tmp_path / "s1/tensorboard").glob("*.0*"))
+    attempts = sorted(int(path.name.rpartition(".")[2]) for path in (tmp_path / "s1/tensorboard").glob("events.*.0*"))
     assert attempts[0] == 0
     assert attempts[1] % 3 == 0
     assert 5 - 3 < attempts[1] < 12, "a save interval before the kill at most"
