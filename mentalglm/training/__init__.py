@@ -1,1 +1,1 @@
-"""Training: examples with the loss on the answer alone, and the demo model."""
+"""The train job: records, the loop on Ray Train, checkpoints, validation, export; GLM formats; the demo model."""
