@@ -6,6 +6,9 @@ from pathlib import Path
 from mentalglm.corpus.synthetic import generate_posts
 from mentalglm.training.demo import untrained
 
+CANARY = "金丝雀训练丁5"
+"""In the text and in the explanation of every record."""
+
 
 def write_model(folder: Path) -> Path:
     """One layer of 64, random weights, the demo model's tokenizer."""
@@ -19,9 +22,9 @@ def write_records(path: Path, count: int) -> Path:
         {
             "id": f"r{number}",
             "task": task,
-            "text": post.text,
+            "text": f"{CANARY}，{post.text}",
             "labels": list(post.labels[task]),
-            "explanation": post.explanations[task],
+            "explanation": f"{post.explanations[task]}{CANARY}",
         }
         for number, post in enumerate(generate_posts(count, seed=3))
         for task in [("suicide_risk", "cognitive_distortion")[number % 2]]

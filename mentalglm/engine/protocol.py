@@ -19,8 +19,6 @@ class Request:
     task: str
     """Name of the task."""
     prompt: Prompt
-    post: str = ""
-    """The post as it is, for an engine that reads no prompt (encoder)."""
     adapter: str | None = None
     """Which of `model.adapters` is to answer; None where there is no choice."""
     markers: tuple[str, ...] = ()
@@ -42,6 +40,8 @@ class Request:
     as this candidate. Of the model itself, also where decoding has a temperature."""
     lead: str = ""
     """White space that this model begins an answer to this prompt with; the candidates are taken to begin so too."""
+    post: str = ""
+    """The post as it is, for an engine that reads no prompt (encoder)."""
 
 
 @dataclass(frozen=True, slots=True)

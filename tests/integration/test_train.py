@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -19,7 +20,7 @@ from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.pipeline import train
-from tests.training_jobs import write_model, write_records
+from tests.training_jobs import CANARY, write_model, write_records
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
 
@@ -79,6 +80,14 @@ def test_a_stage_leaves_what_its_readers_need(undisturbed: Path) -> None:
     assert "lora.r | 8 | assumed" in card
     names = {path.name for path in (stage / "tensorboard").iterdir()}
     assert names == {"events.out.tfevents.0000000000", "events.out.tfevents.validation"}
+
+
+def test_no_text_of_a_record_is_left_behind(undisturbed: Path) -> None:
+    """Neither in the stage's folder nor in Ray's logs, of this run and of what else this session has run."""
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    files = [path for folder in (undisturbed, session / "logs") for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
 class Killer(threading.Thread):
