@@ -61,8 +61,10 @@ runs/train/records.parquet:
 	@mkdir -p runs/train
 	$(BIN)/python -m mentalglm.corpus.synthetic --num-posts 600 --seed 5 --output runs/train/posts.parquet --records $@
 
-demo-model: setup  ## train the demo model again, from the seeded generator (about 15 minutes)
-	$(BIN)/python -m mentalglm.training.demo build --output mentalglm/demo/model
+demo-model: setup  ## make the demo model again, from the seeded generator, by a train job (about 15 minutes)
+	test -d runs/demo-model/untrained || $(BIN)/python -m mentalglm.training.demo prepare --output runs/demo-model
+	$(BIN)/mentalglm train configs/train/demo-model.yaml
+	cd runs/demo-model/trained/demo/model && cp *.json *.jinja *.safetensors ../../../../../mentalglm/demo/model
 
 lock:  ## resolve requirements-cpu.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra dev --python-version 3.11 \

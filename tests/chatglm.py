@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu, softmax
 
-from mentalglm.training.demo import tokenizer_texts
-from mentalglm.training.glm_tokens import SPECIAL_TOKENS
+from mentalglm.training.demo.tokenizer import tokenizer_texts
+from mentalglm.training.glm_format.special_tokens import SPECIAL_TOKENS
 
 NUM_RANKS = 1500
 NUM_TOKENS = NUM_RANKS + 14

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mentalglm.corpus.synthetic import generate_posts
-from mentalglm.training.demo import untrained
+from mentalglm.training.demo.model import untrained
 
 CANARY = "金丝雀训练丁5"
 """In the text and in the explanation of every record."""

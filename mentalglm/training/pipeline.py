@@ -1,8 +1,6 @@
 """The train job: records in, for each stage the best checkpoint out."""
 
-import json
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +11,18 @@ from mentalglm.cluster import connect, lasting_output
 from mentalglm.config import ModelConfig, TrainConfig
 from mentalglm.config.train import BASE
 from mentalglm.engine.model import resolve_model
-from mentalglm.errors import ConfigError, InterruptedRunError, UserError
+from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
-from mentalglm.scoring.pool import resources_of_an_engine
 from mentalglm.tasks import Task, builtin_tasks
-from mentalglm.training.checkpoint import StoredCheckpoint, is_whole, list_checkpoints
 from mentalglm.training.export import export, write_card
 from mentalglm.training.learner import Examples
 from mentalglm.training.method import check_tasks, record_encoder
 from mentalglm.training.metrics_log import write_validation_scalars
 from mentalglm.training.records import Records, num_shared_texts, read_records, split
+from mentalglm.training.resources import gpus_of_a_worker
+from mentalglm.training.selection import drop_damaged_notes, make_up_for_lost_validations, select
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
-from mentalglm.training.validation import Validation, ValidationSet, read_validations, validate_checkpoint
+from mentalglm.training.validation import ValidationSet, read_validations
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,11 @@ class StageData:
     def tasks(self) -> dict[str, Task]:
         """Name -> task."""
         return self.train.tasks | self.validation.tasks
+
+    @property
+    def validated_tasks(self) -> list[str]:
+        """What `load_task` takes for the tasks of the validation records."""
+        return [self.validation.references[name] for name in sorted(self.validation.tasks)]
 
     @property
     def unvalidated_tasks(self) -> list[str]:
@@ -120,7 +123,7 @@ def _train_stage(stage: Stage, data: StageData) -> StageRecord:
         posts = ValidationSet(stage.uri)
         num_validated_rows = posts.write(data.validation.rows, stage.config.selection.max_rows)
         num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint)
-        best, validation = _select(stage, data)
+        best, validation = select(stage, data.validated_tasks)
         lease.check()
         digest = export(stage, best)
         record = StageRecord(
@@ -195,9 +198,9 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
     )
     filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
     workers = config.workers
-    num_gpus = _gpus_of_a_worker(config)
-    _drop_damaged_notes(stage.checkpoints_uri)
-    _make_up_for_lost_validations(stage, data)
+    num_gpus = gpus_of_a_worker(config)
+    drop_damaged_notes(stage.checkpoints_uri)
+    make_up_for_lost_validations(stage, data.validated_tasks)
     trainer = Trainer(
         train_worker,
         train_loop_config={"spec": spec, "examples": ray.put(examples)},
@@ -223,7 +226,7 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
                 fn_kwargs={
                     "stage_uri": stage.uri,
                     "config": config.model_dump(mode="json"),
-                    "tasks": _task_names(data),
+                    "tasks": data.validated_tasks,
                 }
             ),
             ray_remote_kwargs={"num_cpus": 0},
@@ -237,91 +240,6 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
     if outcome.status == "failed":
         raise errors.told(outcome.error, outcome.message)
     return outcome.step, timeline.steps_per_epoch
-
-
-def _select(stage: Stage, data: StageData) -> tuple[StoredCheckpoint, Validation]:
-    """The checkpoint with the best score; of equal ones the last. Validations that failed, or never ran, are made up
-    for here. Raises: InterruptedRunError where there is none to choose from."""
-    candidates = {each.name: each for each in _candidates(stage) if is_whole(each)}
-    done = {each.checkpoint: each for each in read_validations(stage.uri) if each.score is not None}
-    for name in candidates.keys() - done.keys():
-        with suppress(Exception):  # written down with its reason
-            done[name] = validate_checkpoint(stage.config, stage.uri, name, _task_names(data))
-    found = [(each.score or 0.0, each.step, name) for name, each in done.items() if name in candidates]
-    if not found:
-        reasons = {each.error for each in read_validations(stage.uri) if each.error}
-        raise InterruptedRunError(
-            f"stages.{stage.name}: no checkpoint could be validated ({'; '.join(sorted(reasons)) or 'there is none'}); "
-            "see to it and run the same command again"
-        )
-    _, _, name = max(found)
-    return candidates[name], done[name]
-
-
-def _candidates(stage: Stage) -> list[StoredCheckpoint]:
-    return [each for each in list_checkpoints(stage.checkpoints_uri) if each.is_candidate]
-
-
-def _make_up_for_lost_validations(stage: Stage, data: StageData) -> None:
-    """Validates what an interrupted attempt has left without a validation and Ray does not know of any more."""
-    uri = storage.join(stage.checkpoints_uri, "checkpoint_manager_snapshot.json")
-    known = storage.read_bytes(uri) or b""
-    done = {each.checkpoint for each in read_validations(stage.uri)}
-    for each in _candidates(stage):
-        if each.name not in done and each.name.encode() not in known and is_whole(each):
-            with suppress(Exception):  # written down with its reason
-                validate_checkpoint(stage.config, stage.uri, each.name, _task_names(data))
-
-
-def _drop_damaged_notes(checkpoints_uri: str) -> None:
-    """Removes Ray Train's list of checkpoints where it was cut off by a kill: Ray would not start with it. What is gone
-    on from, and what has been validated, our own files tell."""
-    uri = storage.join(checkpoints_uri, "checkpoint_manager_snapshot.json")
-    data = storage.read_bytes(uri)
-    try:
-        json.loads(data or b"{}")
-    except ValueError:
-        storage.delete(uri)
-
-
-def _gpus_of_a_worker(config: TrainConfig) -> float:
-    """Raises: ConfigError where the cluster cannot hold the workers."""
-    import ray
-
-    workers, available = config.workers, ray.cluster_resources()
-    num_gpus = workers.num_gpus
-    if num_gpus is None:
-        num_gpus = 1.0 if available.get("GPU") else 0.0
-    number = workers.num_workers
-    least, most = (number, number) if isinstance(number, int) else number
-    for name, each in (("GPU", num_gpus), ("CPU", workers.num_cpus)):
-        if each * least > available.get(name, 0):
-            raise ConfigError(
-                f"workers.num_workers = {least}: needs {each * least:g} {name}s, the cluster has "
-                f"{available.get(name, 0):g}; lower it, or num_{name.lower()}s of a worker"
-            )
-    _check_room_beside(config, {"GPU": num_gpus * most, "CPU": workers.num_cpus * most}, available)
-    return num_gpus
-
-
-def _check_room_beside(config: TrainConfig, taken: dict[str, float], available: dict[str, float]) -> None:
-    """Raises: ConfigError where the engine of validations has no room at all, or where early stopping would wait for
-    validations that wait for training to end."""
-    engine = config.selection.engine
-    num_gpus, num_cpus = resources_of_an_engine(engine, engine.num_engines, available)
-    for name, each in (("GPU", num_gpus), ("CPU", num_cpus)):
-        wanted = each * engine.num_engines
-        if wanted > available.get(name, 0):
-            raise ConfigError(
-                f"selection.engine: needs {wanted:g} {name}s, the cluster has {available.get(name, 0):g}; lower "
-                f"num_engines or num_{name.lower()}s"
-            )
-        if config.selection.patience is not None and taken[name] + wanted > available.get(name, 0):
-            raise ConfigError(
-                f"selection.patience = {config.selection.patience}: validations need {wanted:g} {name}s beside the "
-                f"{taken[name]:g} of training, the cluster has {available.get(name, 0):g}; leave patience out, or "
-                f"lower num_{name.lower()}s of selection.engine or workers"
-            )
 
 
 def _failure(stage: Stage, error: Exception) -> UserError:
@@ -339,11 +257,6 @@ def _failure(stage: Stage, error: Exception) -> UserError:
     return InterruptedRunError(
         f"stages.{stage.name}: training failed ({said}); checkpoints are kept: {fix}, and run the same command again"
     )
-
-
-def _task_names(data: StageData) -> list[str]:
-    """The tasks that are validated, as `load_task` takes them."""
-    return [data.validation.references[name] for name in sorted(data.validation.tasks)]
 
 
 def _at_fixed_places(config: TrainConfig) -> TrainConfig:

@@ -22,7 +22,7 @@ from mentalglm.engine.model import DEMO_MODEL, ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import load_task, parse_answer
 from mentalglm.training import merged_model
-from mentalglm.training.demo import generate, load
+from mentalglm.training.demo.evaluate import generate, load
 from mentalglm.training.merged_model import export_merged
 from tests.adapters import save_adapter
 

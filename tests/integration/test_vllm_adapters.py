@@ -16,7 +16,7 @@ from mentalglm.engine.protocol import Completion, Request
 from mentalglm.engine.vllm import VllmEngine
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Task, answer_heads, candidate_answers, load_task, render_prompt
-from mentalglm.training.demo import generate, load
+from mentalglm.training.demo.evaluate import generate, load
 from tests.adapters import save_adapter
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from mentalglm.engine.model import DEMO_MODEL, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Prompt, load_task, parse_answer, render_answer, render_prompt
 from mentalglm.training.examples import ExampleEncoder
-from mentalglm.training.glm_tokens import SPECIAL_TOKENS
+from mentalglm.training.glm_format.special_tokens import SPECIAL_TOKENS
 from mentalglm.training.records import Record
 
 END, ASSISTANT = SPECIAL_TOKENS.index("<|user|>"), SPECIAL_TOKENS.index("<|assistant|>")
@@ -165,41 +165,47 @@ def test_a_tokenizer_without_glm4s_turn_tokens_is_refused() -> None:
 def test_the_loss_counts_answer_tokens_alone_and_padding_changes_nothing() -> None:
     import torch
 
-    from mentalglm.training.demo import DemoSettings, answer_loss, new_model
+    from mentalglm.training.demo.model import DemoSettings, new_model
     from mentalglm.training.examples import Example
+    from mentalglm.training.language_model import LanguageModel
 
     torch.manual_seed(0)
     model = new_model(DemoSettings(hidden_size=64, intermediate_size=64, num_hidden_layers=2), 50).eval()
     short, long = Example([3, 9, 8, 7, 6], 2), Example([3, 9, 8, 7, 6, 11, 12, 13], 6)
+    learner = LanguageModel(model, chunk_tokens=512)
     with torch.inference_mode():
         logprobs = [
             torch.log_softmax(model(torch.tensor([example.token_ids])).logits[0, at - 1], -1)[example.token_ids[at]]
             for example in (short, long)
             for at in range(example.num_prompt_tokens, len(example.token_ids))
         ]
-        loss = answer_loss(model, [short, long])
+        loss = learner(*learner.collate([short, long]))
     assert len(logprobs) == 5
-    assert float(loss) == pytest.approx(-float(sum(logprobs)) / 5, rel=1e-4)
+    assert float(loss) == pytest.approx(-float(sum(logprobs)), rel=1e-4)
 
 
-def test_a_small_model_learns_in_a_few_steps(tokenizer: Any) -> None:
-    import torch
+def test_what_the_demo_model_is_made_of_is_the_same_every_time(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
 
-    from mentalglm.training.demo import DemoSettings, answer_loss, length_batches, new_model, train
+    from mentalglm.training.demo.model import DemoSettings, prepare
 
-    torch.manual_seed(0)
-    settings_ = DemoSettings(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_warmup_steps=5)
-    task = TASK["suicide_risk"]
-    records = [Record(task, p.text, p.labels[task.name], p.explanations[task.name]) for p in generate_posts(400, 1)]
-    examples = [example for example in ExampleEncoder(tokenizer).encode(records) if example]
-    model = new_model(settings_, len(tokenizer))
-    before = answer_loss(model, examples[:20]).item()
-    train(model, list(length_batches(examples, 1024, random.Random(0))), settings_)
-    assert answer_loss(model, examples[:20]).item() < before - 1.0
+    settings_ = DemoSettings(num_posts=60, num_unfamiliar_posts=6, num_validation_posts=9)
+    for name in ("one", "other"):
+        prepare(tmp_path / name, settings_)
+    train, validation = (pq.read_table(tmp_path / "one" / f"{name}.parquet") for name in ("train", "validation"))
+    assert train == pq.read_table(tmp_path / "other" / "train.parquet")
+    assert (train.num_rows, validation.num_rows) == (66, 9)
+    assert set(train["task"].to_pylist()) == set(TASKS)
+    assert not set(train["text"].to_pylist()) & set(validation["text"].to_pylist())
+    weights = [(tmp_path / name / "untrained" / "model.safetensors").read_bytes() for name in ("one", "other")]
+    assert weights[0] == weights[1]
+    # The tokenizer that is shipped is the one that is trained.
+    made = tmp_path / "one" / "untrained" / "tokenizer.json"
+    assert made.read_bytes() == (DEMO_MODEL / "tokenizer.json").read_bytes()
 
 
 def test_the_demo_model_answers_held_out_posts_rightly() -> None:
-    from mentalglm.training.demo import evaluate
+    from mentalglm.training.demo.evaluate import evaluate
 
     figures = evaluate(DEMO_MODEL, num_posts=40, seed=23, num_threads=2)
     for name in TASKS:
@@ -211,7 +217,7 @@ def test_the_demo_model_answers_held_out_posts_rightly() -> None:
 
 
 def test_a_post_of_a_thousand_tokens_is_answered(encoder: ChatEncoder) -> None:
-    from mentalglm.training.demo import generate, load
+    from mentalglm.training.demo.evaluate import generate, load
 
     generator = random.Random(2)
     text = "".join(generator.choices(COMMON_CHARACTERS, k=1500))
@@ -222,7 +228,7 @@ def test_a_post_of_a_thousand_tokens_is_answered(encoder: ChatEncoder) -> None:
 
 
 def test_an_untrained_model_of_another_size_can_be_timed(tmp_path: Path) -> None:
-    from mentalglm.training.demo import untrained
+    from mentalglm.training.demo.model import untrained
 
     untrained(tmp_path, num_layers=2, hidden_size=64)
     assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 2

@@ -15,9 +15,9 @@ from mentalglm.engine.model import find_folder
 from mentalglm.errors import ConfigError
 from mentalglm.training.glm_format.adapter import chatglm_adapter, native_adapter
 from mentalglm.training.glm_format.config import chatglm_config, native_config, read_native_config
+from mentalglm.training.glm_format.special_tokens import SPECIAL_TOKENS
 from mentalglm.training.glm_format.tokenizer import convert_tokenizer, copy_tokenizer, restore_ranks
 from mentalglm.training.glm_format.weights import Tensors, chatglm_weights, native_weights, write_shards
-from mentalglm.training.glm_tokens import SPECIAL_TOKENS
 
 Format = Literal["glm", "chatglm"]
 

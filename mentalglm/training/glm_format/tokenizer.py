@@ -8,7 +8,7 @@ from typing import Any
 
 from mentalglm.engine.files import read_json
 from mentalglm.errors import ConfigError
-from mentalglm.training.glm_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
+from mentalglm.training.glm_format.special_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 RANKS = "tokenizer.model"
 NATIVE = "tokenizer.json"

@@ -12,7 +12,7 @@ from mentalglm.config import TrainConfig
 from mentalglm.config.train import OptimizerConfig
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.errors import ConfigError
-from mentalglm.training.demo import untrained
+from mentalglm.training.demo.model import untrained
 from mentalglm.training.examples import Example
 from mentalglm.training.language_model import LanguageModel, collate
 from mentalglm.training.loss import chunked_cross_entropy

@@ -1,18 +1,33 @@
 """The demo model's tokenizer: byte-level BPE with GLM-4's special tokens, as ids 0 to 9, and chat template."""
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mentalglm.corpus.synthetic import COMMON_CHARACTERS
-from mentalglm.training.glm_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
+from mentalglm.corpus.synthetic import COMMON_CHARACTERS, TASKS, phrase_fragments
+from mentalglm.tasks import load_task, render_answer, render_prompt
+from mentalglm.training.glm_format.special_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 _PUNCTUATION = "，。！？：；、“”‘’（）《》【】「」…—～·￥％＃＠＆０１２３４５６７８９"
 # Runs of Chinese characters and of letters; all else stands alone, so that no token joins the post to its frame, a
 # label to a separator, or a quotation mark to what it quotes.
 _WORDS = r"\p{Han}+| ?[A-Za-z]+|[^\p{Han}A-Za-z]"
 _MAX_TOKEN_CHARACTERS = 6
+
+
+def tokenizer_texts() -> Iterator[str]:
+    """What the tokenizer's words come from. Phrases are cut at their slots and templates at their labels: no token
+    joins a phrase to what fills it, and a label is the same tokens in every place."""
+    yield from phrase_fragments()
+    for task in map(load_task, TASKS):
+        names = sorted({label.zh for label in task.labels}, key=len, reverse=True)
+        prompt = render_prompt(task, "")
+        answers = [render_answer(task, [slug], "。") for slug in task.answerable]
+        for template in (prompt.before, prompt.after, *answers):
+            yield from re.split("(" + "|".join(map(re.escape, names)) + ")", template)
 
 
 def train_tokenizer(texts: Iterable[str], max_vocab_size: int) -> Any:
@@ -73,8 +88,6 @@ def _word_merges(texts: Iterable[str], alphabet: list[str], num_merges: int) -> 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _split_words()
     tokenizer.train_from_iterator(texts, trainer)
-    import json
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [(left, right) for left, right in merges]
 
