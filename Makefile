@@ -29,7 +29,7 @@ quickstart: setup  ## score a sample corpus with the demo model, show the result
 	$(BIN)/mentalglm eval configs/eval/quickstart.yaml
 
 test: setup lint  ## ruff, mypy and every test but the long ones
-	$(BIN)/python -m pytest -m "not long" --cov=mentalglm --cov-report=term
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov=mentalglm --cov-report=term
 
 test-unit: setup  ## the tests that need no Ray, seconds
 	$(BIN)/python -m pytest tests/unit -q

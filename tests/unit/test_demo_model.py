@@ -189,12 +189,13 @@ def test_what_the_demo_model_is_made_of_is_the_same_every_time(tmp_path: Path) -
 
     from mentalglm.training.demo.model import DemoSettings, prepare
 
-    settings_ = DemoSettings(num_posts=60, num_unfamiliar_posts=6, num_validation_posts=9)
+    settings_ = DemoSettings(num_posts=60, num_unfamiliar_posts=400, num_validation_posts=9)
     for name in ("one", "other"):
         prepare(tmp_path / name, settings_)
     train, validation = (pq.read_table(tmp_path / "one" / f"{name}.parquet") for name in ("train", "validation"))
     assert train == pq.read_table(tmp_path / "other" / "train.parquet")
-    assert (train.num_rows, validation.num_rows) == (66, 9)
+    assert 450 < train.num_rows < 460  # some have no text
+    assert validation.num_rows == 9
     assert set(train["task"].to_pylist()) == set(TASKS)
     assert not set(train["text"].to_pylist()) & set(validation["text"].to_pylist())
     weights = [(tmp_path / name / "untrained" / "model.safetensors").read_bytes() for name in ("one", "other")]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from mentalglm.corpus import normalise
 from mentalglm.corpus.synthetic import TASKS, SyntheticPost, generate_posts, unfamiliar_posts
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.training.demo.tokenizer import tokenizer_texts, train_tokenizer
@@ -88,6 +89,7 @@ def new_model(settings: DemoSettings, vocab_size: int) -> Any:
 
 
 def _write_records(path: Path, posts: list[SyntheticPost]) -> None:
+    posts = [post for post in posts if normalise(post.text)[0]]  # unfamiliar ones may hold nothing but blanks
     tasks = [TASKS[index % len(TASKS)] for index in range(len(posts))]
     table = {
         "id": [f"{index}-{post.post_id}" for index, post in enumerate(posts)],
