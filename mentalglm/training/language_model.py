@@ -47,7 +47,6 @@ class LanguageModel(Learner):
                 f"model.path = {config.model.path}: cannot be trained ({cause}); give a causal language model in "
                 "Hugging Face's own format"
             ) from None
-        model.config.use_cache = False
         if config.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.method == "lora":

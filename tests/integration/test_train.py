@@ -231,6 +231,8 @@ def test_all_weights_are_trained_and_the_next_stage_goes_on_from_them(
     assert {weight.dtype for weight in exact.values()} == {torch.float32}
     assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in exact.items())
     assert not torch.equal(exact["model.layers.0.mlp.down_proj.weight"], before["model.layers.0.mlp.down_proj.weight"])
+    assert {path.name for path in folder.iterdir()} == {path.name for path in model.iterdir()} | {"README.md"}
+    assert json.loads((folder / "config.json").read_text())["use_cache"]  # generates as fast as the one it is made of
     resolved = resolve_model(ModelConfig(path=str(folder)))  # as a score job takes it
     assert resolved.digest == second.digest
     assert (folder / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
