@@ -7,12 +7,14 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mentalglm import storage
 from mentalglm.engine.files import MODEL_FILES
 from mentalglm.errors import ConfigError
+
+_FETCHED = "fetched"
 
 
 def cached_folder(key: str, kind: str, name: str, make: Callable[[Path], None]) -> Path:
@@ -41,22 +43,34 @@ def cached_folder(key: str, kind: str, name: str, make: Callable[[Path], None]) 
 
 def fetched(key: str, uri: str) -> Path:
     """A copy on this machine of a model or an adapter on S3. Raises: ConfigError where nothing is there."""
-    files = sorted(file for file in storage.list_files(uri) if Path(file.path).suffix in MODEL_FILES)
+    files = _model_files(uri)
     if not files:
         raise ConfigError(f"{key} = {uri!r}: holds no model; give the folder of a model or of a PEFT adapter")
-    content = "".join(f"{file.path}\0{file.version}\n" for file in files)
-    name = hashlib.sha256(f"{uri}\n{content}".encode()).hexdigest()[:32]
 
     def make(folder: Path) -> None:
         for file in files:
-            path = folder / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            data = storage.read_bytes(storage.join(uri, file.path))
-            if data is None:
+            if not storage.download(storage.join(uri, file.path), folder / file.path):
                 raise ConfigError(f"{key} = {uri!r}: {file.path} is gone; is the folder still written?")
-            path.write_bytes(data)
 
-    return cached_folder(key, "fetched", name, make)
+    return cached_folder(key, _FETCHED, _name_of(uri, files), make)
+
+
+def forget_fetched(uri: str) -> None:
+    """Removes this machine's copy of a model or an adapter on S3 that nobody here uses any more."""
+    folder = _root() / _FETCHED / _name_of(uri, _model_files(uri))
+    if folder.is_dir():
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _model_files(uri: str) -> list[storage.StoredFile]:
+    return sorted(file for file in storage.list_files(uri) if Path(file.path).suffix in MODEL_FILES)
+
+
+def _name_of(uri: str, files: Sequence[storage.StoredFile]) -> str:
+    content = "".join(f"{file.path}\0{file.version}\n" for file in files)
+    return hashlib.sha256(f"{uri}\n{content}".encode()).hexdigest()[:32]
 
 
 def _root() -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "age_s",
     "configure",
     "delete",
+    "download",
     "exists",
     "filesystem",
     "has_files",
@@ -42,6 +43,7 @@ __all__ = [
     "put_file_if_unchanged",
     "put_if_absent",
     "read_bytes",
+    "read_chunks",
     "read_versioned",
     "shown",
 ]
@@ -62,6 +64,23 @@ def read_bytes(uri: str) -> bytes | None:
 def read_versioned(uri: str) -> tuple[bytes, str] | None:
     """Like `read_bytes`, with what tells this version from those before and after it, for `put_file_if_unchanged`."""
     return _store(uri).read_versioned(uri)
+
+
+def read_chunks(uri: str) -> Iterator[bytes] | None:
+    """The content of an object that may be larger than memory, piece by piece (16 MiB at most), or None where there is
+    none. All pieces are of one version: on S3 a `StorageError` where another takes its place meanwhile."""
+    return _store(uri).read_chunks(uri)
+
+
+def download(uri: str, target: Path) -> bool:
+    """Copies an object, which may be larger than memory, to the local file `target`. False: there is none."""
+    chunks = read_chunks(uri)
+    if chunks is None:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as stream:
+        stream.writelines(chunks)
+    return True
 
 
 def exists(uri: str) -> bool:

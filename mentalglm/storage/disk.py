@@ -38,6 +38,14 @@ class Disk:
             except FileNotFoundError:
                 return None
 
+    def read_chunks(self, uri: str) -> Iterator[bytes] | None:
+        return self._chunks(uri) if self.exists(uri) else None
+
+    def _chunks(self, uri: str) -> Iterator[bytes]:
+        with _disk_errors(uri), local_path(uri).open("rb") as stream:
+            while chunk := stream.read(16 << 20):
+                yield chunk
+
     def exists(self, uri: str) -> bool:
         with _disk_errors(uri):
             return local_path(uri).is_file()

@@ -102,6 +102,12 @@ class S3:
         reply = self._call("get_object", uri, expect={404}, with_body=True)
         return (reply["Body"], reply["ETag"]) if _status(reply) == 200 else None
 
+    def read_chunks(self, uri: str) -> Iterator[bytes] | None:
+        head = self._head(uri)
+        if _status(head) != 200:
+            return None
+        return self._chunks(uri, head["ContentLength"], head["ETag"])
+
     def exists(self, uri: str) -> bool:
         return _status(self._call("head_object", uri, expect={404})) == 200
 
@@ -158,6 +164,16 @@ class S3:
             if not reply.get("IsTruncated"):
                 return
             position = {"ContinuationToken": reply["NextContinuationToken"]}
+
+    def _chunks(self, uri: str, size: int, version: str) -> Iterator[bytes]:
+        for start in range(0, size, self._PART_BYTES):
+            end = min(start + self._PART_BYTES, size) - 1
+            reply = self._call(
+                "get_object", uri, expect={404, 412}, with_body=True, Range=f"bytes={start}-{end}", IfMatch=version
+            )
+            if _status(reply) != 200:
+                raise failure(uri, "it was replaced while it was read", "run the same command again")
+            yield reply["Body"]
 
     def _put(self, uri: str, data: bytes, condition: dict[str, Any]) -> bool:
         write_id = uuid.uuid4().hex

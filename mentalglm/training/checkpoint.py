@@ -101,8 +101,13 @@ def newest(uri: str, fingerprint: str) -> StoredCheckpoint | None:
 def is_whole(checkpoint: StoredCheckpoint) -> bool:
     """Whether every file is there and has the sha256 of the manifest."""
     for name, expected in checkpoint.files.items():
-        data = storage.read_bytes(storage.join(checkpoint.uri, name))
-        if data is None or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        chunks = storage.read_chunks(storage.join(checkpoint.uri, name))
+        if chunks is None:
+            return False
+        digest = hashlib.sha256()
+        for chunk in chunks:
+            digest.update(chunk)
+        if digest.hexdigest() != expected["sha256"]:
             return False
     return True
 
@@ -113,16 +118,7 @@ def local_copy(checkpoint_uri: str) -> Iterator[Path]:
     if not storage.is_s3(checkpoint_uri):
         yield storage.local_path(checkpoint_uri)
         return
-    with tempfile.TemporaryDirectory(prefix="mentalglm-checkpoint-") as name:
-        fetch(checkpoint_uri, Path(name))
-        yield Path(name)
-
-
-def fetch(uri: str, folder: Path) -> None:
-    """Copies the files of `uri` into `folder`."""
-    for file in storage.list_files(uri):
-        data = storage.read_bytes(storage.join(uri, file.path))
-        if data is not None:
-            path = folder / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+    with tempfile.TemporaryDirectory(prefix="mentalglm-checkpoint-") as folder:
+        for file in storage.list_files(checkpoint_uri):
+            storage.download(storage.join(checkpoint_uri, file.path), Path(folder) / file.path)
+        yield Path(folder)

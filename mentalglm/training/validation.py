@@ -7,6 +7,7 @@ It runs as a task of Ray Train's beside the training, on engines of its own. Wha
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig, TrainConfig
 from mentalglm.config.train import SelectionConfig
+from mentalglm.engine.cache import forget_fetched
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.evaluation import evaluate
 from mentalglm.scoring import score
@@ -27,6 +29,7 @@ from mentalglm.training.records import Record
 
 _POLL_INTERVAL_S = 1.0
 _LONGEST_WAIT_S = 3600.0
+_LONGEST_CLEANING_S = 60.0
 
 
 class Validation(BaseModel):
@@ -188,8 +191,13 @@ def _sample(records: Sequence[Record], num_rows: int) -> list[Record]:
 def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str]) -> dict[str, Any]:
     """Task -> metrics."""
     output = storage.join(stage_uri, "_run", "validation", name)
+    checkpoint = storage.join(stage_uri, "_run", "checkpoints", name)
     posts = ValidationSet(stage_uri)
-    run = score(_score_config(config, posts.uri, output, storage.join(stage_uri, "_run", "checkpoints", name), tasks))
+    try:
+        run = score(_score_config(config, posts.uri, output, checkpoint, tasks))
+    finally:
+        if storage.is_s3(checkpoint):
+            _forget_copies(checkpoint, config)
     failed = sum(counts["engine_error"] + counts["too_long"] for counts in run.totals.statuses.values())
     if failed:
         raise InterruptedRunError(
@@ -204,6 +212,26 @@ def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str
         found = evaluate(task, posts.gold(task.name), predictions, extra_predictions="ignore", num_bootstrap=0)
         metrics[task.name] = found.to_json() | {"f1": found.headline}
     return metrics
+
+
+def _forget_copies(checkpoint: str, config: TrainConfig) -> None:
+    """Removes what engines have fetched of it, on every node: the next one is as large."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def forget() -> None:
+        storage.configure(config.s3)
+        forget_fetched(checkpoint)
+
+    on = [
+        NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        for node in (ray.nodes() if ray.is_initialized() else [])
+        if node["Alive"]
+    ]
+    task = ray.remote(num_cpus=0, max_retries=0)(forget)
+    for copy in [task.options(scheduling_strategy=each).remote() for each in on]:
+        with suppress(Exception):  # a node that goes takes its copies along
+            ray.get(copy, timeout=_LONGEST_CLEANING_S)
 
 
 def _score_config(config: TrainConfig, posts: str, output: str, checkpoint: str, tasks: Sequence[str]) -> ScoreConfig:

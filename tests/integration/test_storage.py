@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def test_put_replaces_and_missing_reads_as_none(root: str) -> None:
     storage.put(uri, b"new")
     assert storage.read_bytes(uri) == b"new"
     assert storage.exists(uri)
+
+
+@pytest.mark.parametrize("size", [0, 5, 40 << 20])
+def test_a_file_of_any_size_is_downloaded_in_little_memory(root: str, size: int, tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "folder" / "copy"
+    source.write_bytes(os.urandom(1 << 20) * (size >> 20) or bytes(size))
+    storage.put_file_if_absent(storage.join(root, "model"), source)
+    assert not storage.download(storage.join(root, "other"), copy)
+    assert not copy.exists()
+    storage.exists(storage.join(root, "model"))  # the client is there
+    tracemalloc.start()
+    assert storage.download(storage.join(root, "model"), copy)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert copy.read_bytes() == source.read_bytes()
+    assert peak < 36 << 20  # a piece of 16 MiB, once as it is received and once as it is given on
 
 
 def test_names_are_listed_sorted_and_without_folders(root: str) -> None:

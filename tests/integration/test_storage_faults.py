@@ -59,6 +59,11 @@ def puts_file_if_absent(root: str, large: Path) -> bool:
     return storage.put_file_if_absent(f"{root}/new", large) and storage.read_bytes(f"{root}/new") == LARGE
 
 
+def downloads(root: str, large: Path) -> bool:
+    target = large.with_name("downloaded")
+    return storage.download(f"{root}/there", target) and target.read_bytes() == b"there"
+
+
 def deletes(root: str, large: Path) -> bool:
     storage.delete(f"{root}/there")
     return not storage.has_files(root)
@@ -76,6 +81,7 @@ def aborts(root: str, large: Path) -> bool:
 Action = Callable[[str, Path], bool]
 ACTIONS: dict[tuple[str, str], Action] = {
     ("read_bytes", "GetObject"): lambda root, _: storage.read_bytes(f"{root}/there") == b"there",
+    ("download", "GetObject"): downloads,
     ("exists", "HeadObject"): lambda root, _: storage.exists(f"{root}/there") and not storage.exists(f"{root}/new"),
     ("age_s", "HeadObject"): lambda root, _: 0 <= (storage.age_s(f"{root}/there") or 0) < 60,
     ("list_names", "ListObjectsV2"): lambda root, _: storage.list_names(root) == ["there"],
@@ -275,6 +281,26 @@ def test_what_is_replaced_while_an_upload_goes_on_stays(s3: str, s3_proxy: Fault
         assert late.result() is False
     assert storage.read_bytes(f"{s3}/there") == b"new"
     assert not list(storage.list_unfinished_uploads(s3))
+
+
+def test_a_large_file_is_downloaded_although_a_piece_breaks_off(
+    s3: str, s3_proxy: FaultProxy, large: Path, tmp_path: Path
+) -> None:
+    storage.put_file_if_absent(f"{s3}/large", large)
+    fault = s3_proxy.inject("truncated", "GetObject")
+    assert storage.download(f"{s3}/large", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == LARGE
+    assert fault.num_done == 1
+
+
+def test_a_file_that_is_replaced_while_it_is_downloaded_is_no_mixture(s3: str, large: Path, tmp_path: Path) -> None:
+    storage.put_file_if_absent(f"{s3}/large", large)
+    chunks = storage.read_chunks(f"{s3}/large")
+    assert chunks is not None
+    assert next(chunks) == LARGE[: 16 << 20]
+    storage.put(f"{s3}/large", LARGE[::-1])
+    with pytest.raises(StorageError, match="was replaced while it was read; run the same command again"):
+        next(chunks)
 
 
 def test_a_killed_upload_leaves_no_object_and_parts_that_can_be_removed(

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from mentalglm import storage
 from mentalglm.config import ModelConfig, TrainConfig
+from mentalglm.engine import cache
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import ConfigError, InputError
+from mentalglm.training.checkpoint import list_checkpoints
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.pipeline import train
 from tests.training_jobs import CANARY, write_model, write_records
@@ -82,14 +84,6 @@ def test_a_stage_leaves_what_its_readers_need(undisturbed: Path) -> None:
     assert names == {"events.out.tfevents.0000000000", "events.out.tfevents.validation"}
 
 
-def test_no_text_of_a_record_is_left_behind(undisturbed: Path) -> None:
-    """Neither in the stage's folder nor in Ray's logs, of this run and of what else this session has run."""
-    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-    files = [path for folder in (undisturbed, session / "logs") for path in folder.rglob("*") if path.is_file()]
-    assert len(files) > 20
-    assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []
-
-
 class Killer(threading.Thread):
     """Kills the training workers once so many steps are logged."""
 
@@ -104,6 +98,10 @@ class Killer(threading.Thread):
             if "RayTrainWorker" in process.name():
                 process.send_signal(signal.SIGKILL)
                 self.num_killed += 1
+
+
+def is_in_the_cache(uri: str) -> bool:
+    return (cache._root() / "fetched" / cache._name_of(uri, cache._model_files(uri))).exists()
 
 
 def losses(output: Path, stage: str = "s1") -> list[float]:
@@ -205,6 +203,9 @@ def test_two_stages_on_s3(model: Path, records: Path, s3: str) -> None:
     assert second.fingerprint["start_from"] == first.digest
     assert (first.best_step, second.best_step) == (3, 4)
     assert all(each["error"] is None for each in (*first.validations, *second.validations))
+    for each in list_checkpoints(f"{s3}/s1/_run/checkpoints"):  # engines had fetched them
+        assert not is_in_the_cache(each.uri)
+    assert is_in_the_cache(f"{s3}/s1/adapter")
     before = {file.path: file for file in storage.list_files(s3)}
     assert {"both/adapter/adapter_model.safetensors", "both/adapter/README.md", "both/stage.json"} <= before.keys()
     for name in ("both/stage.json", "both/_run/checkpoints/checkpoint_manager_snapshot.json"):
@@ -275,3 +276,11 @@ def test_a_mistake_before_the_first_step_pins_nothing(model: Path, records: Path
         settings(model, records, tmp_path, lora={"target_modules": ["q_proj"]}, stages={"s1": stages["s1"]})
     )
     assert (weights.read_bytes(), again.digest) == (before, record.digest)
+
+
+def test_no_text_of_a_record_is_left_behind(undisturbed: Path) -> None:
+    """Neither in the stage's folder nor in Ray's logs, of this run and of all that have failed above."""
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    files = [path for folder in (undisturbed, session / "logs") for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []

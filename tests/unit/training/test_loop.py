@@ -1,0 +1,116 @@
+"""What ends a training loop, without Ray."""
+
+import multiprocessing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from mentalglm.config import TrainConfig
+from mentalglm.config.train import OptimizerConfig
+from mentalglm.errors import ConfigError
+from mentalglm.training.loop import _Loop
+
+
+class Steep(torch.nn.Module):
+    """Its loss is 0 and its gradient infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def collate(self, examples: list[Any]) -> tuple[torch.Tensor]:
+        return (torch.ones(len(examples), dtype=torch.bool),)
+
+    def forward(self, is_learned: torch.Tensor) -> torch.Tensor:
+        return self.weight.sqrt().sum()
+
+
+def loop_of(model: Steep, dtype: torch.dtype) -> Any:
+    loop: Any = object.__new__(_Loop)
+    loop.config = TrainConfig.model_validate(
+        {"output": {"uri": "out"}, "stages": {"s1": {"train": [{"uri": "r"}]}}, "batch_size": 4, "dtype": "float32"}
+    )
+    loop.spec = SimpleNamespace(stage="s1")
+    loop.examples = _Examples()
+    loop.lengths = loop.num_learned = np.ones(4, dtype=np.int64)
+    loop.optimizer_config, loop.timeline = OptimizerConfig(), SimpleNamespace(num_steps=100)
+    loop.rank, loop.num_workers, loop.device = 0, 1, torch.device("cpu")
+    loop.step = loop.num_left_out = 0
+    loop.last_step_s = loop.shared_s = 0.0
+    loop.dtype = dtype
+    loop.scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    loop.model = loop.module = model
+    loop.trained = list(model.parameters())
+    loop.optimizer = torch.optim.AdamW(loop.trained, lr=1e-3)
+    return loop
+
+
+class _Examples:
+    ids = ("r0", "r1", "r2", "r3")
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_loss_scaling_that_never_finds_a_scale_is_a_failure_and_one_step_left_out_is_none() -> None:
+    loop = loop_of(Steep(), torch.float16)
+    batch = np.arange(4, dtype=np.int64)
+    for _ in range(20):
+        loss, _, bad_ids = loop._learn(batch)
+        assert (loss, bad_ids) == (0.0, [])
+    assert loop.trained[0].tolist() == [0.0, 0.0]  # left out
+    loss, _, bad_ids = loop._learn(batch)
+    assert bad_ids == ["r0", "r1", "r2", "r3"]
+    assert "the gradient is not finite at step 1" in loop._not_finite(loss, bad_ids)
+    assert "use dtype: bfloat16" in loop._not_finite(loss, bad_ids)
+
+
+def test_without_loss_scaling_a_gradient_that_is_not_finite_is_a_failure_at_once() -> None:
+    _, _, bad_ids = loop_of(Steep(), torch.float32)._learn(np.arange(4, dtype=np.int64))
+    assert bad_ids == ["r0", "r1", "r2", "r3"]
+
+
+def _worker(rank: int, store: str, told: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    loop: Any = object.__new__(_Loop)
+    loop.num_workers, loop.rank = 2, rank
+
+    def read() -> tuple[None, str, None]:
+        if rank == 1:
+            raise ConfigError("model.path: is not on this node")
+        return None, "model", None
+
+    loop._read_here = read
+    try:
+        loop._read()
+    except ConfigError as error:
+        told.put((rank, str(error)))
+    dist.destroy_process_group()
+
+
+def test_what_one_worker_cannot_read_ends_all_of_them(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    workers = [context.Process(target=_worker, args=(rank, str(tmp_path / "store"), told)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = {told.get(timeout=60) for _ in workers}
+    for worker in workers:
+        worker.join(60)
+    assert found == {(rank, "model.path: is not on this node") for rank in range(2)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_step_with_good_gradients_changes_the_weights(dtype: torch.dtype) -> None:
+    model = Steep()
+    torch.nn.init.ones_(model.weight)
+    loop = loop_of(model, dtype)
+    for _ in range(2):
+        assert loop._learn(np.arange(4, dtype=np.int64))[2] == []
+        loop.step += 1
+    assert model.weight.tolist() != [1.0, 1.0]

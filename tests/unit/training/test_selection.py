@@ -1,0 +1,94 @@
+"""Which checkpoint is given out, and what a validation is that could not be made."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mentalglm.config import ModelConfig, TrainConfig
+from mentalglm.engine.model import resolve_model
+from mentalglm.errors import InterruptedRunError
+from mentalglm.training import selection, validation
+from mentalglm.training.checkpoint import upload
+from mentalglm.training.pipeline import StageData
+from mentalglm.training.records import Records
+from mentalglm.training.selection import select
+from mentalglm.training.stage import Stage
+from mentalglm.training.validation import Validation, _write, read_validations, validate_checkpoint
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """With three validated checkpoints, the second of them the best."""
+    config = TrainConfig.model_validate(
+        {
+            "output": {"uri": str(tmp_path / "out")},
+            "stages": {"s1": {"train": [{"uri": "r.jsonl"}]}},
+            "selection": {"engine": {"kind": "echo"}},
+        }
+    )
+    stage = Stage("s1", config, resolve_model(ModelConfig(path="demo")))
+    local = tmp_path / "local"
+    local.mkdir()
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        (local / "adapter_model.safetensors").write_bytes(bytes([step]))
+        uri = f"{stage.checkpoints_uri}/{name(step)}"
+        upload(local, uri, step=step, is_candidate=True, fingerprint="f")
+        _write(stage.uri, Validation(checkpoint=name(step), step=step, score=score))
+    return stage
+
+
+def name(step: int) -> str:
+    return f"step-{step:08d}-{step:08x}"
+
+
+def weights(stage: Stage, step: int) -> Path:
+    return Path(stage.checkpoints_uri) / name(step) / "adapter_model.safetensors"
+
+
+def test_the_best_is_chosen_and_of_equal_ones_the_last(stage: Stage) -> None:
+    assert select(stage, ["suicide_risk"])[0].step == 2
+    _write(stage.uri, Validation(checkpoint=name(3), step=3, score=0.9))
+    assert select(stage, ["suicide_risk"])[0].step == 3
+
+
+def test_a_damaged_checkpoint_is_not_chosen_however_good_it_was(stage: Stage) -> None:
+    weights(stage, 2).write_bytes(b"rotten")
+    assert select(stage, ["suicide_risk"])[0].step == 3
+    weights(stage, 3).unlink()
+    assert select(stage, ["suicide_risk"])[0].step == 1
+    weights(stage, 1).write_bytes(b"")
+    with pytest.raises(InterruptedRunError, match=r"stages\.s1: no checkpoint could be validated"):
+        select(stage, ["suicide_risk"])
+
+
+def test_a_validation_that_failed_is_made_again_and_may_win(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(stage.uri, Validation(checkpoint=name(1), step=1, score=None, error="no room"))
+    found = Validation(checkpoint=name(1), step=1, score=0.95)
+    monkeypatch.setattr(selection, "validate_checkpoint", lambda *_: found)
+    assert select(stage, ["suicide_risk"]) == (select(stage, ["suicide_risk"])[0], found)
+    assert select(stage, ["suicide_risk"])[0].step == 1
+
+
+@pytest.mark.parametrize("status", ["engine_error", "too_long"])
+def test_answers_that_no_model_gave_are_no_score(stage: Stage, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = {"suicide_risk": {"ok": 7, "engine_error": 0, "too_long": 0, status: 1}}
+    run = SimpleNamespace(totals=SimpleNamespace(statuses=statuses), uri="unused")
+    monkeypatch.setattr(validation, "score", lambda _: run)
+    with pytest.raises(InterruptedRunError, match=r"1 answers did not come from selection\.engine"):
+        validate_checkpoint(stage.config, stage.uri, name(2), ["suicide_risk"])
+    [found] = [each for each in read_validations(stage.uri) if each.step == 2]
+    assert found.score is None
+    assert "did not come from selection.engine" in (found.error or "")
+
+
+def test_tasks_of_which_nothing_is_held_out_are_told() -> None:
+    def records(*tasks: str) -> Any:
+        return Records(
+            [SimpleNamespace(task=SimpleNamespace(name=task)) for task in tasks], {task: task for task in tasks}
+        )
+
+    data = StageData(records("b", "a", "c"), records("b"))
+    assert data.unvalidated_tasks == ["a", "c"]
+    assert data.validated_tasks == ["b"]
