@@ -156,10 +156,17 @@ def explain(
 
 @app.command()
 def status(run_uri: RunArgument, json_: JsonOption = False, set_: S3Option = None) -> None:
-    """How far a run is, at what rate, what failed; from any machine that can read its folder."""
+    """How far a score run or a train job is, at what rate, what failed; from any machine that can read its folder."""
+    from mentalglm.scoring.ledger import Ledger
     from mentalglm.scoring.status import print_status, read_status
 
     _configure_storage(set_)
+    if Ledger(run_uri).find() is None:
+        from mentalglm.training.status import print_train_status, read_train_status, to_json
+
+        if stages := read_train_status(run_uri):
+            print(json.dumps(to_json(stages), indent=2)) if json_ else print_train_status(run_uri, stages)
+            return
     found = read_status(run_uri)
     if json_:
         print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))

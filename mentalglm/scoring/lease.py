@@ -320,6 +320,15 @@ class Lease:
             self._changed.notify_all()
 
 
+def state_of(is_complete: bool, lease: LeaseState | None) -> str:
+    """complete · running · interrupted (the same command goes on) · lost (the same, its job ended without a word)."""
+    if lease is None or lease.released:
+        return "complete" if is_complete else "interrupted"
+    if lease.is_stale or lease.owner.is_gone():
+        return "complete" if is_complete else "lost"
+    return "running"  # also where rows of a complete run are asked for again
+
+
 def is_fenced(run_uri: str, epoch: int) -> bool:
     """Whether another job has taken the run over from the holder of `epoch`. One small request."""
     return storage.exists(_path(run_uri, epoch + 1))

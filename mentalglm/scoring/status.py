@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mentalglm.scoring.lease import LeaseState, read_lease
+from mentalglm.scoring.lease import read_lease, state_of
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.progress import duration
 from mentalglm.scoring.rounds import ExplainRecord, effective_totals, read_rounds, round_ledger, unfinished_round
@@ -71,7 +71,7 @@ def read_status(uri: str) -> RunStatus:
     )
     num_rounds = len(read_rounds(ledger))
     begun = unfinished_round(ledger, num_rounds) if ledger.is_complete() else None
-    state = _state(ledger.is_complete() and begun is None, lease)
+    state = state_of(ledger.is_complete() and begun is None, lease)
     progress = lease.progress if lease is not None and state == "running" else {}
     num_told = sum(progress.get("statuses", {}).values())
     num_made = max(num_told, totals.num_predictions) if begun is None else totals.num_predictions
@@ -99,14 +99,6 @@ def read_status(uri: str) -> RunStatus:
             None if begun is None else len(round_ledger(ledger, num_rounds).committed_shards())
         ),
     )
-
-
-def _state(is_complete: bool, lease: LeaseState | None) -> str:
-    if lease is None or lease.released:
-        return "complete" if is_complete else "interrupted"
-    if lease.is_stale or lease.owner.is_gone():
-        return "complete" if is_complete else "lost"
-    return "running"  # also where rows of a complete run are asked for again
 
 
 def print_status(status: RunStatus) -> None:

@@ -199,6 +199,7 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
     filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
     workers = config.workers
     num_gpus = gpus_of_a_worker(config)
+    stage.write_timeline(timeline.num_steps, timeline.steps_per_epoch)
     drop_damaged_notes(stage.checkpoints_uri)
     make_up_for_lost_validations(stage, data.validated_tasks)
     trainer = Trainer(

@@ -20,6 +20,7 @@ from mentalglm.training.checkpoint import list_checkpoints
 from mentalglm.training.records import Records
 
 RECORD = "stage.json"
+TIMELINE = "_run/timeline.json"
 EXAMPLES_VERSION = 1
 """Raised with every change in how records become token ids and a loss."""
 
@@ -135,6 +136,11 @@ class Stage:
             self.check(fingerprint)
         else:
             storage.put(uri, json.dumps(fingerprint, indent=2).encode())
+
+    def write_timeline(self, num_steps: int, steps_per_epoch: int) -> None:
+        """Notes how long it is, for `mentalglm status`."""
+        uri = storage.join(self.uri, TIMELINE)
+        storage.put(uri, json.dumps({"num_steps": num_steps, "steps_per_epoch": steps_per_epoch}).encode())
 
     def check(self, fingerprint: dict[str, Any]) -> None:
         """Raises: ConfigError where the folder holds a stage with another fingerprint."""

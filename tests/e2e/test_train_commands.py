@@ -57,6 +57,9 @@ def test_a_stage_is_chosen_by_real_vllm(job: dict[str, Any], run: Run, tmp_path:
     record = json.loads((tmp_path / "out/risk/stage.json").read_text(encoding="utf-8"))
     assert record["best_scores"]["suicide_risk"] > 0.9, "the demo model knows such posts"
     assert record["validations"][0]["error"] is None
+    told = run("mentalglm", "status", "out")
+    assert "out, risk: complete" in told.stdout
+    assert f"step {record['num_steps']} of {record['num_steps']}" in told.stdout
     manifest = tmp_path / "out/risk/_run/validation" / record["best_checkpoint"] / "manifest.json"
     assert json.loads(manifest.read_text(encoding="utf-8"))["model"]["engine"] == "vllm"
     assert (tmp_path / "out/risk/adapter/adapter_model.safetensors").is_file()

@@ -1,0 +1,55 @@
+"""How far a train job is, read from its folder alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mentalglm.cli import app
+from mentalglm.errors import ConfigError
+from mentalglm.scoring.lease import Lease
+from mentalglm.training.status import read_train_status
+from mentalglm.training.validation import Validation, _write
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job whose second stage has done 20 of 60 steps."""
+    for name in ("first", "second"):
+        (tmp_path / name / "_run").mkdir(parents=True)
+        timeline = {"num_steps": 60, "steps_per_epoch": 30}
+        (tmp_path / name / "_run" / "timeline.json").write_text(json.dumps(timeline))
+        lines = [
+            {"step": step, "loss": 0.5, "tokens_per_s": 100.0, "step_s": 2.0, "epoch": step / 30} for step in (10, 20)
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def test_a_running_an_interrupted_and_a_lost_stage_are_told_apart(job: Path) -> None:
+    with Lease.acquire(str(job / "second")):
+        first, second = read_train_status(str(job))
+        assert (first.state, second.state) == ("interrupted", "running")
+        shown = CliRunner().invoke(app, ["status", str(job)]).stdout
+    assert "step 20 of 60, loss 0.5000 · 100 tokens/s · epoch 0.67 · 1 min 20 s left" in shown
+    assert "the same `mentalglm train` command goes on" in shown
+    assert [stage.state for stage in read_train_status(str(job))] == ["interrupted", "interrupted"]
+
+
+def test_the_best_validation_and_those_that_failed_are_told(job: Path) -> None:
+    uri = str(job / "second")
+    metrics = {"suicide_risk": {"f1": 0.8}}
+    _write(uri, Validation(checkpoint="step-00000010-aa", step=10, score=0.8, metrics=metrics))
+    _write(uri, Validation(checkpoint="step-00000020-bb", step=20, score=None, error="no room for the engine"))
+    told = CliRunner().invoke(app, ["status", str(job)]).stdout
+    assert "best validation: F1 suicide_risk 0.8000, score 0.8000" in told
+    assert "validation after step 20 failed: no room for the engine" in told
+    machine = json.loads(CliRunner().invoke(app, ["status", str(job), "--json"]).stdout)
+    assert machine[1]["failed_validations"] == {"20": "no room for the engine"}
+
+
+def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "holds no run; give the output.uri" in str(refused.exception)
