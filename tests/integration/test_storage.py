@@ -96,8 +96,9 @@ def test_the_age_of_a_file_in_a_folder_that_may_only_be_read_is_told(tmp_path: P
     """root may write anywhere, so another user asks."""
     (tmp_path / "lease.json").write_bytes(b"")
     os.utime(tmp_path / "lease.json", (time.time() - 50,) * 2)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and "pytest" in str(folder):
+            folder.chmod(0o755)
     ask = f"from mentalglm import storage; import os; os.setuid(65534); print(storage.age_s('{tmp_path}/lease.json'))"
     if os.getuid() != 0:
         pytest.skip("needs root, to become another user")
