@@ -262,24 +262,29 @@ def test_real_posts_go_through_the_job(tmp_path: Path, shared_data: Path) -> Non
 
 
 def test_a_real_chat_model_of_another_family_goes_through_the_job(tmp_path: Path, smollm2: Path) -> None:
-    texts = [post.text for post in generate_posts(64, seed=5)]
-    pq.write_table(pa.table({"post_id": [str(n) for n in range(64)], "text": texts}), tmp_path / "posts.parquet")
+    builtin = yaml.safe_load((files("mentalglm.tasks") / "builtin/imhi/imhi_dreaddit_en.yaml").read_text())
+    # Words that no model says by itself: its own answers are not read, whatever they are on this machine.
+    labels = [{"slug": word, "zh": word, "en": word, "answer": f"The word is {word}."} for word in ("zorvex", "plimmo")]
+    task = builtin | {"name": "words", "labels": labels, "positive": "plimmo"}
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump(task))
+    texts = [post.text for post in generate_posts(12, seed=5)]
+    pq.write_table(pa.table({"post_id": [str(n) for n in range(12)], "text": texts}), tmp_path / "posts.parquet")
     table = score(
         tmp_path,
-        tasks=["imhi_dreaddit_en"],
+        tasks=["words.yaml"],
         model={"path": str(smollm2)},
         engine={"kind": "vllm", "max_num_seqs": 32},
-        generation={"max_tokens": 24, "max_prompt_tokens": 512, "retry_unparsed": True},
+        generation={"max_tokens": 200, "max_prompt_tokens": 512, "retry_unparsed": True},
         max_error_rate=1.0,
     )
     rows = table.to_pylist()
-    assert sorted(int(row["post_id"]) for row in rows) == list(range(64))
+    assert sorted(int(row["post_id"]) for row in rows) == list(range(12))
     # What it says in its own words is held to the form of an answer the second time.
     assert {row["status"] for row in rows} <= {"ok", "truncated", "refused"}
     constrained = [row for row in rows if "constrained" in row["flags"]]
     assert constrained
     assert all(row["status"] == "ok" and row["confidence"] is None for row in constrained)
-    print(f"{len(constrained)} of 64 answers were held to the form")
+    print(f"{len(constrained)} of 12 answers were held to the form")
     assert all((row["labels"] is None) == (row["status"] != "ok") for row in rows)
     # Its own chat template: system turn, <|im_start|> and <|im_end|>, which no post can write.
     assert all(row["num_prompt_tokens"] > 40 and row["num_output_tokens"] >= 1 for row in rows)
