@@ -112,11 +112,11 @@ def _train_stage(stage: Stage, data: StageData) -> StageRecord:
     started = time.monotonic()
     fingerprint = fingerprint_of(stage, data)
     if (finished := stage.read_record()) is not None:
-        stage.check(fingerprint)
+        stage.check_finished(finished, fingerprint)
         return finished
     with Lease.acquire(stage.uri) as lease:
         if (finished := stage.read_record()) is not None:  # by the job whose lease was waited for
-            stage.check(fingerprint)
+            stage.check_finished(finished, fingerprint)
             return finished
         examples = encode(stage, data)
         stage.open(fingerprint)

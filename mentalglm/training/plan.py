@@ -65,7 +65,7 @@ def _plan_stage(stage: Stage) -> StagePlan:
     config, data = stage.config, prepare(stage)
     examples = encode(stage, data)
     if (finished := stage.read_record()) is not None:
-        stage.check(fingerprint_of(stage, data))
+        stage.check_finished(finished, fingerprint_of(stage, data))
     weights = [source.weight for source in stage.settings.train]
     sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)

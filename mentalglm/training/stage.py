@@ -132,21 +132,31 @@ class Stage:
         Raises: ConfigError where its folder holds another, of which something is done.
         """
         uri = storage.join(self.uri, "_run", "fingerprint.json")
-        if list_checkpoints(self.checkpoints_uri):
-            self.check(fingerprint)
-        else:
+        if not list_checkpoints(self.checkpoints_uri):
             storage.put(uri, json.dumps(fingerprint, indent=2).encode())
+        elif (data := storage.read_bytes(uri)) is not None:
+            self._check_same(json.loads(data), fingerprint)
 
     def write_timeline(self, num_steps: int, steps_per_epoch: int) -> None:
         """Notes how long it is, for `mentalglm status`."""
         uri = storage.join(self.uri, TIMELINE)
         storage.put(uri, json.dumps({"num_steps": num_steps, "steps_per_epoch": steps_per_epoch}).encode())
 
-    def check(self, fingerprint: dict[str, Any]) -> None:
-        """Raises: ConfigError where the folder holds a stage with another fingerprint."""
-        data = storage.read_bytes(storage.join(self.uri, "_run", "fingerprint.json"))
+    def check_finished(self, record: StageRecord, fingerprint: dict[str, Any]) -> None:
+        """Raises: ConfigError where what is finished is a stage with other settings, or what it has made is gone.
+
+        Whether that is as it was, only a stage that goes on from it has to know: it may be a large model on S3.
+        """
+        self._check_same(record.fingerprint, fingerprint)
+        if not any(storage.list_files(self.product_uri)):
+            raise ConfigError(
+                f"stages.{self.name}: {self.product_uri}, which the stage has made, is gone; put it back, or remove "
+                f"{self.uri}/{RECORD} to have it made again"
+            )
+
+    def _check_same(self, found: dict[str, Any], fingerprint: dict[str, Any]) -> None:
         wanted = json.loads(json.dumps(fingerprint))  # tuples become lists, as they are read back
-        if data is not None and (changes := differences(json.loads(data), wanted)):
+        if changes := differences(found, wanted):
             raise ConfigError(
                 f"stages.{self.name}: {self.uri} holds a stage with other settings ({'; '.join(changes)}); give the "
                 "stage another name or the job another output, or undo the change to go on with it"
