@@ -1,11 +1,13 @@
 """Labels that people gave, as a column of a file holds them: for training and for evaluation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mentalglm.tasks.answer import ParsedAnswer, parse_answer
 from mentalglm.tasks.task import NO_LABEL, Slug, Task
 
+_MISSING = frozenset({"null", "n/a", "na", "nan"})
+"""Texts that programs write where a value is missing. Of a model, some of them mean that no label applies."""
 _NOT_IN_SET = frozenset({"out_of_set_label", "parent_only", "hierarchy_conflict", "third_level", "hedged"})
 
 
@@ -17,6 +19,8 @@ def read_gold(task: Task, value: Any) -> tuple[Slug, ...]:
 
     Raises: ValueError, in words that do not quote `value`, which may be the wrong column.
     """
+    if isinstance(value, Mapping | bytes):
+        raise ValueError(f"is a {type(value).__name__}; give labels of {task.name} as a list, or one text")
     if isinstance(value, str) or not isinstance(value, Iterable):
         return _one_text(task, value)
     found: list[Slug] = []
@@ -34,6 +38,8 @@ def read_gold(task: Task, value: Any) -> tuple[Slug, ...]:
 
 def _one_text(task: Task, value: Any) -> tuple[Slug, ...]:
     text = value if isinstance(value, str) else "" if value is None else str(int(value) if _is_whole(value) else value)
+    if text.strip().lower() in _MISSING:
+        raise ValueError(f"says that a value is missing; leave the row out, or give labels of {task.name}")
     if text in task.answerable:
         return (text,)
     if text == NO_LABEL and task.none_allowed:

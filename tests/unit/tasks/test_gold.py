@@ -37,6 +37,12 @@ def test_none_is_a_list_without_labels() -> None:
         read_gold(load_task("suicide_risk"), [])
 
 
+@pytest.mark.parametrize("value", ["NULL", "N/A", "nan", float("nan"), " null ", ["N/A"], {"labeling": 0}, b"labeling"])
+def test_a_missing_value_does_not_say_that_no_label_applies(value: object) -> None:
+    with pytest.raises(ValueError, match="cognitive_distortion"):
+        read_gold(load_task("cognitive_distortion"), value)
+
+
 @pytest.mark.parametrize("value", [None, "", "2", "a secret post", ["high_risk", "low_risk"], ["高", None], 0.5, {}])
 def test_what_is_no_label_is_an_error_that_does_not_quote_it(value: object) -> None:
     with pytest.raises(ValueError, match="suicide_risk") as raised:
