@@ -3,7 +3,7 @@
 from mentalglm.corpus.plan import CorpusPlan, InputFile, Quarantined, Shard, check_unchanged, plan_corpus
 from mentalglm.corpus.reader import Posts, ShardReader, unreadable_now
 from mentalglm.corpus.rows import CorruptShardError
-from mentalglm.corpus.text import NORMAL_FORM_VERSION, normalise, text_hash
+from mentalglm.corpus.text import NORMAL_FORM_VERSION, normalise, replace_surrogates, text_hash
 
 __all__ = [
     "NORMAL_FORM_VERSION",
@@ -17,6 +17,7 @@ __all__ = [
     "check_unchanged",
     "normalise",
     "plan_corpus",
+    "replace_surrogates",
     "text_hash",
     "unreadable_now",
 ]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import GoldConfig, TrainingTextsConfig
-from mentalglm.corpus import normalise, text_hash
+from mentalglm.corpus import normalise, replace_surrogates, text_hash
 from mentalglm.errors import InputError
 from mentalglm.tasks import Task, read_gold
 from mentalglm.tasks.task import Slug
@@ -79,6 +79,8 @@ def _id(value: Any, column: str) -> str:
         raise ValueError(f"{column} is empty")
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"{column} is a {type(value).__name__}; ids are text or whole numbers")
+    if replace_surrogates(str(value)) != str(value):
+        raise ValueError(f"{column} is no text in Unicode (a lone surrogate)")
     return str(value)
 
 
@@ -103,7 +105,7 @@ def _rows(where: str, uri: str, data: bytes, columns: Sequence[str]) -> Iterator
             yield from (_values(where, row, columns) for row in reader)
         else:
             raise InputError(f"{where}: the name does not tell what it is; name it .jsonl, .csv or .parquet")
-    except (UnicodeDecodeError, ValueError, csv.Error, pa.ArrowException) as error:
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise InputError(f"{where}: cannot be read as {suffix} in UTF-8 ({type(error).__name__})") from None
 
 

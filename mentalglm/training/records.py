@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import RecordsConfig
-from mentalglm.corpus import normalise
+from mentalglm.corpus import normalise, replace_surrogates
 from mentalglm.errors import InputError
 from mentalglm.tasks import Task, load_task, parse_answer, read_gold, render_answer
 from mentalglm.tasks.task import Slug
@@ -124,7 +124,7 @@ def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record
         name = f"row {index + 1}"
         try:
             if reader.config.id_column is not None:
-                name = _text(row, reader.config.id_column, whole_numbers=True)
+                name = _id(row, reader.config.id_column)
             ids[name] += 1
             if ids[name] == 2:
                 raise ValueError("its id occurs twice; ids must differ")
@@ -186,15 +186,23 @@ def _explanation(row: dict[str, Any], column: str | None) -> str | None:
     return normalise(value)[0] or None
 
 
-def _text(row: dict[str, Any], column: str, *, whole_numbers: bool = False) -> str:
+def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
-    if whole_numbers and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
     if column not in row:
         raise ValueError(f"no column {column}")
     if not isinstance(value, str):
         raise ValueError(f"{column} is {type(value).__name__}, not text")
     return value
+
+
+def _id(row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(row, column)
+    if not text:
+        raise ValueError(f"{column} is empty")
+    if replace_surrogates(text) != text:
+        raise ValueError(f"{column} is no text in Unicode (a lone surrogate)")
+    return text
 
 
 def _table_rows(where: str, data: bytes) -> Iterator[dict[str, Any]]:

@@ -115,6 +115,8 @@ def test_an_answer_that_is_not_read_back_as_its_labels_is_refused(
         (["[1]"], ["line 1", "list"]),
         ([{"text": "a"}], ["no column task"]),
         ([ROW | {"id": "a"}, ROW | {"id": "a"}], ["occurs twice"]),
+        ([ROW | {"id": ""}], ["row 1", "id is empty"]),
+        ([ROW | {"id": "\ud800"}], ["row 1", "id is no text in Unicode"]),
     ],
 )
 def test_a_file_that_is_no_records_is_one_line(rows: list[Any], words: list[str], tmp_path: Path) -> None:
