@@ -66,6 +66,12 @@ class EvalConfig(ConfigModel):
     s3: S3Config = S3Config()
 
     @model_validator(mode="after")
+    def _repeats_are_other_runs(self) -> "EvalConfig":
+        if len({self.predictions, *self.repeats}) <= len(self.repeats):
+            raise ValueError("repeats names a run twice, or the predictions themselves; name each run once")
+        return self
+
+    @model_validator(mode="after")
     def _differs_from_what_it_is_compared_with(self) -> "EvalConfig":
         other = (self.against or self.predictions, self.against_adapter)
         is_compared = self.against is not None or self.against_adapter is not None

@@ -1,6 +1,6 @@
 """Gold labels and predictions side by side: by id, never by position, and nobody left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,35 @@ Extra = Literal["error", "ignore"]
 NEEDED = ("post_id", "status", "labels")
 """Columns that predictions must have; `parents`, `flags`, `probability`, ... are read where they are there."""
 _SHOWN = 5
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    return _is_text(kind.value_type) or pa.types.is_null(kind.value_type)  # empty lists alone
+
+
+_NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_null)
+_LIST = ("a list of text", _is_list)
+_TYPES: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    # A float has rounded long numbers already.
+    "post_id": ("text or whole numbers", lambda kind: _is_text(kind) or pa.types.is_integer(kind)),
+    "status": ("text", _is_text),
+    "labels": _LIST,
+    "parents": _LIST,
+    "flags": _LIST,
+    "probability": ("a number", lambda kind: any(is_kind(kind) for is_kind in _NUMBERS)),
+    "label_scores": ("a map of text to numbers", pa.types.is_map),
+}
+"""Column -> what it holds, in words, and whether a type is that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +89,7 @@ def align(
     Raises: InputError where ids are missing on either side or come twice, the gold labels are not the task's, or a
     column is missing or of another type.
     """
-    if missing := [name for name in NEEDED if name not in predictions.column_names]:
-        raise InputError(f"predictions: have no column {', '.join(missing)}; give a run, or Parquet with its columns")
+    check_columns(predictions.schema)
     if not gold:
         raise InputError("gold: names no row; give a file with at least one label")
     gold_ids = pa.array(list(gold), pa.string())
@@ -75,6 +103,7 @@ def align(
         _refuse(gold_ids, (count != 1) if is_single else (count == 0), f"gold: {{}} have not {wanted} ({task.kind})")
 
     is_ok = pc.equal(predictions["status"].cast(pa.string()), "ok")
+    _refuse(gold_ids, _bits(is_ok.is_null()), "predictions: {} have no status")
     _refuse(gold_ids, _bits(pc.and_(is_ok, predictions["labels"].is_null())), "predictions: {} are ok without labels")
     labels = pc.if_else(is_ok, predictions["labels"], pa.scalar(None, predictions.schema.field("labels").type))
     predicted, num_out_of_set = _labels(labels, task.answerable)
@@ -90,6 +119,15 @@ def align(
         is_given = _bits(named.is_valid())
         predicted_parents = np.where(is_given[:, None], given, predicted_parents)
     return Rows(predictions, true, predicted, implied_parents(task, true), predicted_parents, num_out_of_set)
+
+
+def check_columns(schema: pa.Schema) -> None:
+    """Raises: InputError where predictions lack a column that is needed, or one that is read has another type."""
+    if missing := [name for name in NEEDED if name not in schema.names]:
+        raise InputError(f"predictions: have no column {', '.join(missing)}; give a run, or Parquet with its columns")
+    for name, (wanted, fits) in _TYPES.items():
+        if name in schema.names and not fits(found := schema.field(name).type):
+            raise InputError(f"predictions: {name} is {found}, not {wanted}; give the columns of a run")
 
 
 def parents_of(task: Task) -> tuple[Slug, ...]:
@@ -144,8 +182,6 @@ def _items(lists: pa.Array | pa.ChunkedArray) -> tuple[Integers, pa.Array]:
     """(row, item) of every item of a column of lists of strings."""
     if isinstance(lists, pa.ChunkedArray):
         lists = lists.combine_chunks()
-    if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
-        raise InputError(f"predictions: labels, parents and flags are lists of text, here is {lists.type}")
     return pc.list_parent_indices(lists).to_numpy().astype(np.int64), pc.list_flatten(lists).cast(pa.string())
 
 

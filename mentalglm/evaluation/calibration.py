@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from mentalglm.errors import InputError
 from mentalglm.evaluation.align import Rows, parents_of
 from mentalglm.evaluation.metrics import Bits, Floats
 from mentalglm.tasks import Task
@@ -15,6 +16,8 @@ from mentalglm.tasks.task import Slug
 
 NUM_BINS = 10
 FIXED_PRECISIONS = (0.7, 0.8, 0.9)
+_ROUNDING = 1e-5
+"""So far beyond 0 and 1 may a sum of float32 be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,15 @@ def calibrations(task: Task, rows: Rows) -> dict[Slug, Calibration]:
 
 
 def calibrate(is_positive: Bits, probability: Floats) -> Calibration | None:
-    """Both (num_rows,); NaN where a row has no probability. None where none has."""
+    """Both (num_rows,); NaN where a row has no probability. None where none has.
+
+    Raises: InputError where one is no probability.
+    """
     is_known = ~np.isnan(probability)
     if not is_known.any():
         return None
+    if num_wrong := int((np.abs(probability[is_known] - 0.5) > 0.5 + _ROUNDING).sum()):
+        raise InputError(f"predictions: {num_wrong} probabilities are not from 0 to 1; mend them, or leave them out")
     gold, score = is_positive[is_known].astype(float), probability[is_known]
     has_both = 0 < gold.sum() < len(gold)
     bins = _bins(gold, score)

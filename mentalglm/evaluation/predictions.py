@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 
 from mentalglm import storage
 from mentalglm.errors import ConfigError, InputError
-from mentalglm.evaluation.align import NEEDED
+from mentalglm.evaluation.align import NEEDED, check_columns
 from mentalglm.tasks import Task
 
 _READ = (*NEEDED, "parents", "flags", "probability", "label_scores", "text_hash")
@@ -36,15 +36,18 @@ def read_predictions(uri: str, task: Task, adapter: str | None, only: Iterable[s
     """`uri`: folder of a finished run, or a Parquet file or folder. `only`: the ids to read; null: all.
 
     Raises: ConfigError where the run has no such task or adapter; InputError where it is not finished, or there is
-    nothing to read.
+    nothing to read, or not these columns.
     """
     manifest = _manifest(uri)
     if manifest is None:
+        if adapter is not None:
+            raise ConfigError(f"adapter = {adapter}: {uri} is no run, which alone has adapters; leave it out")
         dataset = _open(uri, uri)
         provenance = _footer(dataset)
     else:
         provenance = manifest
         dataset = _open(uri, storage.join(uri, "data", *_folders(uri, manifest, task, adapter)))
+    check_columns(dataset.schema)
     columns = [name for name in _READ if name in dataset.schema.names]
     chosen = None if only is None else pads.field("post_id").cast(pa.string()).isin(pa.array(only, pa.string()))
     table = dataset.to_table(columns=columns, filter=chosen)

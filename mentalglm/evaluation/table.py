@@ -102,7 +102,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
     for name, each in comparison["levels"].items():
         ends = each["ci95"]
         interval = f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" if ends else ""
-        tests = [f"{_p(each[test])} ({_p(each[test + '_holm'])})" for test in ("p_bootstrap", "p_mcnemar")]
+        tests = [_tested(each[test], each[f"{test}_holm"]) for test in ("p_bootstrap", "p_mcnemar")]
         only = f"{each['num_only_this']} / {each['num_only_other']}"
         rows.append([name, f"{100 * each['difference']:+.2f}{interval}", tests[0], only, tests[1]])
     header = [
@@ -112,7 +112,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
         "right here / there alone",
         "p, McNemar (Holm)",
     ]
-    return list(_table([*header, "p, McNemar (Holm)"], rows))
+    return list(_table(header, rows))
 
 
 def _calibration(calibration: Mapping[str, Any]) -> list[str]:
@@ -133,8 +133,12 @@ def _named(predictions: Mapping[str, Any]) -> str:
     return f"{name}, {predictions['adapter']}" if predictions["adapter"] else str(name)
 
 
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def _tested(p: float | None, adjusted: float | None) -> str:
+    return "" if p is None or adjusted is None else f"{_p(p)} ({_p(adjusted)})"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _cell(level: Mapping[str, Any], key: str) -> str:

@@ -65,6 +65,6 @@ def test_sentences_of_a_post_are_drawn_together() -> None:
 
 
 def test_ten_thousand_replicates_take_seconds() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     resampled_sums(random_rows(3000, num_labels=23), None, 10_000, 0)
-    assert time.perf_counter() - began < 10  # about 1 s; two cores may be busy with other tests
+    assert time.process_time() - began < 10  # about 1 s; of the processor: the machine may be busy

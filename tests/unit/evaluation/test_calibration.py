@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import brier_score_loss
 
+from mentalglm.errors import InputError
 from mentalglm.evaluation import evaluate
 from mentalglm.evaluation.calibration import calibrate, label_probabilities
 from mentalglm.evaluation.reliability import reliability_diagram
@@ -69,6 +70,13 @@ def test_rows_without_a_probability_are_counted_out() -> None:
     assert list(found) == ["high_risk"]
     assert (found["high_risk"]["num_rows"], found["high_risk"]["auroc"]) == (5, 1.0)
     ElementTree.fromstring(reliability_diagram("high_risk", found["high_risk"]))
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.7, np.inf, -np.inf])
+def test_what_is_no_probability_is_refused(wrong: float) -> None:
+    with pytest.raises(InputError, match="1 probabilities are not from 0 to 1"):
+        calibrate(np.array([True, False, True]), np.array([wrong, 0.5, np.nan]))
+    assert calibrate(np.array([True]), np.array([np.float32(1) + np.float32(2e-7)])) is not None
 
 
 def test_label_scores_are_judged_label_by_label_parents_too() -> None:

@@ -199,8 +199,22 @@ def test_impossible_labels_are_an_error(task: Task, gold: list[str], labels: lis
 def test_missing_columns_and_wrong_types_are_named() -> None:
     with pytest.raises(InputError, match="status"):
         evaluate(RISK, {"r0": ["low_risk"]}, table([["low_risk"]]).drop_columns(["status"]))
-    with pytest.raises(InputError, match="lists of text"):
-        evaluate(RISK, {"a": ["low_risk"]}, pa.table({"post_id": ["a"], "status": ["ok"], "labels": ["low_risk"]}))
+    whole = {"post_id": ["a"], "status": ["ok"], "labels": [["low_risk"]]}
+    for name, values, told in [
+        ("labels", ["low_risk"], "labels is string, not a list of text"),
+        ("labels", [[1]], "labels is list"),
+        ("post_id", [1.0], "post_id is double, not text or whole numbers"),
+        ("status", [1], "status is int64"),
+        ("flags", [[{"a": 1}]], "flags is list"),
+        ("probability", ["0.5"], "probability is string, not a number"),
+        ("label_scores", [{"low_risk": 0.5}], "label_scores is struct"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            evaluate(RISK, {"a": ["low_risk"]}, pa.table(whole | {name: values}))
+    with pytest.raises(InputError, match=r"1 rows have no status \(a\)"):
+        evaluate(RISK, {"a": ["low_risk"]}, pa.table(whole | {"status": pa.array([None], pa.string())}))
+    empty = {"flags": [[]], "probability": [None]}  # list<null> and null
+    assert evaluate(RISK, {"a": ["low_risk"]}, pa.table(whole | empty)).to_json()["n"] == 1
 
 
 def test_micro_of_a_binary_task_is_not_reported_since_it_is_the_accuracy() -> None:

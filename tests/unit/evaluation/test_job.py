@@ -145,8 +145,11 @@ def test_another_run_and_other_seeds(folder: Path) -> None:
     spread = found["over_runs"]["label"]["f1"]
     assert spread["values"] == [found["f1"], perfect["f1"]]
     assert spread["standard_deviation"] == pytest.approx(abs(level["difference"]) / 2**0.5)
-    assert "p, McNemar" in markdown(found)
     assert "2 |" in markdown(found)
+    for found_or_plain in (found, evaluate_run(config(folder, against=other, num_bootstrap=0))):
+        block = next(each for each in markdown(found_or_plain).split("\n\n") if "p, McNemar" in each)
+        assert {line.count(" | ") for line in block.splitlines() if "---" not in line} == {4}
+        assert "()" not in block
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,8 @@ def test_another_run_and_other_seeds(folder: Path) -> None:
         (['{"id": 1}'], ["no column 'label'"]),
         (["[1]"], ["no column 'id'"]),
         (["canary"], ["cannot be read as jsonl"]),
+        (["[" * 100_000], ["cannot be read as jsonl"]),
+        (['{"id": "\\ud800", "label": 1}'], ["row 1: id is no text in Unicode"]),
         ([], ["holds no rows"]),
     ],
 )
@@ -182,12 +187,24 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
         evaluate_run(config(folder, predictions=str(folder / "nothing")))
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         evaluate_run(config(folder, predictions=str(folder / "gold.jsonl")))
+    with pytest.raises(ConfigError, match="is no run, which alone has adapters"):
+        evaluate_run(config(folder, adapter="mine"))
+    pq.write_table(pa.table({"id": [1]}), folder / "foreign.parquet")
+    for extra in ("error", "ignore"):
+        with pytest.raises(InputError, match="no column post_id, status, labels"):
+            evaluate_run(config(folder, predictions=str(folder / "foreign.parquet"), extra_predictions=extra))
     (folder / "run" / "_run").mkdir(parents=True)
     (folder / "run" / "_run" / "run.json").write_text("{}")
     with pytest.raises(InputError, match="not finished"):
         evaluate_run(config(folder, predictions=str(folder / "run")))
     with pytest.raises(ConfigError, match="no_such_task"):
         evaluate_run(config(folder, task="no_such_task"))
+
+
+@pytest.mark.parametrize("repeats", [["x/predictions.parquet"], ["a", "a"]])
+def test_a_run_counted_twice_is_no_repeat(repeats: list[str]) -> None:
+    with pytest.raises(ValueError, match="names a run twice, or the predictions themselves"):
+        config(Path("x"), repeats=repeats)
 
 
 def test_predictions_are_not_compared_with_themselves() -> None:
