@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A machine that is busy is no defect.
+settings.register_profile("mentalglm", deadline=None)
+settings.load_profile("mentalglm")
 
 # Before ray, vllm or transformers are imported anywhere.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
