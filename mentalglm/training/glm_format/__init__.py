@@ -52,8 +52,13 @@ def _native(shown: str, source: Path, target: Path) -> list[str]:
     tensors = Tensors(shown, source)
     _check_head(shown, config, tensors)
     convert_tokenizer(shown, source, target, vocab_size=config.vocab_size)
-    if "eos_token_id" not in settings:
+    if settings.get("eos_token_id") is None:
         ids = _ids(target)
+        if missing := [token for token in _ENDS if token not in ids]:
+            raise ConfigError(
+                f"{shown}: eos_token_id is not in config.json, and the tokenizer has no {missing[0]}; write the ids "
+                "that end an answer into config.json"
+            )
         config.eos_token_id, config.pad_token_id = [ids[token] for token in _ENDS], ids[SPECIAL_TOKENS[0]]
     num_tensors = write_shards(native_weights(config, tensors), target)
     config.dtype = _dtype(tensors, "transformer.embedding.word_embeddings.weight")

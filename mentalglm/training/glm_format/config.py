@@ -58,6 +58,9 @@ def native_config(shown: str, settings: dict[str, Any]) -> Any:
     for name in _WORDS:
         if name not in settings:
             raise ConfigError(f"{shown}: {name} is missing in config.json; take the folder of a GLM-4 model")
+    ratio = settings.get("rope_ratio", 1)
+    if not isinstance(ratio, int | float) or not ratio > 0:
+        raise ConfigError(f"{shown}: rope_ratio = {ratio!r} in config.json is no number above 0; mend it")
     words = {**_WORDS, **{name: word for name, word in _OPTIONAL_WORDS.items() if name in settings}}
     config = _glm_config(
         shown,
@@ -66,7 +69,7 @@ def native_config(shown: str, settings: dict[str, Any]) -> Any:
             **{word: settings[name] for name, word in words.items()},
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": _ROPE_BASE * settings.get("rope_ratio", 1),
+                "rope_theta": _ROPE_BASE * ratio,
                 "partial_rotary_factor": _PARTIAL_ROTARY_FACTOR,
             },
         },

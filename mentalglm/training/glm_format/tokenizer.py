@@ -69,7 +69,9 @@ def restore_ranks(source: Path, target: Path) -> bool:
         }
     except KeyError:  # no byte's character
         return False
-    if json.loads(_bpe(ranks).to_str())["model"]["merges"] != [list(merge) for merge in map(_halves, model["merges"])]:
+    if json.loads(_bpe(ranks).to_str())["model"]["merges"] != [
+        list(merge) for merge in map(_halves, model.get("merges", []))
+    ]:
         return False
     lines = [b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in sorted(ranks.items(), key=lambda r: r[1])]
     (target / RANKS).write_bytes(b"".join(lines))

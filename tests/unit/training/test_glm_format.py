@@ -254,6 +254,23 @@ def test_the_converted_tokenizer_asks_as_glm_4_does(tokenizers: tuple[Any, tikto
     ]
 
 
+def test_a_tokenizer_without_the_ends_needs_ids_in_the_config(tmp_path: Path, chatglm: Path, glm: Path) -> None:
+    """Its own tokenizer.json is kept; without ids, those of its tokens are taken."""
+    source = tmp_path / "source"
+    shutil.copytree(chatglm, source)
+    _config(eos_token_id=None)(source)
+    state = json.loads((glm / "tokenizer.json").read_text())
+    settings = json.loads((glm / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "tokenizer.json").write_text(json.dumps(state))
+    convert_format(str(source), tmp_path / "glm", "glm")
+    assert json.loads((tmp_path / "glm" / "config.json").read_text())["eos_token_id"] == [1500, 1507, 1509]
+    state["added_tokens"] = [each for each in state["added_tokens"] if each["content"] != "<|user|>"]
+    (source / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match=r"eos_token_id is not in config\.json, and the tokenizer has no <\|user\|>"):
+        convert_format(str(source), tmp_path / "other", "glm")
+
+
 def test_merges_that_no_ranks_stand_for_get_no_ranks(tmp_path: Path, glm: Path) -> None:
     shutil.copytree(glm, tmp_path / "glm")
     state = json.loads((glm / "tokenizer.json").read_text())
@@ -263,6 +280,10 @@ def test_merges_that_no_ranks_stand_for_get_no_ranks(tmp_path: Path, glm: Path) 
     said = convert_format(str(tmp_path / "glm"), tmp_path / "chatglm", "chatglm")
     assert any("no tokenizer.model" in line for line in said)
     assert not (tmp_path / "chatglm" / "tokenizer.model").exists()
+    del state["model"]["merges"]
+    (tmp_path / "glm" / "tokenizer.json").write_text(json.dumps(state))
+    convert_format(str(tmp_path / "glm"), tmp_path / "without", "chatglm")
+    assert not (tmp_path / "without" / "tokenizer.model").exists()
 
 
 def test_a_template_that_chatglm_itself_uses_is_kept(tmp_path: Path) -> None:
@@ -337,6 +358,7 @@ FIRST = "transformer.embedding.word_embeddings.weight"
         (_config(original_rope=False), r"original_rope = False"),
         (_config(kv_channels=64), r"4 heads of 64 are not hidden_size = 128"),
         (_config(num_layers="three"), r"config\.json cannot be read as a GLM's \(.*num_hidden_layers"),
+        (_config(rope_ratio="500"), r"rope_ratio = '500' .* is no number above 0"),
         (_config(num_layers=4), r"tensor transformer\.encoder\.layers\.3\..* is missing"),
         (_config(num_layers=2), r"tensor transformer\.encoder\.layers\.2\..* has no place in a GLM"),
         (_config(padded_vocab_size=2048), r"word_embeddings.* has the shape \[1536, 128\], and by config\.json \[2048"),
