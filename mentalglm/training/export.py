@@ -7,7 +7,7 @@ from pathlib import Path
 from mentalglm import storage
 from mentalglm.engine.files import digest_of
 from mentalglm.training.card import model_card
-from mentalglm.training.checkpoint import MANIFEST, OPTIMIZER, StoredCheckpoint, local_copy
+from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy
 from mentalglm.training.language_model import DTYPES, copy_tokenizer
 from mentalglm.training.stage import Stage, StageRecord
 
@@ -41,4 +41,3 @@ def _write_rounded(folder: Path, stage: Stage, target: Path) -> None:
     dtype = DTYPES[stage.config.dtype]
     AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).save_pretrained(target)
     copy_tokenizer(folder, target)
-    (target / MANIFEST).unlink()  # of the checkpoint

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from mentalglm.config import TrainConfig
 from mentalglm.errors import ConfigError
+from mentalglm.training.checkpoint import MANIFEST
 from mentalglm.training.examples import Example
 from mentalglm.training.learner import Learner
 from mentalglm.training.loss import chunked_cross_entropy
 
+_OF_WEIGHTS = ("config.json", "adapter_config.json", MANIFEST)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -130,10 +132,11 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Everything of a model's folder that is neither weights nor their index nor the model's settings."""
+    """Everything of a model's folder that is neither weights nor their index nor the model's settings, nor bears the
+    name of a checkpoint's manifest."""
     for path in source.iterdir():
         is_text = path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken")
-        is_of_weights = path.name.endswith(".index.json") or path.name in ("config.json", "adapter_config.json")
+        is_of_weights = path.name.endswith(".index.json") or path.name in _OF_WEIGHTS
         if path.is_file() and is_text and not is_of_weights and not (target / path.name).exists():
             shutil.copy(path, target / path.name)
 

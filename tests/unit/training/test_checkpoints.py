@@ -11,6 +11,7 @@ from mentalglm.config import TrainConfig, validate
 from mentalglm.config.train import SelectionConfig
 from mentalglm.errors import ConfigError
 from mentalglm.training.checkpoint import is_whole, list_checkpoints, local_copy, newest, upload
+from mentalglm.training.language_model import copy_tokenizer
 from mentalglm.training.validation import EarlyStopping, Validation, _write, read_validations
 
 MINIMAL: dict[str, Any] = {"output": {"uri": "out"}, "stages": {"s1": {"train": [{"uri": "r.jsonl"}]}}}
@@ -46,6 +47,17 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "local", tmp_path / "checkpoints", 2, fingerprint="other")
     with pytest.raises(ConfigError, match=r"other settings .* give the stage another name"):
         newest(str(tmp_path / "checkpoints"), "f")
+
+
+def test_a_model_with_a_manifest_of_its_own_does_not_pass_it_on_to_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    for name in ("manifest.json", "tokenizer.json", "config.json", "model.safetensors.index.json"):
+        (tmp_path / "base" / name).write_text("{}")
+    (tmp_path / "local").mkdir()
+    copy_tokenizer(tmp_path / "base", tmp_path / "local")
+    assert [path.name for path in (tmp_path / "local").iterdir()] == ["tokenizer.json"]
+    make(tmp_path / "local", tmp_path / "checkpoints", 2)
+    assert [each.step for each in list_checkpoints(str(tmp_path / "checkpoints"))] == [2]
 
 
 @pytest.mark.parametrize(
