@@ -103,7 +103,8 @@ class EncodedText:
 class TextEncoder:
     """Texts to token ids: [CLS] text [SEP], the end of long ones cut. A special token inside a text is ordinary text.
 
-    Raises: ConfigError for a tokenizer that is no fast one, or has no [CLS], as that of a causal language model.
+    Raises: ConfigError for a tokenizer that is no fast one, has no [CLS], as that of a causal language model, or knows
+    no words.
     """
 
     def __init__(self, tokenizer: Any, classifier: Classifier, task: Task) -> None:
@@ -113,6 +114,10 @@ class TextEncoder:
             raise ConfigError(
                 f"model.path: its tokenizer ({type(tokenizer).__name__}) {what}; give an encoder such as BERT with "
                 "its tokenizer.json or vocab.txt"
+            )
+        if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # transformers makes one of nothing
+            raise ConfigError(
+                "model.path: its tokenizer knows no words; put its tokenizer.json or vocab.txt into the model's folder"
             )
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self._task = task if classifier.mask_labels else None

@@ -19,8 +19,15 @@ def record_encoder(config: TrainConfig, base: Path) -> ExampleEncoder | Labelled
     """Encodes records for the model in the folder `base`. Raises: ConfigError."""
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    settings = AutoConfig.from_pretrained(base, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        settings = AutoConfig.from_pretrained(base, local_files_only=True)
+    except (ValueError, OSError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"model.path = {config.model.path}: its tokenizer or config.json cannot be read ({cause}); give a model in "
+            "Hugging Face's own format, with its tokenizer"
+        ) from None
     if config.method == "encoder":
         return LabelledTextEncoder(tokenizer, settings, config)
     longest = getattr(settings, "max_position_embeddings", None)

@@ -134,6 +134,22 @@ def test_a_language_model_is_refused() -> None:
         encoder.encode_set([record(RISK, "好累", "low_risk")], "stages.S1.train")
 
 
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """For BERT and its kin transformers makes one that knows nothing but special tokens: every character is [UNK]."""
+    folder = tiny_bert(tmp_path / "bert")
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+    with pytest.raises(ConfigError, match="its tokenizer knows no words"):
+        labelled_texts(folder, RISK, [record(RISK, "好累", "low_risk")])
+    (folder / "config.json").write_text('{"model_type": "glm"}')
+    with pytest.raises(ConfigError, match=r"its tokenizer or config\.json cannot be read"):
+        record_encoder(train_config(folder, RISK), folder)
+    (folder / "config.json").write_text('{"model_type": "chatglm"}')
+    with pytest.raises(ConfigError, match=r"its tokenizer or config\.json cannot be read"):
+        record_encoder(train_config(folder, RISK), folder)
+
+
 def test_a_stage_has_one_task(base: Path) -> None:
     with pytest.raises(ConfigError, match=r"stages\.S1: .* cognitive_distortion, suicide_risk; make a stage for each"):
         check_tasks(train_config(base, RISK), ["suicide_risk", "cognitive_distortion"], "stages.S1")
