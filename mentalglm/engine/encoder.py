@@ -12,6 +12,7 @@ from mentalglm.config import EncoderEngineConfig, GenerationConfig
 from mentalglm.engine.classifier import TextEncoder, completion_of, has_one_answer, read_classifier
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.engine.protocol import Completion, FollowUp, Request
+from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Task
 
@@ -44,8 +45,8 @@ class EncoderEngine:
         )
         try:
             tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
-            loaded = AutoModelForSequenceClassification.from_pretrained(
-                model.path, dtype=getattr(torch, config.dtype), local_files_only=True
+            loaded = load_whole(
+                AutoModelForSequenceClassification, Path(model.path), dtype=getattr(torch, config.dtype)
             )
         except (ValueError, OSError) as error:
             cause = " ".join(str(error).split())[:200]

@@ -14,6 +14,7 @@ from pathlib import Path
 from mentalglm.engine.adapter import Adapter
 from mentalglm.engine.cache import cached_folder
 from mentalglm.engine.model import ResolvedModel
+from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
 
 _VERSION = 1  # raised whenever the same model and adapter give other weights
@@ -45,12 +46,12 @@ def merge_adapter(model: ResolvedModel, adapter: Adapter, target: Path) -> None:
     weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", ".*")
     shutil.copytree(source, target, ignore=weights, dirs_exist_ok=True)  # tokenizer, chat template, ...
     try:
-        base = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
+        base = load_whole(AutoModelForCausalLM, source, dtype="auto")
         dtype = base.dtype
         both = PeftModel.from_pretrained(base.float(), adapter.path)
         whole = both.merge_and_unload(safe_merge=True)
         whole.to(dtype).save_pretrained(target)
-    except OSError:
+    except (OSError, ConfigError):
         raise
     except Exception as error:  # theirs, of many kinds
         cause = " ".join(str(error).split())[:200]

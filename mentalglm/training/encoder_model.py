@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from mentalglm.config import TrainConfig
 from mentalglm.engine.classifier import SETTINGS, has_one_answer, read_classifier
 from mentalglm.engine.encoder import pad
+from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
 from mentalglm.training.labelled_texts import LabelledText, LabelledTexts
 from mentalglm.training.language_model import copy_tokenizer
@@ -40,8 +41,8 @@ class EncoderModel(Learner):
     def load(cls, config: TrainConfig, examples: LabelledTexts, base: Path, start: Path | None) -> "EncoderModel":
         """The encoder in the folder `base` with a new head, or the classifier in `start` to be trained on.
 
-        All weights are float32. A new head's follow from the seed. Raises: ConfigError where it is no encoder, or a
-        classifier for another task.
+        All weights are float32. A new head's follow from the seed. Raises: ConfigError where it is no encoder, or no
+        whole one, or a classifier for another task.
         """
         from transformers import AutoModelForSequenceClassification
 
@@ -54,10 +55,11 @@ class EncoderModel(Learner):
         torch.manual_seed(config.seed)
         kind = "single_label_classification" if has_one_answer(task) else "multi_label_classification"
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model = load_whole(
+                AutoModelForSequenceClassification,
                 folder,
+                new_head=start is None,
                 dtype=torch.float32,
-                local_files_only=True,
                 num_labels=len(task.answerable),
                 id2label=dict(enumerate(task.answerable)),
                 label2id={slug: number for number, slug in enumerate(task.answerable)},

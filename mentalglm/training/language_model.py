@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mentalglm.config import TrainConfig
+from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
 from mentalglm.training.checkpoint import MANIFEST
 from mentalglm.training.examples import Example
@@ -33,16 +34,15 @@ class LanguageModel(Learner):
         """The model in the folder `base`, to be trained on from `start`: an adapter, or with `method: full` a model.
 
         Frozen weights have the config's dtype, trained ones float32. A new adapter's weights follow from the seed.
-        Raises: ConfigError where it is no causal language model, or the adapter's modules are not there.
+        Raises: ConfigError where it is no causal language model, or no whole one, or the adapter's modules are not
+        there.
         """
         from transformers import AutoModelForCausalLM
 
         dtype = torch.float32 if config.method == "full" else DTYPES[config.dtype]
         folder = start if config.method == "full" and start is not None else base
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
-            )
+            model = load_whole(AutoModelForCausalLM, folder, dtype=dtype, attn_implementation="sdpa")
         except (ValueError, OSError) as error:
             cause = " ".join(str(error).split())[:200]
             raise ConfigError(
