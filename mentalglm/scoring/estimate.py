@@ -8,13 +8,10 @@ Nothing else of the run is touched, and nothing of the sample is ever a result.
 
 import json
 import math
-import secrets
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,14 +21,13 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import OutputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, CorruptShardError, ShardReader
-from mentalglm.errors import ConfigError, InputError, StorageError
+from mentalglm.errors import ConfigError, InputError
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.job import Job, reading
-from mentalglm.scoring.lease import Lease, LeasedRunError, read_lease
+from mentalglm.scoring.lease import LeasedRunError, read_lease
 from mentalglm.scoring.ledger import Ledger, read_record, run_id
 from mentalglm.scoring.meter import NUM_SLICES, Rate, SampledShard, SampleScorer, average_rate, read_sampled
 from mentalglm.scoring.order import num_slots
-from mentalglm.scoring.pool import score_shards
 from mentalglm.scoring.predictions import INPUT_STATUSES
 from mentalglm.scoring.sample import (
     Sample,
@@ -41,7 +37,7 @@ from mentalglm.scoring.sample import (
     share_interval,
     t_value,
 )
-from mentalglm.scoring.worker import RunSpec
+from mentalglm.scoring.scratch import score_picked, scratch_folder
 
 
 class Figure(BaseModel):
@@ -155,7 +151,7 @@ def estimate(config: ScoreConfig, *, num_rows: int | None = None, price_per_gpu_
     plan = job.plan_for(ledger)
     _check_is_free(ledger)
     sample, rows_per_draw = _draw(job, plan, num_rows)
-    with _scratch(ledger) as uri:
+    with scratch_folder(ledger.staging, "estimate") as uri:
         measured = _measure(job, plan, sample, rows_per_draw, uri)
     predicted = _predict(job, plan, sample, measured, price_per_gpu_hour, len(ledger.committed_shards()))
     storage.put(_path(ledger), predicted.model_dump_json(indent=2).encode())
@@ -249,20 +245,6 @@ def _draw(job: Job, plan: CorpusPlan, num_rows: int | None) -> tuple[Sample, int
         return draw_sample(plan.shard_num_rows, num_draws, rows_per_draw, lengths, seed), rows_per_draw
 
 
-@contextmanager
-def _scratch(ledger: Ledger) -> Iterator[str]:
-    """A folder for the run of the sample, which every worker can reach. What a death leaves there `gc` removes."""
-    uri = storage.join(ledger.staging, f"estimate-{secrets.token_hex(8)}")
-    try:
-        yield uri
-    finally:
-        with suppress(StorageError):
-            for file in list(storage.list_files(uri)):
-                storage.delete(storage.join(uri, file.path))
-        if not storage.is_s3(uri):
-            shutil.rmtree(storage.local_path(uri), ignore_errors=True)
-
-
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """The sample, scored."""
@@ -279,20 +261,12 @@ def _measure(job: Job, plan: CorpusPlan, sample: Sample, rows_per_draw: int, uri
     # Shards as small as their part in the sample: so many of them are in flight that they fill the engine.
     shard_rows = job.config.shard_rows if sample.fraction == 1 else rows_per_draw
     changes = {"output": OutputConfig(uri=uri), "dedup": "off", "shard_rows": shard_rows}
-    config = job.config.model_copy(update=changes)
+    sampled = replace(job, config=job.config.model_copy(update=changes))
     ledger = Ledger(uri)
-    ledger.create(job.fingerprint(plan), plan, {})
     rows = {shard: {question.key: each for question in job.questions} for shard, each in sample.by_shard().items()}
-    attempt, totals = Attempt(sample.num_rows), Totals()
-    with Lease.acquire(uri) as lease:
-        spec = RunSpec(config, job.tasks, job.model, job.footer(ledger.record.run_id), lease.epoch, rows=rows)
-        num_predictions = sample.num_rows * len(job.questions)
-        scored = score_shards(
-            spec, list(rows), num_predictions, totals, lease, lambda: None, scorer=SampleScorer, on_start=attempt.start
-        )
-        for commit in scored:
-            totals.add(commit)
-        attempt.end()
+    attempt = Attempt(sample.num_rows)
+    totals = Totals.of(score_picked(sampled, plan, ledger, rows, scorer=SampleScorer, on_start=attempt.start))
+    attempt.end()
     assert attempt.ready is not None
     unreadable = {each.shard for each in totals.unreadable}
     found = {shard: None if shard in unreadable else read_sampled(ledger, shard) for shard in rows}

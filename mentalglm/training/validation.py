@@ -1,4 +1,5 @@
-"""Validation of a checkpoint: the score job answers the validation records with it, and the evaluation counts.
+"""Validation of a checkpoint: the workers of the score job answer the validation records with it, each record its own
+task, and the evaluation counts.
 
 It runs as a task of Ray Train's beside the training, on engines of its own. What it finds is a file of ours,
 `_run/validation/<checkpoint>.json`, and not Ray's: selection, early stopping and resuming read these.
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
@@ -23,7 +24,7 @@ from mentalglm.config.train import SelectionConfig
 from mentalglm.engine.cache import forget_fetched
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.evaluation import evaluate
-from mentalglm.scoring import score
+from mentalglm.scoring.scratch import score_rows
 from mentalglm.tasks import load_task
 from mentalglm.training.records import Record
 
@@ -43,6 +44,8 @@ class Validation(BaseModel):
     """Mean of the tasks' headline metrics; None: it failed."""
     metrics: dict[str, Any] = {}
     """Task -> what `metrics.json` of an evaluation holds, without intervals."""
+    engines: list[dict[str, str]] = []
+    """What answered."""
     seconds: float = 0.0
     error: str | None = None
 
@@ -81,16 +84,34 @@ class ValidationSet:
         storage.put(self.uri, sink.getvalue().to_pybytes())
         return len(records)
 
+    def rows(self) -> dict[str, list[int]]:
+        """Task -> numbers of its records in the file."""
+        rows: dict[str, list[int]] = {}
+        for number, task in enumerate(self._read("task")["task"].to_pylist()):
+            rows.setdefault(task, []).append(number)
+        return rows
+
     def gold(self, task: str) -> dict[str, list[str]]:
         """Post id -> labels, of the records of one task."""
-        data = storage.read_bytes(self.uri)
-        assert data is not None, "written before training begins"
-        table = pq.read_table(pa.BufferReader(data), filters=[("task", "=", task)])
+        table = self._read("post_id", "labels", "task").filter(pc.field("task") == task)
         return dict(zip(table["post_id"].to_pylist(), table["labels"].to_pylist(), strict=True))
 
     def delete(self) -> None:
-        """Removes the posts."""
+        """Removes the posts, and what validations that died have left."""
         storage.delete(self.uri)
+        scratch = self.scratch_uri
+        for file in list(storage.list_files(scratch)):
+            storage.delete(storage.join(scratch, file.path))
+
+    @property
+    def scratch_uri(self) -> str:
+        """Folder for the answers, while they are being counted."""
+        return storage.join(self.stage_uri, "_run", "tmp")
+
+    def _read(self, *columns: str) -> pa.Table:
+        data = storage.read_bytes(self.uri)
+        assert data is not None, "written before training begins"
+        return pq.read_table(pa.BufferReader(data), columns=list(columns))
 
 
 def validate(checkpoint: Any, *, stage_uri: str, config: dict[str, Any], tasks: list[str]) -> dict[str, float]:
@@ -112,16 +133,14 @@ def validate_checkpoint(config: TrainConfig, stage_uri: str, name: str, tasks: S
     started = time.monotonic()
     step = int(name.split("-")[1])
     try:
-        metrics = _measure(config, stage_uri, name, tasks)
+        metrics, engines = _measure(config, stage_uri, name, tasks)
     except BaseException as error:
         said = str(error) if isinstance(error, UserError) else type(error).__name__
-        _delete_run(storage.join(stage_uri, "_run", "validation", name))  # the next try may have other settings
         _write(stage_uri, Validation(checkpoint=name, step=step, score=None, error=said))
         raise
     mean = math.fsum(each["f1"] for each in metrics.values()) / len(metrics)
-    found = Validation(
-        checkpoint=name, step=step, score=mean, metrics=metrics, seconds=round(time.monotonic() - started, 1)
-    )
+    seconds = round(time.monotonic() - started, 1)
+    found = Validation(checkpoint=name, step=step, score=mean, metrics=metrics, engines=engines, seconds=seconds)
     _write(stage_uri, found)
     return found
 
@@ -174,11 +193,6 @@ class EarlyStopping:
             time.sleep(_POLL_INTERVAL_S)
 
 
-def _delete_run(uri: str) -> None:
-    for file in list(storage.list_files(uri)):
-        storage.delete(storage.join(uri, file.path))
-
-
 def _sample(records: Sequence[Record], num_rows: int) -> list[Record]:
     found: list[Record] = []
     for task in {record.task.name: None for record in records}:
@@ -188,30 +202,28 @@ def _sample(records: Sequence[Record], num_rows: int) -> list[Record]:
     return found
 
 
-def _measure(config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str]) -> dict[str, Any]:
-    """Task -> metrics."""
-    output = storage.join(stage_uri, "_run", "validation", name)
+def _measure(
+    config: TrainConfig, stage_uri: str, name: str, tasks: Sequence[str]
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """(task -> metrics, what answered)."""
     checkpoint = storage.join(stage_uri, "_run", "checkpoints", name)
     posts = ValidationSet(stage_uri)
     try:
-        run = score(_score_config(config, posts.uri, output, checkpoint, tasks))
+        answers = score_rows(_score_config(config, posts, checkpoint, tasks), posts.rows())
     finally:
         if storage.is_s3(checkpoint):
             _forget_copies(checkpoint, config)
-    failed = sum(counts["engine_error"] + counts["too_long"] for counts in run.totals.statuses.values())
+    failed = sum(answers.totals.by_status[status] for status in ("engine_error", "too_long"))
     if failed:
         raise InterruptedRunError(
             f"{failed} answers did not come from selection.engine (engine_error, too_long); what it is worth is not "
             "known"
         )
     metrics: dict[str, Any] = {}
-    for each in tasks:
-        task = load_task(each)
-        filesystem, path = storage.filesystem(storage.join(run.uri, "data", f"task={task.name}"))
-        predictions = pads.dataset(path, filesystem=filesystem, format="parquet").to_table()
-        found = evaluate(task, posts.gold(task.name), predictions, extra_predictions="ignore", num_bootstrap=0)
+    for task in map(load_task, tasks):
+        found = evaluate(task, posts.gold(task.name), answers.tables[task.name], num_bootstrap=0)
         metrics[task.name] = found.to_json() | {"f1": found.headline}
-    return metrics
+    return metrics, answers.totals.engines
 
 
 def _forget_copies(checkpoint: str, config: TrainConfig) -> None:
@@ -234,21 +246,20 @@ def _forget_copies(checkpoint: str, config: TrainConfig) -> None:
             ray.get(copy, timeout=_LONGEST_CLEANING_S)
 
 
-def _score_config(config: TrainConfig, posts: str, output: str, checkpoint: str, tasks: Sequence[str]) -> ScoreConfig:
+def _score_config(config: TrainConfig, posts: ValidationSet, checkpoint: str, tasks: Sequence[str]) -> ScoreConfig:
     """Labels alone: explanations come after them and change nothing. An answer that cannot be read is a miss."""
     model: dict[str, Any] = {"path": checkpoint}
     if config.method == "lora":
         model = {"path": config.model.path, "revision": config.model.revision, "adapter": checkpoint}
     selection = config.selection
     return ScoreConfig(
-        input={"uri": posts},  # type: ignore[arg-type]
-        output={"uri": output},  # type: ignore[arg-type]
+        input={"uri": posts.uri},  # type: ignore[arg-type]
+        output={"uri": posts.scratch_uri},  # type: ignore[arg-type]
         tasks=list(tasks),
         model=model,  # type: ignore[arg-type]
         engine=selection.engine,
         generation={"max_tokens": selection.max_tokens, "max_prompt_tokens": config.max_prompt_tokens},  # type: ignore[arg-type]
         explain="none",
-        max_error_rate=1.0,
         s3=S3Config.model_validate(config.s3.model_dump()),
     )
 

@@ -60,6 +60,7 @@ def test_a_stage_is_chosen_by_real_vllm(job: dict[str, Any], run: Run, tmp_path:
     told = run("mentalglm", "status", "out")
     assert "out, risk: complete" in told.stdout
     assert f"step {record['num_steps']} of {record['num_steps']}" in told.stdout
-    manifest = tmp_path / "out/risk/_run/validation" / record["best_checkpoint"] / "manifest.json"
-    assert json.loads(manifest.read_text(encoding="utf-8"))["model"]["engine"] == "vllm"
+    validation = tmp_path / f"out/risk/_run/validation/{record['best_checkpoint']}.json"
+    [answered] = json.loads(validation.read_text(encoding="utf-8"))["engines"]
+    assert answered["engine"] == "vllm"
     assert (tmp_path / "out/risk/adapter/adapter_model.safetensors").is_file()

@@ -76,7 +76,13 @@ def test_a_stage_leaves_what_its_readers_need(undisturbed: Path) -> None:
     record = json.loads((stage / "stage.json").read_text(encoding="utf-8"))
     assert record["num_steps"] == len(steps)
     assert [each["step"] for each in record["validations"]] == [len(steps) // 2, len(steps)]
+    validation = json.loads((stage / f"_run/validation/{record['best_checkpoint']}.json").read_text(encoding="utf-8"))
+    # Each record is asked its own task.
+    assert sum(each["n"] for each in validation["metrics"].values()) == record["data"]["num_validated_records"]
+    assert validation["metrics"].keys() == {"suicide_risk", "cognitive_distortion"}
+    assert validation["engines"][0]["engine"] == "echo"
     assert not (stage / "_run" / "validation" / "records.parquet").exists()  # it held posts
+    assert not list((stage / "_run" / "tmp").iterdir())
     card = (stage / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "optimizer.warmup_ratio | 0.01 | paper" in card
     assert "lora.r | 8 | assumed" in card
@@ -172,11 +178,20 @@ def same_weights(output: Path, other: Path, *, atol: float) -> bool:
 def test_it_stops_where_validation_gets_no_better(model: Path, records: Path, tmp_path: Path) -> None:
     """The echo engine does not look at the checkpoint. After steps 2, 4: no better; seen one validation later, at 6."""
     selection = {"engine": {"kind": "echo"}, "every_steps": 2, "patience": 1}
-    [record] = train(settings(model, records, tmp_path, selection=selection))
+    held_out = tmp_path / "held_out.jsonl"
+    lines = records.read_text(encoding="utf-8").splitlines()
+    held_out.write_text("\n".join(line for line in lines if "suicide_risk" in line), encoding="utf-8")
+    sources = {"train": [{"uri": str(records), "id_column": "id"}], "validation": [{"uri": str(held_out)}]}
+    stages = {"s1": {**sources, "num_epochs": 2}}
+    [record] = train(settings(model, records, tmp_path, selection=selection, stages=stages))
     assert record.num_steps == 6
     assert [each["step"] for each in record.validations] == [2, 4, 6]
     assert len({each["scores"]["score"] for each in record.validations}) == 1
     assert record.best_step == 6  # of equal ones the last
+    assert json.loads((tmp_path / "s1/stage.json").read_text())["unvalidated_tasks"] == ["cognitive_distortion"]
+    card = (tmp_path / "s1/adapter/README.md").read_text(encoding="utf-8")
+    assert "Chosen without a look at cognitive_distortion: no record of theirs was held out." in card
+    assert "validation records have a post that is learned from too" in card
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_and_names_the_records(

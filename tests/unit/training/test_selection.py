@@ -1,5 +1,6 @@
 """Which checkpoint is given out, and what a validation is that could not be made."""
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +10,15 @@ import pytest
 from mentalglm.config import ModelConfig, TrainConfig
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import InterruptedRunError
+from mentalglm.scoring.commit import Totals
+from mentalglm.scoring.scratch import ScoredRows
 from mentalglm.training import selection, validation
 from mentalglm.training.checkpoint import upload
 from mentalglm.training.pipeline import StageData
 from mentalglm.training.records import Records
 from mentalglm.training.selection import select
 from mentalglm.training.stage import Stage
-from mentalglm.training.validation import Validation, _write, read_validations, validate_checkpoint
+from mentalglm.training.validation import Validation, ValidationSet, _write, read_validations, validate_checkpoint
 
 
 @pytest.fixture
@@ -73,9 +76,9 @@ def test_a_validation_that_failed_is_made_again_and_may_win(stage: Stage, monkey
 
 @pytest.mark.parametrize("status", ["engine_error", "too_long"])
 def test_answers_that_no_model_gave_are_no_score(stage: Stage, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    statuses = {"suicide_risk": {"ok": 7, "engine_error": 0, "too_long": 0, status: 1}}
-    run = SimpleNamespace(totals=SimpleNamespace(statuses=statuses), uri="unused")
-    monkeypatch.setattr(validation, "score", lambda _: run)
+    totals = Totals(statuses={"suicide_risk": Counter({"ok": 7, status: 1})})
+    monkeypatch.setattr(validation, "score_rows", lambda *_: ScoredRows({}, totals))
+    monkeypatch.setattr(ValidationSet, "rows", lambda _: {"suicide_risk": list(range(8))})
     with pytest.raises(InterruptedRunError, match=r"1 answers did not come from selection\.engine"):
         validate_checkpoint(stage.config, stage.uri, name(2), ["suicide_risk"])
     [found] = [each for each in read_validations(stage.uri) if each.step == 2]
