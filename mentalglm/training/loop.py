@@ -36,7 +36,7 @@ from mentalglm.training.method import load_learner
 from mentalglm.training.metrics_log import MetricsLog
 from mentalglm.training.sampler import Indices, Sampler, micro_batches
 from mentalglm.training.schedule import learning_rate
-from mentalglm.training.validation import EarlyStopping
+from mentalglm.training.validation import EarlyStopping, read_validations
 
 _PREEMPTION_CHECK_S = 5.0
 _MOST_SHOWN = 5
@@ -303,14 +303,20 @@ class _Loop:
         return checkpoint, model, state
 
     def _register(self, checkpoint: StoredCheckpoint | None) -> None:
-        """Tells Ray of a checkpoint that was uploaded as its worker died, so that it is validated."""
+        """Tells Ray of a checkpoint that was uploaded as its worker died, so that it is validated, if it is not yet."""
         registered = ray.train.get_checkpoint()
         is_known = registered is not None and Path(registered.path).name == checkpoint.name if checkpoint else True
         if checkpoint is None or is_known:
             return
         files = ray.train.get_context().get_storage()
         stored = Checkpoint(files.build_checkpoint_path_from_name(checkpoint.name), files.storage_filesystem)
-        self._report(stored if self.rank == 0 else None, checkpoint.name, is_candidate=checkpoint.is_candidate)
+        scores = {each.checkpoint: each.score for each in read_validations(self.spec.stage_uri)}
+        self._report(
+            stored if self.rank == 0 else None,
+            checkpoint.name,
+            is_candidate=checkpoint.is_candidate,
+            score=scores.get(checkpoint.name),
+        )
 
     def _set_up(self, model: Learner, state: dict[str, Any] | None) -> None:
         self.model = model
@@ -376,12 +382,16 @@ class _Loop:
         name: str,
         *,
         is_candidate: bool,
+        score: float | None = None,
         upload_fn: Callable[[Checkpoint, str], Checkpoint] | None = None,
     ) -> None:
-        """Called by all workers at the same step; the first one has the checkpoint. Without `upload_fn` it is there."""
-        is_to_be_validated = is_candidate and checkpoint is not None
+        """Called by all workers at the same step; the first one has the checkpoint. Without `upload_fn` it is there.
+
+        `score`: of its validation; None: it is still to be made, if the checkpoint is a candidate.
+        """
+        is_to_be_validated = is_candidate and checkpoint is not None and score is None
         ray.train.report(
-            {"step": self.step, "score": -1.0},  # until it is validated
+            {"step": self.step, "score": -1.0 if score is None else score},
             checkpoint=checkpoint,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC if upload_fn else CheckpointUploadMode.NO_UPLOAD,

@@ -19,9 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.training_jobs import CANARY, write_model, write_records
+
 pytestmark = pytest.mark.slow
 
 TEXT, AUTHOR, KEPT, SECRET = "金丝雀正文乙7", "@金丝雀作者丙8", "canarykept9", "canary-secret-0"
+CANARIES = (TEXT, AUTHOR, KEPT, SECRET, CANARY)
+INPUTS = ("posts.parquet", "records.jsonl", "records.parquet")
 MENTALGLM = str(Path(sys.executable).parent / "mentalglm")
 
 
@@ -95,11 +99,25 @@ def write_job(folder: Path, engine: dict[str, Any], dedup: str = "off") -> None:
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
 
 
-def start(folder: Path, ray_folder: Path, **variables: str) -> psutil.Popen:
+def write_train_job(folder: Path, **changes: Any) -> None:
+    """200 steps, validated twice."""
+    job: dict[str, Any] = {
+        "output": {"uri": "out"},
+        "model": {"path": str(write_model(folder / "model"))},
+        "stages": {"s1": {"train": [{"uri": str(write_records(folder / "records.jsonl", 60))}], "num_epochs": 40}},
+        "dtype": "float32",
+        "batch_size": 12,
+        "checkpoints": {"every_steps": 5},
+        "selection": {"engine": {"kind": "echo"}, "every_steps": 100},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job | changes))
+
+
+def start(folder: Path, ray_folder: Path, job: str = "score", **variables: str) -> psutil.Popen:
     environment = {**os.environ, "RAY_TMPDIR": str(ray_folder), **variables}
     environment |= {"AWS_SECRET_ACCESS_KEY": SECRET, "OPENAI_API_KEY": SECRET}
     return psutil.Popen(
-        [MENTALGLM, "score", "job.yaml"],
+        [MENTALGLM, job, "job.yaml"],
         cwd=folder,
         env=environment,
         stdout=(folder / "stdout").open("wb"),
@@ -108,12 +126,13 @@ def start(folder: Path, ray_folder: Path, **variables: str) -> psutil.Popen:
 
 
 def found(*folders: Path) -> list[str]:
-    """`file: canary` for each canary in each file, but for kept columns in the data and the text in the input."""
+    """`file: canary` for each canary in each file, but for kept columns in the data and the text in the input, which
+    the validation posts of an unfinished stage are too."""
     hits = []
     num_files = 0
     for folder in folders:
         for path in folder.rglob("*"):
-            if not path.is_file() or path.name in ("posts.parquet",):
+            if not path.is_file() or path.name in INPUTS:
                 continue
             content = path.read_bytes()
             if path.suffix == ".parquet":
@@ -121,7 +140,7 @@ def found(*folders: Path) -> list[str]:
                 content = repr([table[name].to_pylist() for name in table.column_names if name != "source"]).encode()
                 content += repr(table.schema.metadata).encode()
             num_files += 1
-            hits += [f"{path.name}: {each}" for each in (TEXT, AUTHOR, KEPT, SECRET) if each.encode() in content]
+            hits += [f"{path.name}: {each}" for each in CANARIES if each.encode() in content]
     assert num_files > 10
     return hits
 
@@ -178,6 +197,35 @@ def test_a_defect_in_the_search_for_equal_texts_says_nothing_about_them(tmp_path
     said = (tmp_path / "stderr").read_text()
     assert "error: internal error: ValueError at " in said
     assert "Traceback" not in said
+    assert found(tmp_path, ray_folder) == []
+
+
+def test_a_loss_that_is_not_finite_says_nothing_about_the_records(tmp_path: Path, ray_folder: Path) -> None:
+    optimizer = {"learning_rate": 1e30, "max_grad_norm": 1e30, "schedule": "constant", "warmup_ratio": 0}
+    write_train_job(tmp_path, optimizer=optimizer)
+    process = start(tmp_path, ray_folder, "train")
+    assert process.wait(300) == 3
+    assert "is not finite at step" in (tmp_path / "stderr").read_text()
+    assert found(tmp_path, ray_folder) == []
+
+
+def test_workers_that_die_and_validations_that_fail_say_nothing_about_the_records(
+    tmp_path: Path, ray_folder: Path
+) -> None:
+    write_train_job(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(DEFECT)  # met by the engines that validate
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    process = start(tmp_path, ray_folder, "train", PYTHONPATH=path)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (tmp_path / "out/s1/metrics.jsonl").exists():
+        time.sleep(0.02)
+    [worker] = [each for each in process.children(recursive=True) if "RayTrainWorker" in " ".join(each.cmdline())]
+    worker.send_signal(signal.SIGABRT)  # which dumps the stacks of its threads into Ray's logs
+    assert process.wait(400) == 75
+    said = (tmp_path / "stderr").read_text()
+    assert "stages.s1: no checkpoint could be validated (internal error: ValueError at " in said
+    assert (tmp_path / "out/s1/_run/validation/records.parquet").exists()
+    assert "SIGABRT" in "".join(path.read_text(errors="replace") for path in ray_folder.rglob("worker-*.err"))
     assert found(tmp_path, ray_folder) == []
 
 

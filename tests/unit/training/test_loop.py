@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
 import torch
 import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
 
 from mentalglm.config import TrainConfig
 from mentalglm.config.train import OptimizerConfig
 from mentalglm.errors import ConfigError
-from mentalglm.training.loop import _Loop
+from mentalglm.training.checkpoint import list_checkpoints, upload
+from mentalglm.training.loop import LoopSpec, _Loop
+from mentalglm.training.validation import Validation, _write
 
 
 class Steep(torch.nn.Module):
@@ -103,6 +107,43 @@ def test_what_one_worker_cannot_read_ends_all_of_them(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
     assert found == {(rank, "model.path: is not on this node") for rank in range(2)}
+
+
+@pytest.mark.parametrize(("score", "is_validated"), [(None, True), (0.75, False)])
+def test_a_checkpoint_that_was_uploaded_as_its_worker_died_is_told_to_ray_and_validated_once(
+    score: float | None, is_validated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig.model_validate(
+        {"output": {"uri": str(tmp_path)}, "stages": {"s1": {"train": [{"uri": "r"}]}}, "method": "full"}
+    )
+    loop: Any = object.__new__(_Loop)
+    loop.config, loop.rank, loop.step = config, 0, 6
+    loop.spec = LoopSpec(config, "s1", str(tmp_path / "s1"), "model", None, "f", (1.0,))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for name in ("step-00000004-aa", "step-00000006-bb"):
+        upload(
+            tmp_path, f"{loop.spec.checkpoints_uri}/{name}", step=int(name[5:13]), is_candidate=True, fingerprint="f"
+        )
+    if score is not None:
+        _write(loop.spec.stage_uri, Validation(checkpoint="step-00000006-bb", step=6, score=score))
+    reported: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **more: reported.append((metrics, more)))
+    monkeypatch.setattr(
+        ray.train, "get_checkpoint", lambda: Checkpoint(f"{loop.spec.checkpoints_uri}/step-00000004-aa")
+    )
+    files = SimpleNamespace(
+        build_checkpoint_path_from_name=lambda name: f"{loop.spec.checkpoints_uri}/{name}", storage_filesystem=None
+    )
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: files))
+    before, uploaded = list_checkpoints(loop.spec.checkpoints_uri)
+    loop._register(before)
+    assert reported == []  # Ray knows it
+    loop._register(uploaded)
+    [(metrics, more)] = reported
+    assert metrics == {"step": 6, "score": -1.0 if score is None else score}
+    assert (more["checkpoint"].path, more["checkpoint_dir_name"]) == (uploaded.uri, "step-00000006-bb")
+    assert more["checkpoint_upload_mode"] == CheckpointUploadMode.NO_UPLOAD
+    assert bool(more["validation"]) == is_validated
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
