@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm import storage
-from mentalglm.errors import ConfigError
+from mentalglm.errors import ConfigError, StorageError, UserError
 
 OPTIMIZER = "optimizer.pt"
 MANIFEST = "manifest.json"
@@ -114,11 +114,27 @@ def is_whole(checkpoint: StoredCheckpoint) -> bool:
 
 @contextmanager
 def local_copy(checkpoint_uri: str) -> Iterator[Path]:
-    """A folder on this machine with the checkpoint's files: itself, or a temporary copy of what is on S3."""
+    """A folder on this machine with the checkpoint's files: itself, or a temporary copy of what is on S3.
+
+    Raises: StorageError where the copy cannot be made.
+    """
     if not storage.is_s3(checkpoint_uri):
         yield storage.local_path(checkpoint_uri)
         return
     with tempfile.TemporaryDirectory(prefix="mentalglm-checkpoint-") as folder:
-        for file in storage.list_files(checkpoint_uri):
-            storage.download(storage.join(checkpoint_uri, file.path), Path(folder) / file.path)
+        _fetch(checkpoint_uri, Path(folder))
         yield Path(folder)
+
+
+def _fetch(uri: str, folder: Path) -> None:
+    try:
+        for file in storage.list_files(uri):
+            if not storage.download(storage.join(uri, file.path), folder / file.path):
+                raise StorageError(f"{uri}: {file.path} went while it was read; run the same command again")
+    except UserError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{folder.parent}: cannot hold a copy of {uri} ({error.strerror or type(error).__name__}); make room there "
+            "or set TMPDIR to another folder, and run the same command again"
+        ) from None
