@@ -5,6 +5,10 @@
 Each contestant is a process of its own, with the same threads, model, records and batch size; they take turns. Tokens
 are counted without padding. The bare loop takes the job's own micro-batches, so what it is faster by is what Ray Train,
 checkpoints and logs cost. The Trainer makes its batches its own way.
+
+One core is left free by default (`--threads`). Ray's processes take about 0.1 of a core even when idle, and where
+threads have all cores, OpenMP's barriers make every one of them wait for the one that was interrupted. On 2 cores that
+is the whole difference to the bare loop: job / bare was 0.84 to 0.91 with 2 threads, 0.98 to 1.05 with 1 (2026-11-26).
 """
 
 import argparse
@@ -33,6 +37,7 @@ from mentalglm.training.schedule import learning_rate
 
 Contestant = Literal["job", "bare", "trainer"]
 CONTESTANTS: tuple[Contestant, ...] = ("job", "bare", "trainer")
+STAGE = "bench"
 _NUM_WARM_STEPS = 10
 """Left out of the steady rate."""
 
@@ -43,6 +48,8 @@ class Figures:
 
     tokens_per_s: float
     """Steady: after the first steps, saves included."""
+    start_s: float
+    """From the start of the process until its first step began."""
     process_s: float
     """The whole process, from its start to its end."""
     loss: float
@@ -56,23 +63,25 @@ def bench(num_steps: int, num_repeats: int, num_threads: int) -> dict[Contestant
     found: dict[Contestant, list[Figures]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory(prefix="mentalglm-bench-") as folder:
         records = Path(folder) / "records.jsonl"
-        _write_records(records, 600)
+        write_records(records)
         for turn in range(num_repeats):
             for name in CONTESTANTS:
                 output = Path(folder) / f"{name}-{turn}"
                 command = [sys.executable, "-m", __spec__.name, "--contestant", name, "--records", str(records)]
                 command += ["--output", str(output), "--steps", str(num_steps), "--threads", str(num_threads)]
-                started = time.perf_counter()
+                started = time.time()
                 environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
                 result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
                 if result.returncode:
                     raise RuntimeError(f"{name}: {result.stderr[-2000:]}")
                 measured = json.loads(result.stdout.strip().splitlines()[-1])
-                found[name].append(Figures(process_s=time.perf_counter() - started, **measured))
+                start_s, process_s = measured.pop("began") - started, time.time() - started
+                found[name].append(Figures(start_s=start_s, process_s=process_s, **measured))
     return found
 
 
-def _write_records(path: Path, count: int) -> None:
+def write_records(path: Path, count: int = 600) -> None:
+    """JSONL of synthetic posts, each with one task and its answer."""
     with path.open("w", encoding="utf-8") as file:
         for number, post in enumerate(generate_posts(count, seed=11)):
             task = TASKS[number % len(TASKS)]
@@ -81,18 +90,18 @@ def _write_records(path: Path, count: int) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _config(records: Path, output: Path, num_steps: int, num_threads: int) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "output": {"uri": str(output)},
-            "model": {"path": str(DEMO_MODEL)},
-            "stages": {"bench": {"train": [{"uri": str(records)}], "num_epochs": 100, "max_steps": num_steps}},
-            "dtype": "float32",
-            "selection": {"engine": {"kind": "echo"}, "every_steps": num_steps},
-            "checkpoints": {"every_steps": max(num_steps // 4, 1)},
-            "workers": {"num_cpus": num_threads},
-        }
-    )
+def bench_config(records: Path, output: Path, num_steps: int, num_threads: int, **changes: Any) -> TrainConfig:
+    """A stage of LoRA on the demo model, in float32, validated once at its end, without a model."""
+    data: dict[str, Any] = {
+        "output": {"uri": str(output)},
+        "model": {"path": str(DEMO_MODEL)},
+        "stages": {STAGE: {"train": [{"uri": str(records)}], "num_epochs": 100, "max_steps": num_steps}},
+        "dtype": "float32",
+        "selection": {"engine": {"kind": "echo"}, "every_steps": num_steps},
+        "checkpoints": {"every_steps": max(num_steps // 4, 1)},
+        "workers": {"num_cpus": num_threads},
+    }
+    return TrainConfig.model_validate(data | changes)
 
 
 def _run_job(config: TrainConfig) -> dict[str, float]:
@@ -102,6 +111,7 @@ def _run_job(config: TrainConfig) -> dict[str, float]:
     saves = [line["save_s"] for line in lines if line["save_s"]]
     return {
         "tokens_per_s": sum(line["num_tokens"] for line in steady) / (steady[-1]["elapsed_s"] - first["elapsed_s"]),
+        "began": first["time"] - first["elapsed_s"],
         "loss": lines[-1]["loss"],
         "save_s": statistics.mean(saves) if saves else 0.0,
     }
@@ -114,9 +124,10 @@ def _run_bare(config: TrainConfig) -> dict[str, float]:
     model = LanguageModel.load(config, Path(stage.model.path), None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
-    num_steps = config.stages["bench"].max_steps or 0
+    num_steps = config.stages[STAGE].max_steps or 0
     lengths, num_learned = examples.lengths, examples.num_learned
     started, num_tokens, losses = 0.0, 0, []
+    began = time.time()
     for step in range(num_steps):
         if step == _NUM_WARM_STEPS:
             started, num_tokens = time.perf_counter(), 0
@@ -134,77 +145,27 @@ def _run_bare(config: TrainConfig) -> dict[str, float]:
         optimizer.zero_grad()
         num_tokens += int(lengths[batch].sum())
         losses.append(total)
-    return {"tokens_per_s": num_tokens / (time.perf_counter() - started), "loss": statistics.mean(losses[-10:])}
+    rate = num_tokens / (time.perf_counter() - started)
+    return {"tokens_per_s": rate, "began": began, "loss": statistics.mean(losses[-10:])}
 
 
 def _run_trainer(config: TrainConfig) -> dict[str, float]:
-    from torch.utils.data import Dataset
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from mentalglm.measure.hf_trainer import run_trainer
 
     [stage] = resolve_stages(config)
     examples = encode(stage, prepare(stage))
     model = LanguageModel.load(config, Path(stage.model.path), None).model
-
-    class Rows(Dataset[dict[str, list[int]]]):
-        def __len__(self) -> int:
-            return len(examples)
-
-        def __getitem__(self, index: int) -> dict[str, list[int]]:
-            example = examples[index]
-            learned = example.token_ids[example.num_prompt_tokens :]
-            labels = [-100] * example.num_prompt_tokens + learned
-            return {"input_ids": example.token_ids, "labels": labels}
-
-    def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-
-        def padded(key: str, value: int) -> torch.Tensor:
-            return torch.tensor([row[key] + [value] * (length - len(row[key])) for row in rows])
-
-        mask = [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows]
-        return {
-            "input_ids": padded("input_ids", 0),
-            "labels": padded("labels", -100),
-            "attention_mask": torch.tensor(mask),
-        }
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        started = ended = 0.0
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == _NUM_WARM_STEPS:
-                self.started = time.perf_counter()
-            self.ended = time.perf_counter()
-
-    clock = Clock()
-    num_steps = config.stages["bench"].max_steps or 0
-    arguments = TrainingArguments(
-        output_dir=config.output.uri,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-        max_steps=num_steps,
-        learning_rate=1e-4,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.01,
-        weight_decay=0.0,
-        logging_steps=10,
-        save_steps=max(num_steps // 4, 1),
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        optim="adamw_torch_fused",
-        seed=config.seed,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=Rows(), data_collator=pad, callbacks=[clock])
-    trainer.train()
+    num_steps = config.stages[STAGE].max_steps or 0
+    clock, loss = run_trainer(config, model, examples, num_steps, _NUM_WARM_STEPS)
     # Its rows are drawn at random, so a step has the mean number of tokens; the last batch of an epoch is smaller.
     steps_per_epoch = -(-len(examples) // config.batch_size)
-    tokens_per_step = float(examples.lengths.sum()) / steps_per_epoch
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    return {
-        "tokens_per_s": tokens_per_step * (num_steps - _NUM_WARM_STEPS) / (clock.ended - clock.started),
-        "loss": losses[-1],
-    }
+    num_tokens = float(examples.lengths.sum()) / steps_per_epoch * (num_steps - _NUM_WARM_STEPS)
+    return {"tokens_per_s": num_tokens / (clock.ended - clock.warm), "began": clock.began, "loss": loss}
+
+
+def free_threads() -> int:
+    """One less than this process has cores, and at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def describe(found: dict[Contestant, list[Figures]]) -> list[str]:
@@ -212,9 +173,13 @@ def describe(found: dict[Contestant, list[Figures]]) -> list[str]:
     lines = []
     for name, turns in found.items():
         rate = statistics.median(turn.tokens_per_s for turn in turns)
+        start_s = statistics.median(turn.start_s for turn in turns)
         process_s = statistics.median(turn.process_s for turn in turns)
         loss = statistics.median(turn.loss for turn in turns)
-        lines.append(f"{name:8} {rate:8.0f} tokens/s   whole process {process_s:5.0f} s   last loss {loss:.4f}")
+        lines.append(
+            f"{name:8} {rate:8.0f} tokens/s   first step after {start_s:5.1f} s   whole process {process_s:5.0f} s   "
+            f"last loss {loss:.4f}"
+        )
     for other in ("bare", "trainer"):
         ratios = [
             job.tokens_per_s / theirs.tokens_per_s for job, theirs in zip(found["job"], found[other], strict=True)
@@ -231,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mentalglm.measure.training", description="Speed of training.")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=free_threads())
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--records", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
@@ -240,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(describe(bench(options.steps, options.repeats, options.threads))))
         return
     torch.set_num_threads(options.threads)
-    config = _config(options.records, options.output, options.steps, options.threads)
+    config = bench_config(options.records, options.output, options.steps, options.threads)
     run = {"job": _run_job, "bare": _run_bare, "trainer": _run_trainer}[options.contestant]
     print(json.dumps(run(config)))
 

@@ -4,6 +4,7 @@ import json
 import math
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -63,10 +64,11 @@ class MetricsLog:
                 self._mlflow.end_run()
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes the metrics of a step (the number of steps done with it). Those that are no number are left out."""
+        """Notes the metrics of a step (the number of steps done with it), and `time`, s since 1970. Those that are no
+        number are left out."""
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         with self._lock:
-            self._lines.append(json.dumps({"step": step, **metrics}))
+            self._lines.append(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}))
         for name, value in metrics.items():
             self._writer.add_scalar(f"train/{name}", value, step)
         if self._mlflow is not None:
