@@ -55,6 +55,8 @@ class MetricsLog:
     ) -> None:
         self._is_closing.set()
         self._thread.join()
+        with self._write_lock:
+            self._writer.close()  # which waits for what is in its queue; its flush does not
         self.write()
         with self._write_lock:
             self._is_closed = True

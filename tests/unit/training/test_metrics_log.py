@@ -1,11 +1,13 @@
 """Metrics that can be watched, and of which none is twice after a kill."""
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from mentalglm.config.train import TrackingConfig
@@ -45,6 +47,23 @@ def test_what_came_after_the_checkpoint_is_written_anew(tmp_path: Path) -> None:
     write_validation_scalars(str(tmp_path), {10: {"score": 0.25}, 5: {"score": 0.5}})
     curve = events(tmp_path / "tensorboard" / "events.out.tfevents.validation")
     assert curve == [("validation/score", 5, 0.5), ("validation/score", 10, 0.25)]
+
+
+def test_the_last_events_are_written_however_slow_their_writer_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_event = EventsWriter.write_event
+
+    def slowly(writer: Any, event: Any) -> Any:
+        time.sleep(0.05)
+        return write_event(writer, event)
+
+    monkeypatch.setattr(EventsWriter, "write_event", slowly)
+    with log(tmp_path, 0) as written:
+        for step in range(1, 6):
+            written.add(step, {"loss": 1.0})
+    [path] = (tmp_path / "tensorboard").iterdir()
+    assert [step for _, step, _ in events(path)] == [1, 2, 3, 4, 5]
 
 
 class Mlflow(SimpleNamespace):
