@@ -7,6 +7,7 @@ text, and how its probabilities become an answer. Shared by training and scoring
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,15 @@ def check_classifier(folder: Path, tasks: Sequence[Task]) -> None:
             )
 
 
+_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Models whose first position is the one after `pad_token_id`: of 514 positions, 512 are of tokens."""
+
+
 def longest_input(tokenizer: Any, model_settings: Any, wanted: int) -> int:
     """Tokens: `wanted`, or what tokenizer and model can take, if that is less."""
     positions = getattr(model_settings, "max_position_embeddings", None) or wanted
+    if getattr(model_settings, "model_type", "") in _COUNT_FROM_PADDING:
+        positions -= model_settings.pad_token_id + 1
     return min(wanted, int(tokenizer.model_max_length), int(positions))
 
 
@@ -148,9 +155,10 @@ def completion_of(
     chances = dict(zip(task.answerable, probabilities, strict=True))
     labels = _labels(task, threshold, chances)
     if has_one_answer(task):
-        logprob = math.log(chances[labels[0]])
+        likely = [chances[labels[0]]]
     else:
-        logprob = math.fsum(math.log(each if slug in labels else 1 - each) for slug, each in chances.items())
+        likely = [each if slug in labels else 1 - each for slug, each in chances.items()]
+    logprob = math.fsum(math.log(max(each, sys.float_info.min)) for each in likely)  # 0 where a sigmoid underflows
     return Completion(
         text=render_answer(task, labels, None),
         finish_reason="stop",

@@ -73,6 +73,8 @@ def list_checkpoints(uri: str) -> list[StoredCheckpoint]:
         if match is None or data is None:  # deleted since it was listed
             continue
         manifest = json.loads(data)
+        if manifest.get("version") != _VERSION:
+            continue
         folder = storage.join(uri, match[1])
         found.append(
             StoredCheckpoint(

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mentalglm.config import EncoderEngineConfig, GenerationConfig, ModelConfig, ScoreConfig
 from mentalglm.corpus.synthetic import generate_posts
-from mentalglm.engine.classifier import Classifier, check_classifier, completion_of, has_one_answer, read_classifier
+from mentalglm.engine.classifier import (
+    Classifier,
+    check_classifier,
+    completion_of,
+    has_one_answer,
+    longest_input,
+    read_classifier,
+)
 from mentalglm.engine.encoder import EncoderEngine
 from mentalglm.engine.model import resolve_model
 from mentalglm.engine.protocol import Completion, Request
@@ -250,3 +258,17 @@ async def test_asked_again_it_says_the_same(distortion: Path) -> None:
     found = [completion async for _, completion in asked.complete([replace(request, head_only=True)], follow_up)]
     await asked.close()
     assert [*said, *found] == [said[0]] * 3
+
+
+def test_a_probability_that_underflows_has_a_finite_logarithm() -> None:
+    task = load_task("cognitive_distortion")
+    found = completion_of(task, 0.5, [0.0] * len(task.answerable), num_tokens=3)
+    assert found.head_logprob is not None
+    assert math.isfinite(found.head_logprob)
+
+
+def test_roberta_has_fewer_places_for_tokens_than_positions() -> None:
+    tokenizer = SimpleNamespace(model_max_length=10**30)
+    roberta = SimpleNamespace(model_type="roberta", max_position_embeddings=514, pad_token_id=1)
+    bert = SimpleNamespace(model_type="bert", max_position_embeddings=512, pad_token_id=0)
+    assert [longest_input(tokenizer, each, 600) for each in (roberta, bert)] == [512, 512]
