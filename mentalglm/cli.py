@@ -17,6 +17,7 @@ from mentalglm.config import (
     BenchConfig,
     EvalConfig,
     ModelConfig,
+    ReportConfig,
     S3Config,
     ScoreConfig,
     TrainConfig,
@@ -38,6 +39,7 @@ JOBS: dict[str, type[BaseModel]] = {
     "score": ScoreConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
+    "report": ReportConfig,
     "bench": BenchConfig,
 }
 
@@ -211,6 +213,40 @@ def eval_(
 
         metrics = evaluate_run(settings, dry_run=dry_run)
         print(json.dumps(metrics, ensure_ascii=False, indent=2) if json_ else markdown(metrics))
+
+
+@app.command()
+def report(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="CONFIG.yaml | RUN_URI...", help="The job's config, or finished score runs.")
+    ],
+    evaluations: Annotated[
+        list[str] | None, typer.Option("--eval", metavar="URI", help="Output of an eval job; several times for several.")
+    ] = None,
+    training: Annotated[
+        list[str] | None, typer.Option("--train", metavar="URI", help="Output of a train job, or one stage of it.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="PAGE.html", help="Where the page goes: report.html.")
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """One HTML page about score runs: labels, failures, scores, speed, provenance. Never of fewer than ten posts."""
+    options = {"eval": evaluations, "train": training, "output": [output] if output else None, "set": set_}
+    with _resumable("report", *targets, kept="the page is as it was", **options):
+        if len(targets) == 1 and targets[0].endswith((".yaml", ".yml")):
+            if evaluations or training or output:
+                raise ConfigError(f"{targets[0]}: a config says all; leave --eval, --train and --output out, use --set")
+            settings = load_config(ReportConfig, targets[0], set_)
+        else:
+            data: dict[str, Any] = {"runs": targets, "evaluations": evaluations or [], "training": training or []}
+            data |= {"output": {"uri": output}} if output else {}
+            for override in set_ or []:
+                apply_override(data, override)
+            settings = validate(ReportConfig, data, "report")
+        from mentalglm.report.job import write_report
+
+        print(write_report(settings))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from mentalglm.config.base import load_config, load_yaml, validate
 from mentalglm.config.bench import BenchConfig
 from mentalglm.config.eval import EvalConfig, GoldConfig, TrainingTextsConfig
+from mentalglm.config.report import ReportConfig, ReportedRunConfig
 from mentalglm.config.score import (
     CascadeConfig,
     EchoEngineConfig,
@@ -33,6 +34,8 @@ __all__ = [
     "OpenAIEngineConfig",
     "OutputConfig",
     "RecordsConfig",
+    "ReportConfig",
+    "ReportedRunConfig",
     "S3Config",
     "ScoreConfig",
     "StageConfig",

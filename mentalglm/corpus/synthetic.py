@@ -85,13 +85,14 @@ class _Cue:
 
 
 def generate_posts(
-    num_posts: int, seed: int, *, held_out: bool = False, random_slot_share: float = 0.0
+    num_posts: int, seed: int, *, held_out: bool = False, random_slot_share: float = 0.0, spacing: int = 1
 ) -> Iterator[SyntheticPost]:
     """Yields `num_posts` posts with distinct texts, the same for the same arguments on every machine.
 
     With `held_out`, every post has at least one slot value that no other post can have: no text is then ever that of
     a post made without it, whatever the seeds. `random_slot_share` of the slots hold a random two-character word
-    instead of a listed value: nonsense, for training a model to copy words that it has never seen.
+    instead of a listed value: nonsense, for training a model to copy words that it has never seen. The times between
+    posts, of some minutes, are `spacing` times as long; nothing else is.
     """
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     number = 5_110_000_000_000_000 + rng.randrange(10**13)
@@ -105,7 +106,7 @@ def generate_posts(
                 break
         seen.add(text)
         number += rng.randrange(10**6, 10**8)
-        created_at += timedelta(seconds=rng.randrange(5, 900))
+        created_at += timedelta(seconds=spacing * rng.randrange(5, 900))
         labels, explanations = _annotate(cues)
         yield SyntheticPost(str(number), text, created_at, labels, explanations, tuple(cue.quote for cue in cues))
 
@@ -151,6 +152,7 @@ def write_corpus(
     seed: int,
     gold_path: str | Path | None = None,
     records_path: str | Path | None = None,
+    spacing: int = 1,
 ) -> None:
     """Writes held-out posts as Parquet (post_id, text, created_at), and their gold labels apart, to `gold_path`:
     post_id, and for each task a column of its name (list of slugs) and `<task>_explanation`. To `records_path`: both
@@ -158,7 +160,7 @@ def write_corpus(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    posts = list(generate_posts(num_posts, seed, held_out=True))
+    posts = list(generate_posts(num_posts, seed, held_out=True, spacing=spacing))
     ids = pa.array([post.post_id for post in posts], pa.string())
     table = {
         "post_id": ids,
@@ -370,6 +372,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="Parquet file: post_id, text, created_at")
     parser.add_argument("--gold", help="Parquet file for the gold labels and explanations")
     parser.add_argument("--records", help="Parquet file for posts, gold labels and explanations together, to train on")
+    parser.add_argument("--spacing", type=int, default=1, help="Times between posts, some minutes, so many times longer")
     arguments = parser.parse_args()
     write_corpus(
         arguments.output,
@@ -377,6 +380,7 @@ def main() -> None:
         seed=arguments.seed,
         gold_path=arguments.gold,
         records_path=arguments.records,
+        spacing=arguments.spacing,
     )
 
 

@@ -17,6 +17,7 @@ FLOORS = [
     {"evaluation"},
     {"engine"},
     {"scoring", "training"},
+    {"report"},
     {"measure"},
     {"cli"},
 ]

@@ -1,0 +1,8 @@
+"""Write a page about runs. `ray job submit ... -- python -m jobs.report CONFIG.yaml` is `mentalglm report CONFIG.yaml`."""
+
+import sys
+
+from mentalglm.cli import main
+
+if __name__ == "__main__":
+    main(["report", *sys.argv[1:]])

@@ -1,0 +1,80 @@
+"""Whether two sides say the same of the same posts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mentalglm.report.disclosure import Count, Disclosure
+from mentalglm.report.scan import Joined
+from mentalglm.report.scored import Cell, Told
+from mentalglm.report.sources import LabelName
+
+_MIN_POSTS = 100
+"""Fewer shared posts than ten limits of ten are not compared: shares of them are single posts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAgreement:
+    """Of one label: posts that have it on both sides, or on one alone; and kappa, where all of these are told."""
+
+    label: LabelName
+    both: Count | None
+    only_here: Count | None
+    only_there: Count | None
+    kappa: float | None
+    """Of Cohen (1960): agreement beyond that of two sides that give the label as often, by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of two sides in one task."""
+
+    here: str
+    there: str
+    num_posts: Count
+    num_only_here: Count
+    num_only_there: Count
+    same: Cell | None
+    """Posts with equal labels, or no result on both sides."""
+    labels: list[LabelAgreement]
+
+
+def agreement(names: tuple[str, str], joined: Joined, told: tuple[Told, Told], rules: Disclosure) -> Agreement:
+    """Counts of shared posts. The labels of each side are told elsewhere, of all its posts: where posts are not shared,
+    what is told of the shared ones stands for itself."""
+    enough = joined.num_rows >= _MIN_POSTS and joined.num_rows >= 2 * rules.limit
+    labels = []
+    if enough:
+        wanted = _shown(told[0])
+        labels = [_of_label(label, joined, told, rules) for label in wanted]
+    return Agreement(
+        *names,
+        num_posts=rules.alone(joined.num_rows),
+        num_only_here=rules.part(joined.num_alone[0], told[0].counts.num_rows) if enough else rules.hidden,
+        num_only_there=rules.part(joined.num_alone[1], told[1].counts.num_rows) if enough else rules.hidden,
+        same=Cell(rules.part(joined.num_same, joined.num_rows), joined.num_rows) if enough else None,
+        labels=labels,
+    )
+
+
+def _shown(told: Told) -> Sequence[LabelName]:
+    if told.task.positive is not None:
+        return [label for label in told.task.labels if label.slug == told.task.positive]
+    return told.task.labels
+
+
+def _of_label(label: LabelName, joined: Joined, told: tuple[Told, Told], rules: Disclosure) -> LabelAgreement:
+    """With both totals known each of the four cells gives the others: none is told where one is under the limit, beyond
+    that it is."""
+    at = told[0].task.slugs.index(label.slug)
+    both, here, there = (int(each) for each in (joined.both[at, at], joined.here[at], joined.there[at]))
+    cells = {"both": both, "here": here - both, "there": there - both, "neither": joined.num_rows - here - there + both}
+    # Shown of all posts of a side, and so of the shared ones and the others: those must not be a few either.
+    others = [side.number(label.slug) - number for side, number in zip(told, (here, there), strict=True)]
+    is_told = all(each is not None and each.is_exact for each in (side.label(label.slug) for side in told))
+    if is_told and min(cells.values()) >= rules.limit and all(each == 0 or each >= rules.limit for each in others):
+        shown = [Count(cells[name], cells[name]) for name in ("both", "here", "there")]
+        chance = (here * there + (joined.num_rows - here) * (joined.num_rows - there)) / joined.num_rows**2
+        same = (cells["both"] + cells["neither"]) / joined.num_rows
+        return LabelAgreement(label, *shown, kappa=(same - chance) / (1 - chance) if chance < 1 else None)
+    hidden = [rules.hidden if cells[name] < rules.limit else None for name in ("both", "here", "there")]
+    return LabelAgreement(label, *hidden, kappa=None)

@@ -1,0 +1,133 @@
+"""When posts were written: days out of the columns that crawlers leave, and bins of days."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Unit = Literal["day", "week", "month", "year"]
+UNITS: tuple[Unit, ...] = ("day", "week", "month", "year")
+
+# In the order in which they are looked for. Names of the usual Weibo crawlers and of Chinese exports.
+USUAL_NAMES = (
+    *("created_at", "full_created_at", "publish_time", "published_at", "posting_time", "post_time", "create_time"),
+    *("完整日期", "发布时间", "微博发布时间", "日期", "时间", "date", "datetime", "timestamp", "time"),
+)
+_FIRST, _LAST = date(1990, 1, 1).toordinal(), date(2100, 1, 1).toordinal()
+_EPOCH = date(1970, 1, 1).toordinal()
+_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_NUMBERS = r"^\s*(?P<y>\d{4})\s?[-/.年]\s?(?P<m>\d{1,2})\s?[-/.月]\s?(?P<d>\d{1,2})"
+_API = r"^\w{3} (?P<m>\w{3}) (?P<d>\d{1,2}) .*(?P<y>\d{4})\s*$"  # Tue May 31 17:46:55 +0800 2011
+_MILLISECONDS = 100_000_000_000
+
+NO_DAY = 0
+
+
+def date_column(names: Sequence[str], wanted: str | None) -> str | None:
+    """The column of `names` that says when: `wanted`, if it is there, or the first with a usual name."""
+    if wanted is not None:
+        return wanted if wanted in names else None
+    by_name = {name.casefold(): name for name in names}
+    return next((by_name[name] for name in USUAL_NAMES if name in by_name), None)
+
+
+def days(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Proleptic day numbers (`date.toordinal`) as the column writes them, in its own zone; NO_DAY where it says none,
+    or one before 1990 or after 2099. Takes dates, timestamps, seconds or milliseconds since 1970, and texts that begin
+    with year, month and day or look like those of Weibo's API."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        column = pc.local_timestamp(column)
+    if pa.types.is_integer(column.type):
+        seconds = column.cast(pa.int64(), safe=False)
+        seconds = pc.if_else(pc.greater(seconds, _MILLISECONDS), pc.divide(seconds, 1000), seconds)
+        in_range = pc.and_(pc.greater(seconds, 0), pc.less(seconds, _MILLISECONDS))
+        column = pc.if_else(in_range, seconds, None).cast(pa.timestamp("s"))
+    if pa.types.is_temporal(column.type) and not pa.types.is_time(column.type):
+        since_epoch = column.cast(pa.date32(), safe=False).cast(pa.int32()).fill_null(-_EPOCH)
+        found = since_epoch.to_numpy(zero_copy_only=False).astype(np.int64) + _EPOCH
+    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        found = _of_texts(column)
+    else:
+        found = np.full(len(column), NO_DAY, np.int64)
+    return np.where((found >= _FIRST) & (found < _LAST), found, NO_DAY)
+
+
+def _of_texts(column: pa.Array) -> npt.NDArray[np.int64]:
+    found = np.full(len(column), NO_DAY, np.int64)
+    for pattern in (_NUMBERS, _API):
+        groups = pc.extract_regex(column, pattern)
+        is_match = groups.is_valid().to_numpy(zero_copy_only=False)
+        if not is_match.any():
+            continue
+        groups = groups.drop_null()
+        year, day = (groups.field(name).cast(pa.int64()).to_numpy() for name in ("y", "d"))
+        month = groups.field("m")
+        if pattern == _API:
+            month = pc.add(pc.index_in(month, pa.array(_MONTHS)), 1).fill_null(0)
+        month = month.cast(pa.int64()).to_numpy()
+        is_month = (month >= 1) & (month <= 12)
+        months = (year - 1970).astype("datetime64[Y]").astype("datetime64[M]") + np.where(is_month, month - 1, 0)
+        exact = months.astype("datetime64[D]") + (day - 1)
+        is_day = is_month & (day >= 1) & (exact.astype("datetime64[M]") == months)
+        found[is_match] = np.where(is_day, exact.astype(np.int64) + _EPOCH, NO_DAY)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Neighbouring spans of days."""
+
+    unit: Unit
+    starts: tuple[date, ...]
+
+
+    def names(self) -> list[str]:
+        """As tables write them."""
+        if self.unit == "year":
+            return [str(start.year) for start in self.starts]
+        return [f"{start:%Y-%m}" if self.unit == "month" else start.isoformat() for start in self.starts]
+
+    def sums(self, by_day: Mapping[int, npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
+        """(num_bins, width) out of day -> (width,)."""
+        found = np.zeros((len(self.starts), width), np.int64)
+        if by_day:
+            edges = [start.toordinal() for start in self.starts]
+            at = np.searchsorted(edges, list(by_day), side="right") - 1
+            np.add.at(found, at, np.stack(list(by_day.values())))
+        return found
+
+
+def bins(first: int, last: int, unit: Unit) -> Bins:
+    """All bins from the day `first` to the day `last`. Weeks begin on Mondays."""
+    start = _floor(date.fromordinal(first), unit)
+    starts = [start]
+    while (following := _next(starts[-1], unit)).toordinal() <= last:
+        starts.append(following)
+    return Bins(unit, tuple(starts))
+
+
+def unit_for(first: int, last: int) -> Unit:
+    """What leaves a curve with a shape: days up to six weeks, weeks up to ten months, months up to six years."""
+    span = last - first + 1
+    return "day" if span <= 42 else "week" if span <= 300 else "month" if span <= 2200 else "year"
+
+
+def _floor(day: date, unit: Unit) -> date:
+    if unit == "week":
+        return day - timedelta(days=day.weekday())
+    return day.replace(day=day.day if unit == "day" else 1, month=1 if unit == "year" else day.month)
+
+
+def _next(start: date, unit: Unit) -> date:
+    if unit in ("day", "week"):
+        return start + timedelta(days=1 if unit == "day" else 7)
+    if unit == "year" or start.month == 12:
+        return date(start.year + 1, 1, 1)
+    return date(start.year, start.month + 1, 1)

@@ -1,0 +1,171 @@
+"""Which counts a page may show, so that it tells of groups of posts and never of a handful.
+
+A cell is a number of posts with something in common. One under the limit, 0 included, is shown as "under the limit" and
+nothing more. That alone protects little: a total less its other parts is the missing part. So where a cell is hidden,
+another one of the same sum, the largest, is shown as a range, exactly as wide as what is hidden leaves it: whoever takes
+the sum apart finds for each hidden cell all values from 0 to the limit less 1, as before. Promised for every sum that
+holds exactly between shown counts:
+
+- a total and its parts: statuses and labels of a task, bars of a histogram, rows of a confusion matrix
+- a count and its complement: 297 of 300 tells of 3, so it is shown as 291 to 300
+- a label over time: its bins, its total, and the posts of each bin
+- two labels, or two runs: both, one alone, neither
+
+Not promised: that a range stays as wide for someone who knows more than the page, such as an earlier report of other
+posts or the run itself; nor where sums hold only nearly (posts with several labels). Scores (precision, recall, F1,
+calibration) are of the model, not of a group, and are shown with three digits where both groups that they are shares of
+reach the limit; how often the model was wrong can be worked out from them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+KeyT = TypeVar("KeyT")
+
+
+class Count(NamedTuple):
+    """What is told of a number: that it is one of [low, high]."""
+
+    low: int
+    high: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the number itself is told."""
+        return self.low == self.high
+
+    def shares(self, total: int) -> tuple[float, float]:
+        """(low, high) as shares of `total`."""
+        return (self.low / total, self.high / total) if total else (0.0, 0.0)
+
+
+def exact(number: int) -> Count:
+    """A number that may be told."""
+    return Count(number, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Disclosure:
+    """The rules, for one limit."""
+
+    limit: int
+
+    @property
+    def hidden(self) -> Count:
+        """What is told of a cell under the limit."""
+        return Count(0, self.limit - 1)
+
+    def alone(self, number: int) -> Count:
+        """A count that is part of no sum on the page."""
+        return exact(number) if number >= self.limit else self.hidden
+
+    def part(self, number: int, total: int) -> Count:
+        """A count of some of `total`, which is shown: neither it nor its complement tells of a few."""
+        if number >= self.limit and total - number >= self.limit:
+            return exact(number)
+        if total - number >= self.limit:
+            return self.hidden
+        return Count(0 if number < self.limit else max(0, total - self.limit + 1), total)
+
+    def partition(self, cells: Mapping[KeyT, int]) -> dict[KeyT, Count] | None:
+        """The parts of a total that is shown. None where the total is too small to be taken apart into so many: that
+        depends on the total alone, so it tells nothing of the parts."""
+        if sum(cells.values()) < self.limit * len(cells):
+            return None
+        return _absorbed(cells, {key: self.hidden for key, number in cells.items() if number < self.limit})
+
+    def overlapping(
+        self, cells: Mapping[KeyT, int], total: int, whole: tuple[int, Count] | None = None
+    ) -> dict[KeyT, Count] | None:
+        """Labels of which a post may have several, and of which nearly each may have one: complements are protected as
+        in `part`, sums as in `partition`. None where `total`, which is shown, is too small. `whole`: what the cells add
+        up to if no post has several of them, such as a parent of these labels, and what is told of that."""
+        if total < 2 * self.limit:
+            return None
+        parts = {key: self.part(number, total) for key, number in cells.items()}
+        return _absorbed(cells, {key: count for key, count in parts.items() if not count.is_exact}, whole)
+
+    def series(
+        self,
+        cells: Sequence[int],
+        totals: Sequence[tuple[int, Count]],
+        told: Count,
+        withheld: Mapping[int, Count] | None = None,
+    ) -> list[Count] | None:
+        """One label over bins: `cells` add up to a number of which `told` is shown. `totals`: of each bin its posts,
+        and what is told of them. `withheld`: cells of which no more than that is to be told. None where there are too
+        few to be told bin by bin, which follows from the label's number."""
+        if sum(cells) < self.limit * len(cells):
+            return None
+        parts = {at: self._in_bin(cell, *totals[at]) for at, cell in enumerate(cells)} | dict(withheld or {})
+        uncertain = {at: count for at, count in parts.items() if not count.is_exact}
+        found = _absorbed(dict(enumerate(cells)), uncertain, (sum(cells), told))
+        return [found[at] for at in range(len(cells))]
+
+    def _in_bin(self, cell: int, total: int, told: Count) -> Count:
+        if told.is_exact:
+            return self.part(cell, total)
+        if cell < self.limit:
+            return self.hidden
+        return exact(cell) if told.low - cell >= self.limit else Count(0, told.high)
+
+    def pair(self, both: int, sides: tuple[tuple[int, Count], tuple[int, Count]], total: int) -> Count | None:
+        """Posts of `total` with two labels. `sides`: of each label its number of posts, and what is told of that. None:
+        withheld, since with what is told of the labels it would tell of those with one alone, or with neither."""
+        if both < self.limit:
+            return self.hidden
+        (here, _), (there, _) = sides
+        rest = (here - both, there - both, total - here - there + both)
+        if min(rest) < self.limit or not all(told.is_exact for _, told in sides):
+            return None
+        return exact(both)
+
+    def bars(self, counts: Sequence[int], told: Count) -> list[tuple[int, int, Count]]:
+        """A part of a histogram whose bars add up to a number of which `told` is shown: neighbours joined until each
+        bar holds the limit, as (start, stop, what is told). None are left where all hold less than that."""
+        number = sum(counts)
+        if number < self.limit:
+            return []
+        edges = merged(counts, self.limit)
+        cells = {edge: sum(counts[edge[0] : edge[1]]) for edge in edges}
+        found = _absorbed(cells, {}, (number, told))
+        return [(*edge, count) for edge, count in found.items()]
+
+    def row(self, cells: Mapping[KeyT, int], total: int) -> dict[KeyT, Count]:
+        """Which of some parts of `total` must be withheld, so that those that are hidden and those that are not on the
+        page have the limit or more between them: the smallest first. Each with what is told of it then."""
+        left = sorted((key for key, number in cells.items() if number >= self.limit), key=cells.__getitem__)
+        withheld = {}
+        while left and total - sum(cells[key] for key in left) < self.limit:
+            withheld[left.pop(0)] = Count(0, total)
+        return withheld
+
+
+def _absorbed(
+    cells: Mapping[KeyT, int], uncertain: Mapping[KeyT, Count], whole: tuple[int, Count] | None = None
+) -> dict[KeyT, Count]:
+    """All cells: those that are not exact as told, and the largest other one as what these leave of the sum, which is
+    `whole[0]` and of which `whole[1]` is told."""
+    shown = {key: uncertain.get(key, exact(number)) for key, number in cells.items()}
+    slack = (whole[1].low - whole[0], whole[1].high - whole[0]) if whole else (0, 0)
+    largest = max(cells, key=lambda key: (key not in uncertain, cells[key]))
+    others = [key for key in uncertain if key != largest]
+    if not others and slack == (0, 0):
+        return shown
+    low = cells[largest] + slack[0] + sum(cells[key] - uncertain[key].high for key in others)
+    high = cells[largest] + slack[1] + sum(cells[key] - uncertain[key].low for key in others)
+    return shown | {largest: Count(max(0, low), high)}
+
+
+def merged(counts: Sequence[int], limit: int) -> list[tuple[int, int]]:
+    """Neighbours [start, stop) joined until each holds `limit`; what is left at the end goes to the last."""
+    found: list[tuple[int, int]] = []
+    begin = 0
+    for at in range(len(counts)):
+        if sum(counts[begin : at + 1]) >= limit:
+            found.append((begin, at + 1))
+            begin = at + 1
+    if begin < len(counts):
+        found[-1:] = [(found[-1][0], len(counts))] if found else [(begin, len(counts))]
+    return found

@@ -1,0 +1,339 @@
+"""Evaluations as a page shows them: scores with intervals, labels, confusion, calibration, comparisons.
+
+Scores are given in per cent with one digit: `metrics.json` has them all.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+
+from mentalglm.evaluation.table import levels_of
+from mentalglm.report import charts
+from mentalglm.report.disclosure import Count, Disclosure, exact
+from mentalglm.report.scan import Counts
+from mentalglm.report.scored import Cell
+from mentalglm.report.sources import LabelName, LabelSet, Side
+
+SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """From 0 to 1; low and high: the 95 % interval, if there is one."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """Scores of one reading, level or average."""
+
+    name: str
+    is_headline: bool
+    scores: list[Score]
+    """As in SCORES."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScores:
+    """Of one label; scores are None where they are shares of fewer posts than may be told."""
+
+    label: LabelName
+    f1: float | None
+    precision: float | None
+    recall: float | None
+    support: Count | None
+    num_predicted: Count | None
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Rows by gold label, columns by predicted label."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationView:
+    """Of the probability of one label."""
+
+    label: LabelName
+    num_rows: Count
+    num_positive: Count
+    auroc: float | None
+    auprc: float | None
+    brier: float
+    ece: float
+    sensitivities: list[tuple[str, float | None]]
+    svg: Markup | None
+    bins: list[tuple[float, Cell, tuple[float, float]]]
+    """Mean probability, rows, lowest and highest share of positive rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """This side's F1 less the other's."""
+
+    level: str
+    difference: Score
+    p_bootstrap: float | None
+    p_bootstrap_holm: float | None
+    only_this: Count
+    only_other: Count
+    p_mcnemar: float
+    p_mcnemar_holm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationView:
+    """One metrics.json."""
+
+    name: str
+    side: int | None
+    """Number of the side on the page that it is of; None: of other predictions."""
+    n: Count
+    denominators: list[tuple[str, Cell]]
+    rows: list[ScoreRow]
+    levels: list[tuple[str, list[LabelScores]]]
+    confusion: Confusion | None
+    calibration: list[CalibrationView]
+    comparison: tuple[str, list[ComparisonRow]] | None
+    over_runs: list[tuple[str, str, int, float, float]]
+    """Level, score, number of runs, mean, standard deviation."""
+    hierarchical: list[Score] = field(default_factory=list)
+    """F1, precision, recall."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluation_view(
+    metrics: Mapping[str, Any],
+    task: LabelSet,
+    sides: Sequence[Side],
+    scored: Sequence[Counts | None],
+    rules: Disclosure,
+) -> EvaluationView:
+    """`metrics`: what metrics.json holds. `scored`: the counts of each side, which are on the page as well: the posts
+    without a gold label are what these have more."""
+    of = metrics["provenance"]["predictions"]
+    number = next((at for at, side in enumerate(sides) if _is_of(of, side)), None)
+    names = {label.slug: label for label in task.labels}
+    counts = scored[number] if number is not None else None
+    others = {} if counts is None else dict(zip(task.slugs, counts.labels.tolist(), strict=True))
+    return EvaluationView(
+        name=sides[number].name if number is not None else _named(of),
+        side=number,
+        n=rules.alone(metrics["n"]) if counts is None else _of_some(metrics["n"], counts.num_rows, rules),
+        denominators=list(_denominators(metrics, rules)),
+        rows=list(_score_rows(metrics, rules)),
+        levels=[
+            (name, _per_label(level, metrics, names, others, rules)) for name, level in levels_of(metrics).items()
+        ],
+        confusion=_confusion(metrics, rules),
+        calibration=[
+            _calibration(names.get(slug) or LabelName(slug, slug, "", None), each, rules)
+            for slug, each in metrics.get("calibration", {}).items()
+        ],
+        comparison=_comparison(metrics, sides, rules),
+        over_runs=[
+            (level, score, len(each["values"]), each["mean"], each["standard_deviation"])
+            for level, scores in metrics.get("over_runs", {}).items()
+            for score, each in scores.items()
+        ],
+        hierarchical=[Score(metrics["hierarchical"][name]) for name in ("f1", "precision", "recall")]
+        if "hierarchical" in metrics
+        else [],
+        provenance=metrics["provenance"],
+    )
+
+
+def _of_some(number: int, total: int, rules: Disclosure) -> Count:
+    """Of posts of which all but a few may be meant."""
+    return exact(number) if number == total and number >= rules.limit else rules.part(number, total)
+
+
+def _is_of(predictions: Mapping[str, Any], side: Side) -> bool:
+    return bool(predictions["run_id"] == side.run.manifest["run_id"] and predictions["adapter"] == side.adapter)
+
+
+def _named(predictions: Mapping[str, Any]) -> str:
+    name = str(predictions["run_id"] or predictions["uri"])
+    return f"{name}, {predictions['adapter']}" if predictions["adapter"] else name
+
+
+def _denominators(metrics: Mapping[str, Any], rules: Disclosure) -> Iterator[tuple[str, Cell]]:
+    n = metrics["n"]
+    failed = {f"status {name}": number for name, number in metrics["num_failed_by_status"].items() if number}
+    parts = rules.partition({"answers that could be read": metrics["num_parsed"], **failed})
+    for name, count in (parts or {}).items():
+        yield name, Cell(count, n)
+    if n < 2 * rules.limit:
+        return
+    others = {
+        "read, but not in the task's own form": metrics["num_free_form"],
+        "read as: no label applies": metrics["num_without_label"],
+        "name a label that the task does not have": metrics["num_with_out_of_set_label"],
+        "posts whose text was trained on": metrics.get("without_training_texts", {}).get("num_in_training"),
+    }
+    for name, number in others.items():
+        if number:
+            yield name, Cell(rules.part(number, n), n)
+
+
+def _score_rows(metrics: Mapping[str, Any], rules: Disclosure) -> Iterator[ScoreRow]:
+    if metrics["n"] < rules.limit:
+        return
+    headline = metrics["headline"]["level"]
+    for name, level in levels_of(metrics).items():
+        prefix = "" if name == "label" else f"{name}: "
+        yield ScoreRow(prefix + level["average"], name == headline, [_score(level, key) for key in SCORES])
+        if level["strict"]:
+            strict = [Score(level["strict"].get(key)) for key in SCORES]
+            yield ScoreRow(f"{prefix}{level['average']}, strict form", False, strict)
+        for how in ("micro", "macro", "weighted"):
+            if how in level and how != level["average"]:
+                yield ScoreRow(prefix + how, False, [Score(level[how].get(key)) for key in SCORES])
+    rest = metrics.get("without_training_texts", {})
+    if rest.get("n", 0) >= rules.limit:
+        for name, level in levels_of(rest).items():
+            words = f"{'' if name == 'label' else f'{name}: '}{level['average']}, without posts that were trained on"
+            yield ScoreRow(words, False, [_score(level, key) for key in SCORES])
+
+
+def _score(level: Mapping[str, Any], key: str) -> Score:
+    low, high = (level["ci95"] or {}).get(key, (None, None))
+    return Score(level[key], low, high)
+
+
+def _per_label(
+    level: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    names: Mapping[str, LabelName],
+    others: Mapping[str, int],
+    rules: Disclosure,
+) -> list[LabelScores]:
+    found = level["per_label"]
+    supports, predicted = ({slug: each[key] for slug, each in found.items()} for key in ("support", "num_predicted"))
+    if "confusion" in metrics:  # one label a row: the rows, and with failures the answers, are taken apart by label
+        told = rules.partition(supports) or {}
+        told_predicted = _columns(metrics, rules)
+    else:
+        told = rules.overlapping(supports, metrics["n"]) or {}
+        told_predicted = rules.overlapping(predicted, metrics["n"]) or {}
+    rows = []
+    for slug, each in found.items():
+        is_enough = min(supports[slug], predicted[slug]) >= rules.limit and slug in told and slug in told_predicted
+        scores = {key: each[key] if is_enough else None for key in ("f1", "precision", "recall")}
+        label = names.get(slug) or LabelName(slug, slug, "", None)
+        if 0 < others.get(slug, 0) - predicted[slug] < rules.limit:  # so few more are on the page above
+            told_predicted.pop(slug, None)
+        rows.append(LabelScores(label, **scores, support=told.get(slug), num_predicted=told_predicted.get(slug)))
+    return rows
+
+
+def _told_confusion(metrics: Mapping[str, Any], rules: Disclosure) -> dict[str, dict[str, Count]] | None:
+    """Each row is taken apart by itself; a column's sum is told as what its cells leave it."""
+    table = metrics["confusion"]
+    if rules.partition({slug: sum(row.values()) for slug, row in table.items()}) is None:
+        return None
+    supports = {slug: sum(row.values()) for slug, row in table.items()}
+    if any(number < rules.limit for number in supports.values()):
+        return None
+    has_failures = any(row["no_result"] for row in table.values())
+    found = {}
+    for slug, row in table.items():
+        cells = {name: number for name, number in row.items() if name != "no_result" or has_failures}
+        told = rules.partition(cells)
+        if told is None:
+            return None
+        found[slug] = told
+    return found
+
+
+def _columns(metrics: Mapping[str, Any], rules: Disclosure) -> dict[str, Count]:
+    told = _told_confusion(metrics, rules)
+    if told is None:
+        return {}
+    return {
+        slug: Count(sum(row[slug].low for row in told.values()), sum(row[slug].high for row in told.values()))
+        for slug in metrics["confusion"]
+    }
+
+
+def _confusion(metrics: Mapping[str, Any], rules: Disclosure) -> Confusion | None:
+    if "confusion" not in metrics or (told := _told_confusion(metrics, rules)) is None:
+        return None
+    columns = list(next(iter(told.values())))
+    rows = []
+    for slug, row in told.items():
+        total = sum(metrics["confusion"][slug].values())
+        rows.append((slug, [Cell(row[name], total) for name in columns]))
+    return Confusion(columns, rows)
+
+
+def _calibration(label: LabelName, each: Mapping[str, Any], rules: Disclosure) -> CalibrationView:
+    bins = [one for one in each["bins"] if one]
+    told = rules.partition(dict(enumerate(one["num_rows"] for one in bins))) or {}
+    shown, points = [], []
+    for at, one in enumerate(bins):
+        number = one["num_rows"]
+        if number < rules.limit:
+            continue
+        positive = rules.part(round(one["share_positive"] * number), number)
+        low, high = (one["share_positive"],) * 2 if positive.is_exact else positive.shares(number)
+        points.append((one["mean_probability"], low, high, number / each["num_rows"]))
+        if at in told:
+            shown.append((one["mean_probability"], Cell(told[at], each["num_rows"]), (low, high)))
+    words = "share of positive rows by mean probability, in tenths; the numbers are in the table below the chart"
+    return CalibrationView(
+        label,
+        rules.alone(each["num_rows"]),
+        rules.part(each["num_positive"], each["num_rows"]) if each["num_rows"] >= rules.limit else rules.hidden,
+        each["auroc"],
+        each["auprc"],
+        each["brier"],
+        each["ece"],
+        [(at, found["recall"] if found else None) for at, found in each["sensitivity_at_precision"].items()],
+        charts.reliability(points, words) if points else None,
+        shown,
+    )
+
+
+def _comparison(
+    metrics: Mapping[str, Any], sides: Sequence[Side], rules: Disclosure
+) -> tuple[str, list[ComparisonRow]] | None:
+    comparison = metrics.get("comparison")
+    if comparison is None or metrics["n"] < rules.limit:
+        return None
+    of = comparison["against"]
+    name = next((side.name for side in sides if _is_of(of, side)), None) or _named(of)
+    rows = [
+        ComparisonRow(
+            level,
+            Score(each["difference"], *(each["ci95"] or (None, None))),
+            each["p_bootstrap"],
+            each["p_bootstrap_holm"],
+            rules.alone(each["num_only_this"]),
+            rules.alone(each["num_only_other"]),
+            each["p_mcnemar"],
+            each["p_mcnemar_holm"],
+        )
+        for level, each in comparison["levels"].items()
+    ]
+    return name, rows
+
+
+def label_set_of(metrics: Mapping[str, Any], known: Sequence[LabelSet]) -> LabelSet:
+    """Of an evaluation's task: the one on the page, or what its own labels say."""
+    for task in known:
+        if task.name == metrics["task"]:
+            return task
+    slugs = [slug for level in levels_of(metrics).values() for slug in level["per_label"]]
+    names = tuple(LabelName(slug, slug, "", None) for slug in slugs)
+    return LabelSet(metrics["task"], "", "binary" if "confusion" in metrics else "multilabel", names)
+
+

@@ -1,0 +1,483 @@
+"""What a score run has found: statuses, labels, labels over time and together, confidence; each count as it may be
+told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from mentalglm.report import charts, dates
+from mentalglm.report.disclosure import Count, Disclosure, exact
+from mentalglm.report.scan import NUM_BARS, Counts, Joined
+from mentalglm.report.sources import LabelName, LabelSet, Side
+
+NONE = "no label applies"
+STATUS = "status: "
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A count of some of `total` posts; None where nothing is told."""
+
+    count: Count | None
+    total: int
+
+    @property
+    def low(self) -> float:
+        """Share of which at least is told."""
+        return self.count.shares(self.total)[0] if self.count else 0.0
+
+    @property
+    def high(self) -> float:
+        """Share of which at most is told."""
+        return self.count.shares(self.total)[1] if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """A label with its cell for each side."""
+
+    label: LabelName
+    cells: list[Cell]
+    kind: str = "label"
+    """label · parent · child · rest: no label, no result."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeChart:
+    """A label over time."""
+
+    label: LabelName | None
+    """None: all posts."""
+    svg: Markup
+    rows: list[list[Cell]]
+    """Of each bin, of each side."""
+    is_withheld: list[bool]
+    """Of each side."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLine:
+    """Charts over the same bins."""
+
+    bins: dates.Bins
+    charts: list[TimeChart]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Of a histogram: from `start` to `stop`, of 0 to 1; `height` as a share of the highest."""
+
+    start: float
+    stop: float
+    cell: Cell
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Of one side."""
+
+    side: int
+    bars: list[Bar]
+    gaps: list[tuple[float, float]]
+    """Where fewer posts lie than may be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Labels that posts have together: of the posts with the row's label, the share that has the column's too."""
+
+    side: int
+    rows: list[tuple[LabelName, Count | None, list[Cell | None]]]
+    columns: list[LabelName]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """All that is shown of a task."""
+
+    labels: LabelSet
+    num_posts: list[Count]
+    """Of each side; None where it has not the task."""
+    statuses: list[dict[str, Cell] | None]
+    rows: list[LabelRow]
+    is_too_small: bool
+    time: TimeLine | None
+    matrices: list[Matrix]
+    histograms: dict[str, list[Histogram]]
+    explained: list[Cell]
+    flags: list[dict[str, Cell]]
+    across: list[Matrix]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What may be told of the labels and statuses of a task on one side."""
+
+    task: LabelSet
+    counts: Counts
+    rules: Disclosure
+    labels: dict[str, Count] | None
+    statuses: dict[str, Count] | None
+
+    @classmethod
+    def of(cls, task: LabelSet, counts: Counts, rules: Disclosure) -> "Told":
+        """Each sum that is on the page, protected."""
+        total = counts.num_rows
+        numbers = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
+        failed = {status: n for status, n in counts.statuses.items() if status != "ok"}
+        if total < rules.limit:
+            return cls(task, counts, rules, None, None)
+        if task.is_exclusive:
+            # Labels and failures are the parts of one total: what is told of the first tells of the second.
+            cells = numbers | {STATUS + status: n for status, n in failed.items()}
+            cells |= {NONE: counts.num_none} if counts.num_none else {}
+            found = rules.partition(cells)
+            if found is not None:
+                told = {status: found[STATUS + status] for status in failed}
+                low, high = (sum(each[end] for each in told.values()) for end in (0, 1))
+                statuses = {"ok": Count(total - high, total - low), **told}
+                return cls(task, counts, rules, {k: v for k, v in found.items() if k in numbers or k == NONE}, statuses)
+            return cls(task, counts, rules, None, rules.partition(dict(counts.statuses)))
+        return cls(task, counts, rules, _overlapping(task, numbers, counts, rules), rules.partition(counts.statuses))
+
+    def label(self, slug: str) -> Count | None:
+        """Of a label, or of NONE."""
+        return self.labels.get(slug) if self.labels else None
+
+    def number(self, slug: str) -> int:
+        """What is not told as it is."""
+        return int(self.counts.labels[self.task.slugs.index(slug)])
+
+
+def _overlapping(
+    task: LabelSet, numbers: Mapping[str, int], counts: Counts, rules: Disclosure
+) -> dict[str, Count] | None:
+    total = counts.num_rows
+    if not task.parents:
+        return rules.overlapping({**numbers, NONE: counts.num_none}, total)
+    top = rules.overlapping({each.slug: numbers[each.slug] for each in task.parents} | {NONE: counts.num_none}, total)
+    if top is None:
+        return None
+    found = dict(top)
+    for parent in task.parents:
+        children = {each.slug: numbers[each.slug] for each in task.answerable if each.parent == parent.slug}
+        below = rules.overlapping(children, total, (sum(children.values()), _of_whole(children, parent, numbers, top)))
+        found |= below or {}
+    return found
+
+
+def _of_whole(
+    children: Mapping[str, int], parent: LabelName, numbers: Mapping[str, int], top: Mapping[str, Count]
+) -> Count:
+    """What is told of the sum of the children, if each post of the parent has one."""
+    told, number, total = top[parent.slug], numbers[parent.slug], sum(children.values())
+    return Count(total + told.low - number, total + told.high - number)
+
+
+def task_view(
+    task: LabelSet,
+    sides: Sequence[Side],
+    counts: Sequence[Counts | None],
+    rules: Disclosure,
+    line: "PostLine | None",
+    across: Sequence[Matrix],
+) -> TaskView:
+    """Everything about a task. `counts`: of each side, None where it has not the task."""
+    told = [None if each is None else Told.of(task, each, rules) for each in counts]
+    return TaskView(
+        labels=task,
+        num_posts=[rules.alone(each.num_rows) if each else exact(0) for each in counts],
+        statuses=[_statuses(each) for each in told],
+        rows=_rows(task, told),
+        is_too_small=all(each is None or each.labels is None for each in told),
+        time=_time_line(task, told, line, rules),
+        matrices=[
+            matrix for side, each in enumerate(told) if each is not None and (matrix := _matrix(side, each)) is not None
+        ],
+        histograms=_histograms(told, rules),
+        explained=[_part(rules, each.num_explained, each) if each else Cell(None, 0) for each in counts],
+        flags=[
+            {name: _part(rules, n, each) for name, n in each.flags.most_common()} if each else {} for each in counts
+        ],
+        across=list(across),
+    )
+
+
+def _part(rules: Disclosure, number: int, counts: Counts) -> Cell:
+    if counts.num_rows < rules.limit:
+        return Cell(None, 0)
+    return Cell(rules.part(number, counts.num_rows), counts.num_rows)
+
+
+def _statuses(told: Told | None) -> dict[str, Cell] | None:
+    if told is None or told.statuses is None:
+        return None
+    order = sorted(told.statuses, key=lambda status: (status != "ok", -told.statuses[status].high))  # type: ignore[index]
+    return {status: Cell(told.statuses[status], told.counts.num_rows) for status in order}
+
+
+def _rows(task: LabelSet, told: Sequence[Told | None]) -> list[LabelRow]:
+    def cells(slug: str) -> list[Cell]:
+        return [Cell(each.label(slug), each.counts.num_rows) if each else Cell(None, 0) for each in told]
+
+    rows: list[LabelRow] = []
+    if task.parents:
+        for parent in task.parents:
+            rows.append(LabelRow(parent, cells(parent.slug), "parent"))
+            children = (each for each in task.answerable if each.parent == parent.slug)
+            rows += [LabelRow(child, cells(child.slug), "child") for child in children]
+    else:
+        rows += [LabelRow(each, cells(each.slug)) for each in task.labels]
+    if any(each is not None and each.labels is not None and NONE in each.labels for each in told):
+        rows.append(LabelRow(LabelName(NONE, NONE, "无", None), cells(NONE), "rest"))
+    failed = [_no_result(each) for each in told]
+    if any(cell.count is not None and cell.count != exact(0) for cell in failed):
+        rows.append(LabelRow(LabelName("no result", "no result", "无结果", None), failed, "rest"))
+    return rows
+
+
+def _no_result(told: Told | None) -> Cell:
+    if told is None or told.statuses is None:
+        return Cell(None, 0)
+    total, ok = told.counts.num_rows, told.statuses.get("ok", exact(0))
+    return Cell(Count(total - ok.high, total - ok.low), total)
+
+
+# Over time
+
+
+@dataclass(frozen=True)
+class PostLine:
+    """The posts of each side over time, and what is told of them."""
+
+    bins: dates.Bins
+    numbers: list[list[int] | None]
+    """Of each side, of each bin."""
+    told: list[list[Count] | None]
+    chart: TimeChart
+
+
+def post_line(counts: Sequence[Counts | None], rules: Disclosure, unit: str) -> PostLine | None:
+    """Of one task for each side: all tasks have the same posts. None where posts have no dates, or are too few."""
+    spans = [(min(each.by_day), max(each.by_day)) for each in counts if each is not None and each.by_day]
+    if not spans:
+        return None
+    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+    units = dates.UNITS[dates.UNITS.index(dates.unit_for(first, last)) :] if unit == "auto" else [unit]
+    for each_unit in units:
+        bins = dates.bins(first, last, each_unit)
+        found = [None if each is None else _posts(each, bins, rules) for each in counts]
+        if any(told is not None for told in found):
+            numbers = [None if each is None else _numbers(each, bins, 0) for each in counts]
+            totals = [each.num_rows if each else 0 for each in counts]
+            chart = _time_chart(None, bins, found, [None] * len(found), "posts", totals)
+            return PostLine(bins, numbers, found, chart)
+    return None
+
+
+def _posts(counts: Counts, bins: dates.Bins, rules: Disclosure) -> list[Count] | None:
+    numbers = _numbers(counts, bins, 0)
+    undated = counts.num_rows - counts.num_dated
+    cells: dict[int, int] = dict(enumerate(numbers)) | ({-1: undated} if undated else {})
+    found = rules.partition(cells)
+    return None if found is None else [found[at] for at in range(len(numbers))]
+
+
+def _numbers(counts: Counts, bins: dates.Bins, column: int) -> list[int]:
+    numbers: list[int] = bins.sums(counts.by_day, len(counts.labels) + 1)[:, column].tolist()
+    return numbers
+
+
+def _time_line(
+    task: LabelSet, told: Sequence[Told | None], line: PostLine | None, rules: Disclosure
+) -> TimeLine | None:
+    if line is None:
+        return None
+    shown = _shown_over_time(task, told)
+    withheld = [_withheld(each, shown, line.bins, rules) if each else {} for each in told]
+    found = []
+    for label in shown:
+        series: list[list[Count] | None] = []
+        for side, each in enumerate(told):
+            numbers, posts, whole = line.numbers[side], line.told[side], each.label(label.slug) if each else None
+            if each is None or numbers is None or posts is None or whole is None:
+                series.append(None)
+                continue
+            cells = _numbers(each.counts, line.bins, 1 + task.slugs.index(label.slug))
+            whole = _dated(each, label.slug, sum(cells), whole, rules)
+            totals = list(zip(numbers, posts, strict=True))
+            series.append(rules.series(cells, totals, whole, withheld[side].get(label.slug)))
+        if any(each is not None for each in series):
+            found.append(_time_chart(label, line.bins, series, line.told, "share of posts", [0] * len(told)))
+    return TimeLine(line.bins, found) if found else None
+
+
+def _dated(told: Told, slug: str, number: int, whole: Count, rules: Disclosure) -> Count:
+    """Of the posts with a label, those that have a date. The others, the label's number less these, may be few."""
+    undated = told.number(slug) - number
+    if undated == 0 or undated >= rules.limit:
+        return Count(whole.low - undated, whole.high - undated)
+    return Count(max(0, whole.low - rules.limit + 1), whole.high)
+
+
+def _shown_over_time(task: LabelSet, told: Sequence[Told | None]) -> list[LabelName]:
+    """All but, where each post has one label, the commonest: it is what the others leave."""
+    if not task.is_exclusive:
+        return [*task.parents, *task.answerable]
+    if task.positive is not None:
+        return [each for each in task.labels if each.slug == task.positive]
+    totals = sum((each.counts.labels for each in told if each is not None), np.zeros(len(task.slugs), np.int64))
+    commonest = task.slugs[int(np.argmax(totals))]
+    return [each for each in task.labels if each.slug != commonest]
+
+
+def _withheld(
+    told: Told, shown: Sequence[LabelName], bins: dates.Bins, rules: Disclosure
+) -> dict[str, dict[int, Count]]:
+    """label -> bin -> what is told, where a bin's labels are the parts of its posts and leave too few."""
+    if not told.task.is_exclusive or len(shown) < 2:
+        return {}
+    sums = bins.sums(told.counts.by_day, len(told.counts.labels) + 1)
+    found: dict[str, dict[int, Count]] = {}
+    for at, row in enumerate(sums.tolist()):
+        cells = {each.slug: row[1 + told.task.slugs.index(each.slug)] for each in shown}
+        for slug, count in rules.row(cells, row[0]).items():
+            found.setdefault(slug, {})[at] = count
+    return found
+
+
+def _time_chart(
+    label: LabelName | None,
+    bins: dates.Bins,
+    series: Sequence[list[Count] | None],
+    posts: Sequence[list[Count] | None],
+    what: str,
+    totals: Sequence[int],
+) -> TimeChart:
+    curves, columns = [], []
+    for side, each in enumerate(series):
+        told = posts[side]
+        points: list[tuple[dates.date, float, float] | None] = []
+        cells = []
+        for at, start in enumerate(bins.starts):
+            count = each[at] if each is not None else None
+            number = told[at] if told is not None else None
+            total = totals[side] if label is None else number.low if number is not None and number.is_exact else 0
+            cells.append(Cell(count, total))
+            if count is None or (label is not None and total == 0):
+                points.append(None)
+            else:
+                low, high = count.shares(total) if label is not None else (float(count.low), float(count.high))
+                points.append((start, low, min(high, 1.0) if label is not None else high))
+        curves.append(charts.Curve(points))
+        columns.append(cells)
+    told_in_words = (
+        f"{what} by {bins.unit}, {bins.names()[0]} to {bins.names()[-1]}; the numbers are in the table below the chart"
+    )
+    svg = charts.over_time(
+        curves, told_in_words, is_share=label is not None, width=640 if label is None else 300,
+        height=170 if label is None else 140,
+    )  # fmt: skip
+    rows = [list(cells) for cells in zip(*columns, strict=True)]
+    return TimeChart(label, svg, rows, [each is None for each in series])
+
+
+# Confidence
+
+
+def _histograms(told: Sequence[Told | None], rules: Disclosure) -> dict[str, list[Histogram]]:
+    found: dict[str, list[Histogram]] = {}
+    for side, each in enumerate(told):
+        if each is None or each.counts.num_rows < 2 * rules.limit:
+            continue
+        for name, bars in each.counts.histograms.items():
+            if (histogram := _histogram(side, name, bars.tolist(), each, rules)) is not None:
+                found.setdefault(name, []).append(histogram)
+    return found
+
+
+def _histogram(side: int, name: str, counts: Sequence[int], told: Told, rules: Disclosure) -> Histogram | None:
+    total = told.counts.num_rows
+    positive = told.task.positive
+    if name == "probability" and positive is not None and told.labels is not None:
+        # Below one half the answer was one label, above it the other: two sums that are told elsewhere.
+        negative = next(slug for slug in told.task.slugs if slug != positive)
+        halves = [(0, NUM_BARS // 2, negative), (NUM_BARS // 2, NUM_BARS, positive)]
+    else:
+        halves = [(0, NUM_BARS, None)]
+    bars: list[tuple[int, int, Count]] = []
+    gaps: list[tuple[float, float]] = []
+    for start, stop, slug in halves:
+        part = counts[start:stop]
+        whole = _with_value(sum(part), slug, told, rules)
+        found = rules.bars(part, whole)
+        bars += [(start + low, start + high, count) for low, high, count in found]
+        gaps += [] if found else [(start / NUM_BARS, stop / NUM_BARS)]
+    if not bars:
+        return None
+    heights = [(count.low + count.high) / 2 / (stop - start) for start, stop, count in bars]
+    drawn = [
+        Bar(start / NUM_BARS, stop / NUM_BARS, Cell(count, total), height / max(heights))
+        for (start, stop, count), height in zip(bars, heights, strict=True)
+    ]
+    return Histogram(side, drawn, gaps)
+
+
+def _with_value(number: int, slug: str | None, told: Told, rules: Disclosure) -> Count:
+    """What is told of the number of posts that the bars add up to."""
+    total = told.counts.num_rows
+    if slug is not None and (label := told.label(slug)) is not None and told.number(slug) == number:
+        return label
+    return exact(number) if number == total else rules.part(number, total)
+
+
+# Together
+
+
+def _matrix(side: int, told: Told) -> Matrix | None:
+    """Of labels of which a post may have several, on one level."""
+    if told.task.is_exclusive or told.labels is None:
+        return None
+    labels = told.task.answerable
+    at = [told.task.slugs.index(each.slug) for each in labels]
+    rows = []
+    for row, label in zip(at, labels, strict=True):
+        cells = [
+            None if row == column else _pair(told, int(told.counts.pairs[row, column]), label, other)
+            for column, other in zip(at, labels, strict=True)
+        ]
+        rows.append((label, told.label(label.slug), cells))
+    return Matrix(side, rows, list(labels))
+
+
+def _pair(told: Told, both: int, label: LabelName, other: LabelName) -> Cell:
+    sides = [(told.number(each.slug), told.label(each.slug)) for each in (label, other)]
+    if sides[0][1] is None or sides[1][1] is None or not sides[0][1].is_exact:
+        return Cell(None, 0)
+    count = told.rules.pair(
+        both, ((sides[0][0], sides[0][1]), (sides[1][0], sides[1][1])), told.counts.num_rows
+    )
+    return Cell(count, sides[0][0])
+
+
+def across_tasks(side: int, joined: Joined, rows: Told, columns: Told) -> Matrix | None:
+    """Labels of one task together with the positive one of another, of the same posts."""
+    positive = columns.task.positive
+    if positive is None or rows.labels is None or columns.labels is None or rows.task.is_exclusive:
+        return None
+    at = columns.task.slugs.index(positive)
+    target = columns.task.labels[at]
+    found = []
+    for number, label in enumerate(rows.task.labels):
+        told, other = rows.label(label.slug), columns.label(positive)
+        is_same = joined.here[number] == rows.number(label.slug) and joined.there[at] == columns.number(positive)
+        cell = Cell(None, 0)
+        if told is not None and other is not None and told.is_exact and is_same:
+            sides = ((rows.number(label.slug), told), (columns.number(positive), other))
+            both = rows.rules.pair(int(joined.both[number, at]), sides, joined.num_rows)
+            cell = Cell(both, rows.number(label.slug))
+        found.append((label, told, [cell]))
+    return Matrix(side, found, [target])
