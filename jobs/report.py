@@ -1,4 +1,4 @@
-"""Write a page about runs. `ray job submit ... -- python -m jobs.report CONFIG.yaml` is `mentalglm report CONFIG.yaml`."""
+"""A page about runs. `ray job submit ... -- python -m jobs.report CONFIG.yaml` is `mentalglm report ...`."""
 
 import sys
 

@@ -221,7 +221,8 @@ def report(
         list[str], typer.Argument(metavar="CONFIG.yaml | RUN_URI...", help="The job's config, or finished score runs.")
     ],
     evaluations: Annotated[
-        list[str] | None, typer.Option("--eval", metavar="URI", help="Output of an eval job; several times for several.")
+        list[str] | None,
+        typer.Option("--eval", metavar="URI", help="Output of an eval job; several times for several."),
     ] = None,
     training: Annotated[
         list[str] | None, typer.Option("--train", metavar="URI", help="Output of a train job, or one stage of it.")

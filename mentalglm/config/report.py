@@ -45,7 +45,7 @@ class ReportConfig(ConfigModel):
     output: ReportOutputConfig = ReportOutputConfig()
     title: str | None = Field(default=None, max_length=120)
     date_column: str | None = None
-    """The kept column that says when a post was written; null: one with a usual name, such as created_at or 发布时间."""
+    """The kept column that says when a post was written; null: one with a usual name, like created_at or 发布时间."""
     time_bins: Literal["auto", "day", "week", "month", "year"] = "auto"
     """auto: by the time that the posts span, and coarser where there are few posts."""
     min_cell: int = Field(default=SMALL_CELL, ge=1)
@@ -63,7 +63,9 @@ class ReportConfig(ConfigModel):
     @field_validator("runs", mode="before")
     @classmethod
     def _addresses_are_runs(cls, value: Any) -> Any:
-        return [{"uri": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+        return (
+            [{"uri": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+        )
 
     @model_validator(mode="after")
     def _small_cells_are_meant(self) -> "ReportConfig":

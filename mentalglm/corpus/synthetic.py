@@ -372,7 +372,9 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="Parquet file: post_id, text, created_at")
     parser.add_argument("--gold", help="Parquet file for the gold labels and explanations")
     parser.add_argument("--records", help="Parquet file for posts, gold labels and explanations together, to train on")
-    parser.add_argument("--spacing", type=int, default=1, help="Times between posts, some minutes, so many times longer")
+    parser.add_argument(
+        "--spacing", type=int, default=1, help="Times between posts, some minutes, so many times longer"
+    )
     arguments = parser.parse_args()
     write_corpus(
         arguments.output,

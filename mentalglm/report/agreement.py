@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mentalglm.report.disclosure import Count, Disclosure
+from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.scan import Joined
 from mentalglm.report.scored import Cell, Told
 from mentalglm.report.sources import LabelName
@@ -14,7 +14,7 @@ _MIN_POSTS = 100
 
 @dataclass(frozen=True, slots=True)
 class LabelAgreement:
-    """Of one label: posts that have it on both sides, or on one alone; and kappa, where all of these are told."""
+    """Of one label: posts that have it on both sides, or on one alone; and kappa. All are told, or none."""
 
     label: LabelName
     both: Count | None
@@ -72,9 +72,8 @@ def _of_label(label: LabelName, joined: Joined, told: tuple[Told, Told], rules: 
     others = [side.number(label.slug) - number for side, number in zip(told, (here, there), strict=True)]
     is_told = all(each is not None and each.is_exact for each in (side.label(label.slug) for side in told))
     if is_told and min(cells.values()) >= rules.limit and all(each == 0 or each >= rules.limit for each in others):
-        shown = [Count(cells[name], cells[name]) for name in ("both", "here", "there")]
         chance = (here * there + (joined.num_rows - here) * (joined.num_rows - there)) / joined.num_rows**2
         same = (cells["both"] + cells["neither"]) / joined.num_rows
-        return LabelAgreement(label, *shown, kappa=(same - chance) / (1 - chance) if chance < 1 else None)
-    hidden = [rules.hidden if cells[name] < rules.limit else None for name in ("both", "here", "there")]
-    return LabelAgreement(label, *hidden, kappa=None)
+        kappa = (same - chance) / (1 - chance) if chance < 1 else None
+        return LabelAgreement(label, exact(cells["both"]), exact(cells["here"]), exact(cells["there"]), kappa)
+    return LabelAgreement(label, None, None, None, None)

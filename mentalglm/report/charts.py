@@ -61,7 +61,7 @@ class Curve:
     points: Sequence[tuple[date, float, float] | None]
 
 
-def over_time(curves: Sequence[Curve], told: str, *, is_share: bool, width: int = 300, height: int = 150) -> Markup:
+def over_time(curves: Sequence[Curve], told: str, *, is_share: bool, width: int = 300, height: int = 140) -> Markup:
     """Lines with points; a bar from low to high where a count is told as a range. `told`: what a reader who does not
     see it is told."""
     with rc_context(_STYLE):
@@ -69,14 +69,16 @@ def over_time(curves: Sequence[Curve], told: str, *, is_share: bool, width: int 
         for number, curve in enumerate(curves):
             color = SERIES[number % len(SERIES)]
             known = [point for point in curve.points if point is not None]
-            xs = [float(date2num(day)) for day, _, _ in known]  # type: ignore[no-untyped-call]
+            # Beside each other: where two sides are the same, neither hides the other.
+            shift = (number - (len(curves) - 1) / 2) * 0.16 * _step(curve)
+            xs = [float(date2num(day)) + shift for day, _, _ in known]
             exact = [low if low == high else float("nan") for _, low, high in known]
             axes.plot(xs, exact, color=color, marker=_MARKERS[number % len(_MARKERS)])
             ranges = [(x, low, high) for x, (_, low, high) in zip(xs, known, strict=True) if low != high]
             if ranges:
                 at, lows, highs = zip(*ranges, strict=True)
                 axes.vlines(at, lows, highs, color=color, linewidth=5, alpha=0.35)
-        locator = AutoDateLocator(minticks=2, maxticks=4 if width < 400 else 8)  # type: ignore[no-untyped-call]
+        locator = AutoDateLocator(minticks=2, maxticks=4 if width < 400 else 8)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
         axes.set_ylim(bottom=0)
@@ -93,9 +95,10 @@ def lines(
     x: str,
     is_share: bool = False,
     is_log: bool = False,
+    x_max: float | None = None,
     marks: Sequence[float] = (),
-    width: int = 460,
-    height: int = 220,
+    width: int = 420,
+    height: int = 210,
 ) -> Markup:
     """Curves of (x, y), each in the colour of its number. `marks`: x of vertical lines."""
     with rc_context(_STYLE):
@@ -115,6 +118,8 @@ def lines(
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if x_max is not None:
+            axes.set_xlim(0, 1.02 * x_max)
         axes.set_xlabel(x)
         return _svg(figure, told)
 
@@ -137,9 +142,15 @@ def reliability(points: Sequence[tuple[float, float, float, float]], told: str) 
         return _svg(figure, told)
 
 
+def _step(curve: Curve) -> float:
+    """Days from one bin to the next, on average."""
+    known = [point[0] for point in curve.points if point is not None]
+    return (known[-1] - known[0]).days / (len(known) - 1) if len(known) > 1 else 1.0
+
+
 def _axes(width: int, height: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-    FigureCanvasSVG(figure)  # type: ignore[no-untyped-call]
+    FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     figure.patch.set_visible(False)
     axes.patch.set_visible(False)
@@ -161,10 +172,14 @@ def _svg(figure: Figure, told: str) -> Markup:
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     prefix = hashlib.sha256(text.encode()).hexdigest()[:8]
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*|font-family: [^;\"]*;? ?", lambda m: f"font-size: {m[1]}" if m[1] else "", text)
+    text = re.sub(
+        r"font: ([\d.]+px) [^;\"]*|font-family: [^;\"]*;? ?", lambda m: f"font-size: {m[1]}" if m[1] else "", text
+    )
     for color, variable in _VARIABLES.items():
         text = text.replace(color, variable)
     width, height = (f"{value * 72:g}" for value in figure.get_size_inches())
-    start = f'<svg role="img" aria-label="{escape(told)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    start = (
+        f'<svg role="img" aria-label="{escape(told)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    )
     body = re.sub(r"\s*\n\s*", "\n", text[text.index(">") + 1 :])
     return Markup(start + body)  # noqa: S704 - matplotlib's own, of numbers alone

@@ -20,7 +20,7 @@ USUAL_NAMES = (
 )
 _FIRST, _LAST = date(1990, 1, 1).toordinal(), date(2100, 1, 1).toordinal()
 _EPOCH = date(1970, 1, 1).toordinal()
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _NUMBERS = r"^\s*(?P<y>\d{4})\s?[-/.年]\s?(?P<m>\d{1,2})\s?[-/.月]\s?(?P<d>\d{1,2})"
 _API = r"^\w{3} (?P<m>\w{3}) (?P<d>\d{1,2}) .*(?P<y>\d{4})\s*$"  # Tue May 31 17:46:55 +0800 2011
 _MILLISECONDS = 100_000_000_000
@@ -87,7 +87,6 @@ class Bins:
     unit: Unit
     starts: tuple[date, ...]
 
-
     def names(self) -> list[str]:
         """As tables write them."""
         if self.unit == "year":
@@ -113,10 +112,11 @@ def bins(first: int, last: int, unit: Unit) -> Bins:
     return Bins(unit, tuple(starts))
 
 
-def unit_for(first: int, last: int) -> Unit:
-    """What leaves a curve with a shape: days up to six weeks, weeks up to ten months, months up to six years."""
+def units_for(first: int, last: int) -> Sequence[Unit]:
+    """What leaves a curve with a shape, and what is coarser: days up to six weeks, weeks up to ten months, months up to
+    six years."""
     span = last - first + 1
-    return "day" if span <= 42 else "week" if span <= 300 else "month" if span <= 2200 else "year"
+    return UNITS[0 if span <= 42 else 1 if span <= 300 else 2 if span <= 2200 else 3 :]
 
 
 def _floor(day: date, unit: Unit) -> date:

@@ -2,9 +2,9 @@
 
 A cell is a number of posts with something in common. One under the limit, 0 included, is shown as "under the limit" and
 nothing more. That alone protects little: a total less its other parts is the missing part. So where a cell is hidden,
-another one of the same sum, the largest, is shown as a range, exactly as wide as what is hidden leaves it: whoever takes
-the sum apart finds for each hidden cell all values from 0 to the limit less 1, as before. Promised for every sum that
-holds exactly between shown counts:
+another one of the same sum, the largest, is shown as a range, exactly as wide as what is hidden leaves it: whoever
+takes the sum apart finds for each hidden cell all values from 0 to the limit less 1, as before. Promised for every sum
+that holds exactly between shown counts:
 
 - a total and its parts: statuses and labels of a task, bars of a histogram, rows of a confusion matrix
 - a count and its complement: 297 of 300 tells of 3, so it is shown as 291 to 300
@@ -122,15 +122,16 @@ class Disclosure:
         return exact(both)
 
     def bars(self, counts: Sequence[int], told: Count) -> list[tuple[int, int, Count]]:
-        """A part of a histogram whose bars add up to a number of which `told` is shown: neighbours joined until each
-        bar holds the limit, as (start, stop, what is told). None are left where all hold less than that."""
+        """A part of a histogram whose bars add up to a number of which `told` is shown, as (start, stop, what is told).
+        Neighbours under the limit are joined until they hold it, if they do. None where all hold less together."""
         number = sum(counts)
         if number < self.limit:
             return []
-        edges = merged(counts, self.limit)
-        cells = {edge: sum(counts[edge[0] : edge[1]]) for edge in edges}
-        found = _absorbed(cells, {}, (number, told))
-        return [(*edge, count) for edge, count in found.items()]
+        cells = {(start, stop): sum(counts[start:stop]) for start, stop in merged(counts, self.limit)}
+        if all(cell < self.limit for cell in cells.values()):
+            cells = {(0, len(counts)): number}
+        hidden = {edge: self.hidden for edge, cell in cells.items() if cell < self.limit}
+        return [(*edge, count) for edge, count in _absorbed(cells, hidden, (number, told)).items()]
 
     def row(self, cells: Mapping[KeyT, int], total: int) -> dict[KeyT, Count]:
         """Which of some parts of `total` must be withheld, so that those that are hidden and those that are not on the
@@ -159,13 +160,19 @@ def _absorbed(
 
 
 def merged(counts: Sequence[int], limit: int) -> list[tuple[int, int]]:
-    """Neighbours [start, stop) joined until each holds `limit`; what is left at the end goes to the last."""
+    """Bars [start, stop) that are one each where they hold `limit`; those between them joined until they do. What is
+    left of these goes to the one before, if that was joined too, and else holds less."""
     found: list[tuple[int, int]] = []
-    begin = 0
-    for at in range(len(counts)):
-        if sum(counts[begin : at + 1]) >= limit:
-            found.append((begin, at + 1))
-            begin = at + 1
-    if begin < len(counts):
-        found[-1:] = [(found[-1][0], len(counts))] if found else [(begin, len(counts))]
+    begin, is_joined = 0, False
+    for at in range(len(counts) + 1):
+        if at < len(counts) and counts[at] < limit:
+            if sum(counts[begin : at + 1]) >= limit:
+                found.append((begin, at + 1))
+                begin, is_joined = at + 1, True
+            continue
+        if begin < at:
+            found[-1 if is_joined else len(found) :] = [(found[-1][0] if is_joined else begin, at)]
+        if at < len(counts):
+            found.append((at, at + 1))
+        begin, is_joined = at + 1, False
     return found

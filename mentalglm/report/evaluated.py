@@ -130,9 +130,7 @@ def evaluation_view(
         n=rules.alone(metrics["n"]) if counts is None else _of_some(metrics["n"], counts.num_rows, rules),
         denominators=list(_denominators(metrics, rules)),
         rows=list(_score_rows(metrics, rules)),
-        levels=[
-            (name, _per_label(level, metrics, names, others, rules)) for name, level in levels_of(metrics).items()
-        ],
+        levels=[(name, _per_label(level, metrics, names, others, rules)) for name, level in levels_of(metrics).items()],
         confusion=_confusion(metrics, rules),
         calibration=[
             _calibration(names.get(slug) or LabelName(slug, slug, "", None), each, rules)
@@ -335,5 +333,3 @@ def label_set_of(metrics: Mapping[str, Any], known: Sequence[LabelSet]) -> Label
     slugs = [slug for level in levels_of(metrics).values() for slug in level["per_label"]]
     names = tuple(LabelName(slug, slug, "", None) for slug in slugs)
     return LabelSet(metrics["task"], "", "binary" if "confusion" in metrics else "multilabel", names)
-
-

@@ -46,7 +46,7 @@ def write_report(config: ReportConfig) -> str:
 
     by_side = [next((counts[at, task.name] for task in tasks if (at, task.name) in counts), None)
                for at in range(len(sides))]  # fmt: skip
-    line = post_line(by_side, rules, config.time_bins)
+    line = post_line(sides, by_side, rules, config.time_bins)
     views = [
         task_view(
             task,
@@ -146,9 +146,7 @@ def _read(
     return counts, buckets
 
 
-def _across(
-    sides: Sequence[Side], told: Mapping[Key, Told], buckets: Mapping[Key, Buckets]
-) -> dict[str, list[Matrix]]:
+def _across(sides: Sequence[Side], told: Mapping[Key, Told], buckets: Mapping[Key, Buckets]) -> dict[str, list[Matrix]]:
     """Task -> its labels together with the positive label of each binary task of the same run."""
     found: dict[str, list[Matrix]] = {}
     for at, side in enumerate(sides):

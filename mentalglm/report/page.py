@@ -163,14 +163,14 @@ def stage_view(stage: Stage, rules: Disclosure) -> StageView:
         [(float(each["step"]), float(each["scores"][name])) for each in scored if name in each["scores"]]
         for name in names
     ]
-    marks = [float(record["best_step"])]
+    marks, last = [float(record["best_step"])], float(record["num_steps"])
     loss = validations = None
     if steps:
         words = f"training loss by step, from {steps[0][1]:.3g} to {steps[-1][1]:.3g}"
-        loss = charts.lines([steps], words, x="step", is_log=_spans_decades(steps), marks=marks)
+        loss = charts.lines([steps], words, x="step", is_log=_spans_decades(steps), x_max=last, marks=marks)
     if any(curves):
         words = "F1 on the validation records by step; the numbers are in the table below the chart"
-        validations = charts.lines(curves, words, x="step", is_share=True, marks=marks)
+        validations = charts.lines(curves, words, x="step", is_share=True, x_max=last, marks=marks)
     data = [(name, rules.alone(n)) for name, n in record["data"].items() if n]
     settings = {name: value for name, value in record["fingerprint"].items() if name != "tasks"}
     return StageView(stage, loss, validations, names, data, list(flattened(settings)))
@@ -241,7 +241,7 @@ def p_value(value: float | None) -> str:
 def plain(value: Any) -> Markup:
     """A setting, as YAML would have it, on one line."""
     if isinstance(value, bool):
-        return Markup("true" if value else "false")
+        return Markup("true") if value else Markup("false")
     if isinstance(value, list):
         return Markup(", ").join(plain(each) for each in value)
     return escape(f"{value:g}" if isinstance(value, float) else str(value))

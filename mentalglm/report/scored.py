@@ -3,17 +3,22 @@ told."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
 
 from mentalglm.report import charts, dates
+from mentalglm.report.dates import Unit
 from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.scan import NUM_BARS, Counts, Joined
 from mentalglm.report.sources import LabelName, LabelSet, Side
 
 NONE = "no label applies"
 STATUS = "status: "
+_AMPLE = 10
+"""Posts of a bin, on average and in limits, that let labels of a tenth of the posts be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class TimeChart:
     label: LabelName | None
     """None: all posts."""
     svg: Markup
+    narrow: Markup | None
+    """For a small screen, where the other one is wide."""
     rows: list[list[Cell]]
     """Of each bin, of each side."""
     is_withheld: list[bool]
@@ -92,6 +99,15 @@ class Matrix:
     side: int
     rows: list[tuple[LabelName, Count | None, list[Cell | None]]]
     columns: list[LabelName]
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is a number in it."""
+        return any(
+            cell is not None and cell.count is not None and cell.count.is_exact
+            for _, _, cells in self.rows
+            for cell in cells
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,22 +274,30 @@ class PostLine:
     """Of each side, of each bin."""
     told: list[list[Count] | None]
     chart: TimeChart
+    """Of each run: its adapters have the same posts."""
 
 
-def post_line(counts: Sequence[Counts | None], rules: Disclosure, unit: str) -> PostLine | None:
-    """Of one task for each side: all tasks have the same posts. None where posts have no dates, or are too few."""
+def post_line(
+    sides: Sequence[Side], counts: Sequence[Counts | None], rules: Disclosure, unit: Unit | Literal["auto"]
+) -> PostLine | None:
+    """`counts`: of one task for each side, all tasks have the same posts. None where posts have no dates, or are too
+    few."""
     spans = [(min(each.by_day), max(each.by_day)) for each in counts if each is not None and each.by_day]
     if not spans:
         return None
     first, last = min(span[0] for span in spans), max(span[1] for span in spans)
-    units = dates.UNITS[dates.UNITS.index(dates.unit_for(first, last)) :] if unit == "auto" else [unit]
-    for each_unit in units:
-        bins = dates.bins(first, last, each_unit)
+    choices = [dates.bins(first, last, each) for each in ([unit] if unit != "auto" else dates.units_for(first, last))]
+    most = max(each.num_dated for each in counts if each is not None)
+    # Enough for the labels to be told bin by bin too; else what there is.
+    ample = [bins for bins in choices if most >= _AMPLE * rules.limit * len(bins.starts)]
+    for bins in [*ample[:1], *choices]:
         found = [None if each is None else _posts(each, bins, rules) for each in counts]
         if any(told is not None for told in found):
             numbers = [None if each is None else _numbers(each, bins, 0) for each in counts]
-            totals = [each.num_rows if each else 0 for each in counts]
-            chart = _time_chart(None, bins, found, [None] * len(found), "posts", totals)
+            of_runs = [at for at, side in enumerate(sides) if side.adapter == side.run.adapters[0]]
+            shown = [found[at] for at in of_runs]
+            totals = [each.num_rows if (each := counts[at]) else 0 for at in of_runs]
+            chart = _time_chart(None, bins, shown, [None] * len(shown), "posts", totals, is_wide=True)
             return PostLine(bins, numbers, found, chart)
     return None
 
@@ -308,10 +332,12 @@ def _time_line(
                 continue
             cells = _numbers(each.counts, line.bins, 1 + task.slugs.index(label.slug))
             whole = _dated(each, label.slug, sum(cells), whole, rules)
-            totals = list(zip(numbers, posts, strict=True))
-            series.append(rules.series(cells, totals, whole, withheld[side].get(label.slug)))
+            of_bins = list(zip(numbers, posts, strict=True))
+            series.append(rules.series(cells, of_bins, whole, withheld[side].get(label.slug)))
         if any(each is not None for each in series):
-            found.append(_time_chart(label, line.bins, series, line.told, "share of posts", [0] * len(told)))
+            totals = [0] * len(told)
+            is_wide = len(shown) == 1
+            found.append(_time_chart(label, line.bins, series, line.told, "share of posts", totals, is_wide=is_wide))
     return TimeLine(line.bins, found) if found else None
 
 
@@ -356,11 +382,13 @@ def _time_chart(
     posts: Sequence[list[Count] | None],
     what: str,
     totals: Sequence[int],
+    *,
+    is_wide: bool,
 ) -> TimeChart:
     curves, columns = [], []
     for side, each in enumerate(series):
         told = posts[side]
-        points: list[tuple[dates.date, float, float] | None] = []
+        points: list[tuple[date, float, float] | None] = []
         cells = []
         for at, start in enumerate(bins.starts):
             count = each[at] if each is not None else None
@@ -377,12 +405,13 @@ def _time_chart(
     told_in_words = (
         f"{what} by {bins.unit}, {bins.names()[0]} to {bins.names()[-1]}; the numbers are in the table below the chart"
     )
+    is_share = label is not None
     svg = charts.over_time(
-        curves, told_in_words, is_share=label is not None, width=640 if label is None else 300,
-        height=170 if label is None else 140,
-    )  # fmt: skip
+        curves, told_in_words, is_share=is_share, **({"width": 860, "height": 170} if is_wide else {})
+    )
+    narrow = charts.over_time(curves, told_in_words, is_share=is_share) if is_wide else None
     rows = [list(cells) for cells in zip(*columns, strict=True)]
-    return TimeChart(label, svg, rows, [each is None for each in series])
+    return TimeChart(label, svg, narrow, rows, [each is None for each in series])
 
 
 # Confidence
@@ -407,7 +436,7 @@ def _histogram(side: int, name: str, counts: Sequence[int], told: Told, rules: D
         negative = next(slug for slug in told.task.slugs if slug != positive)
         halves = [(0, NUM_BARS // 2, negative), (NUM_BARS // 2, NUM_BARS, positive)]
     else:
-        halves = [(0, NUM_BARS, None)]
+        halves = [(0, NUM_BARS, "")]
     bars: list[tuple[int, int, Count]] = []
     gaps: list[tuple[float, float]] = []
     for start, stop, slug in halves:
@@ -426,10 +455,10 @@ def _histogram(side: int, name: str, counts: Sequence[int], told: Told, rules: D
     return Histogram(side, drawn, gaps)
 
 
-def _with_value(number: int, slug: str | None, told: Told, rules: Disclosure) -> Count:
+def _with_value(number: int, slug: str, told: Told, rules: Disclosure) -> Count:
     """What is told of the number of posts that the bars add up to."""
     total = told.counts.num_rows
-    if slug is not None and (label := told.label(slug)) is not None and told.number(slug) == number:
+    if slug and (label := told.label(slug)) is not None and told.number(slug) == number:
         return label
     return exact(number) if number == total else rules.part(number, total)
 
@@ -457,9 +486,7 @@ def _pair(told: Told, both: int, label: LabelName, other: LabelName) -> Cell:
     sides = [(told.number(each.slug), told.label(each.slug)) for each in (label, other)]
     if sides[0][1] is None or sides[1][1] is None or not sides[0][1].is_exact:
         return Cell(None, 0)
-    count = told.rules.pair(
-        both, ((sides[0][0], sides[0][1]), (sides[1][0], sides[1][1])), told.counts.num_rows
-    )
+    count = told.rules.pair(both, ((sides[0][0], sides[0][1]), (sides[1][0], sides[1][1])), told.counts.num_rows)
     return Cell(count, sides[0][0])
 
 
@@ -470,7 +497,7 @@ def across_tasks(side: int, joined: Joined, rows: Told, columns: Told) -> Matrix
         return None
     at = columns.task.slugs.index(positive)
     target = columns.task.labels[at]
-    found = []
+    found: list[tuple[LabelName, Count | None, list[Cell | None]]] = []
     for number, label in enumerate(rows.task.labels):
         told, other = rows.label(label.slug), columns.label(positive)
         is_same = joined.here[number] == rows.number(label.slug) and joined.there[at] == columns.number(positive)

@@ -169,7 +169,9 @@ def sides_of(runs: Sequence[Run]) -> list[Side]:
 
 def read_evaluations(uris: Sequence[str]) -> list[dict[str, Any]]:
     """What their `metrics.json` hold. Raises: InputError."""
-    return [_json(uri, "metrics.json", "evaluations", "give a folder that `mentalglm eval` has written") for uri in uris]
+    return [
+        _json(uri, "metrics.json", "evaluations", "give a folder that `mentalglm eval` has written") for uri in uris
+    ]
 
 
 @dataclass(frozen=True, slots=True)
