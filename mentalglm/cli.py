@@ -20,6 +20,7 @@ from mentalglm.config import (
     ReportConfig,
     S3Config,
     ScoreConfig,
+    TablesConfig,
     TrainConfig,
     load_config,
     validate,
@@ -40,6 +41,7 @@ JOBS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "report": ReportConfig,
+    "tables": TablesConfig,
     "bench": BenchConfig,
 }
 
@@ -248,6 +250,21 @@ def report(
         from mentalglm.report.job import write_report
 
         print(write_report(settings))
+
+
+@app.command()
+def tables(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Fill and print the tables; write nothing.")] = False,
+) -> None:
+    """Fill the paper's tables by evaluations of runs, beside what it prints: Markdown, LaTeX, HTML, Parquet."""
+    with _resumable("tables", str(config), kept="the same command writes all of them anew", set=set_):
+        settings = load_config(TablesConfig, config, set_)
+        from mentalglm.evaluation.paper import write_tables
+        from mentalglm.evaluation.paper.render import Sheet, markdown
+
+        print("\n".join(markdown(Sheet(filled)) for filled in write_tables(settings, dry_run=dry_run)), end="")
 
 
 @app.command()

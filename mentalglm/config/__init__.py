@@ -18,6 +18,7 @@ from mentalglm.config.score import (
     VllmEngineConfig,
 )
 from mentalglm.config.storage import S3Config
+from mentalglm.config.tables import TablesConfig
 from mentalglm.config.train import RecordsConfig, StageConfig, TrainConfig
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "S3Config",
     "ScoreConfig",
     "StageConfig",
+    "TablesConfig",
     "TrainConfig",
     "TrainingTextsConfig",
     "VllmEngineConfig",
