@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from mentalglm.config import (
+    BaselineConfig,
     BenchConfig,
     EvalConfig,
     ModelConfig,
@@ -39,6 +40,7 @@ app = typer.Typer(
 JOBS: dict[str, type[BaseModel]] = {
     "score": ScoreConfig,
     "train": TrainConfig,
+    "baseline": BaselineConfig,
     "eval": EvalConfig,
     "report": ReportConfig,
     "tables": TablesConfig,
@@ -123,6 +125,20 @@ def train(
             print_plan(plan_stages(settings))
         else:
             print_summary(settings, train_stages(settings))
+
+
+@app.command()
+def baseline(config: ConfigArgument, set_: SetOption = None) -> None:
+    """Train a logistic regression over character n-grams, in seconds: what a language model should be better than.
+
+    Score with it as engine.kind: tfidf.
+    """
+    with _resumable("baseline", str(config), kept="nothing was written", set=set_):
+        settings = load_config(BaselineConfig, config, set_)
+        from mentalglm.training.tfidf import train_baseline
+
+        record = train_baseline(settings)
+        print("\n".join([*record.describe(), f"  {settings.output.uri.rstrip('/')}/model"]))
 
 
 @app.command()

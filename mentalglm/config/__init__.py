@@ -1,11 +1,13 @@
 """Pydantic models of every job's YAML. Imports nothing heavy: `mentalglm --help` answers at once."""
 
 from mentalglm.config.base import load_config, load_yaml, validate
+from mentalglm.config.baseline import BaselineConfig
 from mentalglm.config.bench import BenchConfig
 from mentalglm.config.eval import EvalConfig, GoldConfig, TrainingTextsConfig
 from mentalglm.config.report import ReportConfig, ReportedRunConfig
 from mentalglm.config.score import (
     CascadeConfig,
+    ClassifierEngineConfig,
     EchoEngineConfig,
     EncoderEngineConfig,
     EngineConfig,
@@ -15,6 +17,7 @@ from mentalglm.config.score import (
     OpenAIEngineConfig,
     OutputConfig,
     ScoreConfig,
+    TfidfEngineConfig,
     VllmEngineConfig,
 )
 from mentalglm.config.storage import S3Config
@@ -22,8 +25,10 @@ from mentalglm.config.tables import TablesConfig
 from mentalglm.config.train import RecordsConfig, StageConfig, TrainConfig
 
 __all__ = [
+    "BaselineConfig",
     "BenchConfig",
     "CascadeConfig",
+    "ClassifierEngineConfig",
     "EchoEngineConfig",
     "EncoderEngineConfig",
     "EngineConfig",
@@ -41,6 +46,7 @@ __all__ = [
     "ScoreConfig",
     "StageConfig",
     "TablesConfig",
+    "TfidfEngineConfig",
     "TrainConfig",
     "TrainingTextsConfig",
     "VllmEngineConfig",

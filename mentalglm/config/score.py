@@ -279,8 +279,21 @@ class EncoderEngineConfig(ConfigModel):
     side."""
 
 
+class TfidfEngineConfig(ConfigModel):
+    """The baseline that `mentalglm baseline` has trained (character n-grams, logistic regression): labels and their
+    probabilities, and no explanations. `model.path` is its folder `model`; it answers the one task that it was trained
+    for."""
+
+    kind: Literal["tfidf"]
+    num_engines: int = Field(default=1, ge=1)
+    """Each on one CPU."""
+
+
+ClassifierEngineConfig = EncoderEngineConfig | TfidfEngineConfig
+"""Engines that know the labels of one task and nothing else."""
+
 EngineConfig = Annotated[
-    VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig | EncoderEngineConfig, Field(discriminator="kind")
+    VllmEngineConfig | OpenAIEngineConfig | EchoEngineConfig | ClassifierEngineConfig, Field(discriminator="kind")
 ]
 
 
@@ -304,8 +317,8 @@ class ScoreConfig(ConfigModel):
     explain: Literal["all", "none", "positive", "uncertain"] = "all"
     """Which answers are explained: none · positive: those that found something (the positive label of a binary task;
     of others any label, but for those that say that there is nothing) · uncertain: those of low confidence. What is not
-    explained stops at the explanation marker. Labels are the same with each. The encoder engine explains nothing: with
-    it, none is the default and all there is."""
+    explained stops at the explanation marker. Labels are the same with each. The encoder and tfidf engines explain
+    nothing: with them, none is the default and all there is."""
     cascade: CascadeConfig = CascadeConfig()
     label_scores: Literal["off", "forced"] = "off"
     """forced: a column `label_scores`, a map from each label (parents too, and `none` where no label may apply) to its
@@ -317,8 +330,9 @@ class ScoreConfig(ConfigModel):
     taken from the answer that the row has, so rows whose answer was cut off, refused or could not be read have scores
     too; null where the engine gave no answer, or a model thinks first (flag `label_scores_failed`: asking failed).
     Costs a request of one token at each place where answers part, which finds the prompt in the engine's cache. For the
-    vllm engine; echo makes them up. The encoder engine has the probabilities of its labels anyway: each label's own,
-    which of a binary or multiclass task add up to 1; a parent and `none` as if labels were independent."""
+    vllm engine; echo makes them up. The encoder and tfidf engines have the probabilities of their labels anyway:
+    each label's own, which of a binary or multiclass task add up to 1; a parent and `none` as if labels were
+    independent."""
     dedup: Literal["off", "shard", "corpus"] = "off"
     """Posts with equal texts (after normalising) are scored once, and their rows say so in `duplicate_of`: those of one
     shard, or those of the whole corpus, for which every text is read once before scoring begins."""
@@ -364,24 +378,25 @@ class ScoreConfig(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _labels_alone(cls, data: Any) -> Any:
-        """An encoder explains nothing, so nobody has to say so."""
+        """A classifier explains nothing, so nobody has to say so."""
         engine = data.get("engine") if isinstance(data, dict) else None
         kind = engine.get("kind") if isinstance(engine, dict) else getattr(engine, "kind", None)
-        return {"explain": "none", **data} if kind == "encoder" else data
+        return {"explain": "none", **data} if kind in ("encoder", "tfidf") else data
 
     @model_validator(mode="after")
     def _can_explain(self) -> "ScoreConfig":
-        if self.explain != "none" and isinstance(self.engine, EncoderEngineConfig):
+        if self.explain != "none" and isinstance(self.engine, ClassifierEngineConfig):
             raise ValueError(
-                f"explain = {self.explain}: the encoder engine gives labels alone; leave it out, or use vllm"
+                f"explain = {self.explain}: the {self.engine.kind} engine gives labels alone; leave it out, or use vllm"
             )
         return self
 
     @model_validator(mode="after")
-    def _encoder_is_its_own_model(self) -> "ScoreConfig":
-        if isinstance(self.engine, EncoderEngineConfig) and (self.model.adapter is not None or self.model.adapters):
+    def _classifier_is_its_own_model(self) -> "ScoreConfig":
+        if isinstance(self.engine, ClassifierEngineConfig) and (self.model.adapter or self.model.adapters):
             raise ValueError(
-                "model.adapter: the encoder engine loads a classifier, model.path, and no adapter; leave it out"
+                f"model.adapter: the {self.engine.kind} engine loads a classifier, model.path, and no adapter; leave "
+                "it out"
             )
         return self
 

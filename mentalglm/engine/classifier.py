@@ -1,5 +1,6 @@
 """A classifier as `mentalglm train` makes it with `method: encoder`: what its folder says of itself, how it reads a
-text, and how its probabilities become an answer. Shared by training and scoring, so that both do the same.
+text, and how its probabilities become an answer. Shared by training and scoring, so that both do the same. A baseline's
+(tfidf.py) has a `Classifier` too, and answers alike.
 
     config.json, model.safetensors, tokenizer.json    a Hugging Face sequence-classification model; `id2label` holds the
                                                       task's answerable labels, as slugs in label-set order
@@ -60,7 +61,8 @@ def read_classifier(folder: Path) -> Classifier:
     """What the folder says. Raises: ConfigError where it is no classifier's."""
     if not (folder / SETTINGS).is_file():
         raise ConfigError(
-            f"model.path = {str(folder)!r}: no {SETTINGS}; give the folder `model` of a stage with method: encoder"
+            f"model.path = {str(folder)!r}: no {SETTINGS}; give the folder `model` of a stage with method: encoder, or "
+            "of a baseline"
         )
     try:
         return Classifier.model_validate(read_json(folder / SETTINGS))
@@ -153,7 +155,7 @@ def completion_of(
     if not all(map(math.isfinite, probabilities)):
         return Completion("", "error", num_tokens, 0, error="not_finite", flags=flags)
     chances = dict(zip(task.answerable, probabilities, strict=True))
-    labels = _labels(task, threshold, chances)
+    labels = chosen_labels(task, threshold, chances)
     if has_one_answer(task):
         likely = [chances[labels[0]]]
     else:
@@ -171,7 +173,7 @@ def completion_of(
     )
 
 
-def _labels(task: Task, threshold: float, chances: dict[Slug, float]) -> list[Slug]:
+def chosen_labels(task: Task, threshold: float, chances: dict[Slug, float]) -> list[Slug]:
     """Those that apply. A task that always has a label gets its likeliest where none reaches the threshold."""
     likeliest = max(chances, key=chances.__getitem__)
     if task.positive is not None and task.negative is not None:

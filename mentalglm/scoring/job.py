@@ -10,7 +10,15 @@ from typing import Any
 
 from mentalglm import manifest, storage
 from mentalglm.cluster import lasting_output
-from mentalglm.config import EncoderEngineConfig, OpenAIEngineConfig, S3Config, ScoreConfig, VllmEngineConfig, validate
+from mentalglm.config import (
+    ClassifierEngineConfig,
+    EncoderEngineConfig,
+    OpenAIEngineConfig,
+    S3Config,
+    ScoreConfig,
+    VllmEngineConfig,
+    validate,
+)
 from mentalglm.config.base import apply_override
 from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, plan_corpus, unreadable_now
 from mentalglm.engine.classifier import check_classifier
@@ -50,10 +58,10 @@ class Job:
         """Finds tasks and model, and points this process at the job's storage. Raises: ConfigError."""
         storage.configure(config.s3)
         config = _at_fixed_places(config)
-        loads_model = isinstance(config.engine, VllmEngineConfig | EncoderEngineConfig)
+        loads_model = isinstance(config.engine, VllmEngineConfig | ClassifierEngineConfig)
         model = resolve_model(config.model) if loads_model else None
         tasks = _load_tasks(config)
-        if isinstance(config.engine, EncoderEngineConfig) and model is not None:
+        if isinstance(config.engine, ClassifierEngineConfig) and model is not None:
             check_classifier(Path(model.path), tasks)
         _check_sample(config, tasks)
         return cls(config, tasks, model)

@@ -20,7 +20,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from mentalglm.config import EchoEngineConfig, EncoderEngineConfig, EngineConfig, OpenAIEngineConfig, ScoreConfig
+from mentalglm.config import (
+    EchoEngineConfig,
+    EncoderEngineConfig,
+    EngineConfig,
+    OpenAIEngineConfig,
+    ScoreConfig,
+    TfidfEngineConfig,
+)
 from mentalglm.corpus import CorpusPlan
 from mentalglm.scoring.questions import Question
 
@@ -109,8 +116,8 @@ def _smallest_shard(config: ScoreConfig) -> int:
 
 def num_slots(engine: EngineConfig) -> int:
     """Requests that an engine works on at once."""
-    if isinstance(engine, EchoEngineConfig):
-        return 1  # one after the other, at no cost
+    if isinstance(engine, EchoEngineConfig | TfidfEngineConfig):
+        return 1  # one after the other, at hardly any cost
     if isinstance(engine, EncoderEngineConfig):
         return engine.batch_size
     return engine.max_concurrency if isinstance(engine, OpenAIEngineConfig) else engine.max_num_seqs

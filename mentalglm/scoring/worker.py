@@ -13,7 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from mentalglm import storage
-from mentalglm.config import EchoEngineConfig, EncoderEngineConfig, OpenAIEngineConfig, ScoreConfig
+from mentalglm.config import (
+    EchoEngineConfig,
+    EncoderEngineConfig,
+    OpenAIEngineConfig,
+    ScoreConfig,
+    TfidfEngineConfig,
+)
 from mentalglm.corpus import CorruptShardError, Posts, ShardReader, unreadable_now
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.echo import EchoEngine
@@ -432,6 +438,10 @@ def _build_engine(spec: RunSpec) -> Engine:
 
         [task] = spec.tasks
         return EncoderEngine(config, generation, model, task, num_gpus=spec.num_gpus)
+    if isinstance(config, TfidfEngineConfig):
+        from mentalglm.engine.tfidf import TfidfEngine
+
+        return TfidfEngine(model, spec.tasks[0])
     from mentalglm.engine.merge import merged
     from mentalglm.engine.supervisor import SupervisedEngine
     from mentalglm.engine.vllm import VllmEngine
