@@ -4,7 +4,9 @@ from mentalglm.config.base import load_config, load_yaml, validate
 from mentalglm.config.baseline import BaselineConfig
 from mentalglm.config.bench import BenchConfig
 from mentalglm.config.eval import EvalConfig, GoldConfig, TrainingTextsConfig
+from mentalglm.config.posts import PostsConfig
 from mentalglm.config.report import ReportConfig, ReportedRunConfig
+from mentalglm.config.review import ReviewConfig, ReviewedRunConfig
 from mentalglm.config.score import (
     CascadeConfig,
     ClassifierEngineConfig,
@@ -39,9 +41,12 @@ __all__ = [
     "ModelConfig",
     "OpenAIEngineConfig",
     "OutputConfig",
+    "PostsConfig",
     "RecordsConfig",
     "ReportConfig",
     "ReportedRunConfig",
+    "ReviewConfig",
+    "ReviewedRunConfig",
     "S3Config",
     "ScoreConfig",
     "StageConfig",

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mentalglm.config.base import ConfigModel
+from mentalglm.config.posts import PostsConfig
 from mentalglm.config.storage import S3Config, StorageAddress
 
 
@@ -12,7 +13,12 @@ class GoldConfig(ConfigModel):
     """Where the gold labels are, and in which columns."""
 
     uri: StorageAddress
-    """File or s3:// address of JSONL, CSV or Parquet; the name tells which."""
+    """File or s3:// address of JSONL, CSV or Parquet; the name tells which. Or the folder of a finished score run: the
+    labels that it gave, in its rows that are ok, stand in the place of people's (the keys for columns do not count)."""
+    adapter: str | None = None
+    """Of a run with several adapters: whose labels."""
+    only_explained: bool = False
+    """Of a run: only the rows that have an explanation. The others are then neither right nor wrong, and left out."""
     id_column: str = "post_id"
     label_column: str = "label"
     """A list of labels, or one text that names them as an answer does; slugs, names or, of a binary task, 0 and 1. An
@@ -60,6 +66,9 @@ class EvalConfig(ConfigModel):
     """
     training: TrainingTextsConfig | None = None
     """Rows whose text is in there are counted, and the metrics given without them too."""
+    posts: PostsConfig | None = None
+    """Where the posts are, to count what explanations quote that no post says. `{}`: the input of the run, read once
+    more. Null: the column `text` of the predictions (`output.keep_text`), or else quotes are not counted."""
     num_bootstrap: int = Field(default=10_000, ge=0, le=1_000_000)
     """Replicates of the 95 % intervals; 0: no intervals."""
     seed: int = Field(default=0, ge=0)

@@ -1,5 +1,6 @@
 """Reading a corpus: files into shards, shards into posts."""
 
+from mentalglm.corpus.lookup import find_texts
 from mentalglm.corpus.plan import CorpusPlan, InputFile, Quarantined, Shard, check_unchanged, plan_corpus
 from mentalglm.corpus.reader import Posts, ShardReader, unreadable_now
 from mentalglm.corpus.rows import CorruptShardError
@@ -15,6 +16,7 @@ __all__ = [
     "Shard",
     "ShardReader",
     "check_unchanged",
+    "find_texts",
     "normalise",
     "plan_corpus",
     "replace_surrogates",

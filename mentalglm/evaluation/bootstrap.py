@@ -18,7 +18,7 @@ _TAILS = (2.5, 97.5)
 
 
 def resampled_sums(
-    contributions: npt.NDArray[np.uint8], clusters: Integers | None, num_bootstrap: int, seed: int
+    contributions: npt.NDArray[np.number], clusters: Integers | None, num_bootstrap: int, seed: int
 ) -> Floats:
     """(num_bootstrap, num_columns): what the rows of each replicate sum up to.
 
@@ -27,7 +27,8 @@ def resampled_sums(
     """
     per_cluster: npt.NDArray[np.generic] = contributions
     if clusters is not None:
-        sums = np.zeros((int(clusters.max()) + 1, contributions.shape[1]), dtype=np.int64)
+        kind = np.float64 if contributions.dtype.kind == "f" else np.int64
+        sums = np.zeros((int(clusters.max()) + 1, contributions.shape[1]), dtype=kind)
         np.add.at(sums, clusters, contributions)
         per_cluster = sums
     kinds, sizes = _kinds(per_cluster)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import GoldConfig, TrainingTextsConfig
 from mentalglm.corpus import normalise, replace_surrogates, text_hash
 from mentalglm.errors import InputError
+from mentalglm.evaluation.predictions import is_explained, read_predictions
 from mentalglm.tasks import Task, read_gold
 from mentalglm.tasks.task import Slug
 
@@ -29,14 +31,17 @@ class Gold:
     """Post id -> slugs in label-set order; none where no label applies."""
     clusters: dict[str, str] | None
     """Post id -> what it is resampled with."""
-    sha256: str
-    """Of the file."""
+    source: dict[str, Any]
+    """What they are from: `sha256` of the file, or what made the run whose labels they are."""
 
 
 def read_gold_file(task: Task, config: GoldConfig) -> Gold:
     """Raises: InputError for a file that cannot be read, an id that is missing or comes twice, or labels that are not
     the task's: how many rows, the first of them, and what is wrong. Values are not quoted: the column may be wrong.
+    Of a run, what `read_predictions` raises, and where it has no such row.
     """
+    if storage.exists(storage.join(config.uri, "_SUCCESS")):
+        return _labels_of_run(task, config)
     where = f"gold.uri = {config.uri}"
     columns = [config.id_column, config.label_column, *([config.cluster_column] if config.cluster_column else [])]
     data = _read(where, config.uri)
@@ -64,7 +69,25 @@ def read_gold_file(task: Task, config: GoldConfig) -> Gold:
         )
     if not labels:
         raise InputError(f"{where}: holds no rows; give a file with at least one label")
-    return Gold(labels, clusters or None, hashlib.sha256(data).hexdigest())
+    return Gold(labels, clusters or None, {"sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _labels_of_run(task: Task, config: GoldConfig) -> Gold:
+    """The labels that a run gave, as if they were true."""
+    where = pads.field("status").cast(pa.string()) == "ok"
+    if config.only_explained:
+        where &= is_explained()
+    run = read_predictions(config.uri, task, config.adapter, columns=("post_id", "labels"), where=where)
+    columns = (run.table[name].to_pylist() for name in ("post_id", "labels"))
+    labels = {post_id: tuple(slugs) for post_id, slugs in zip(*columns, strict=True)}
+    if len(labels) < len(run.table):
+        raise InputError(
+            f"gold.uri = {config.uri}: {len(run.table) - len(labels)} ids come twice; make a run of each once"
+        )
+    if not labels:
+        what = "is ok and has an explanation" if config.only_explained else "is ok"
+        raise InputError(f"gold.uri = {config.uri}: no row {what}; name another run")
+    return Gold(labels, None, {"run": run.provenance, "num_left_out": run.num_rows - len(labels)})
 
 
 def read_text_hashes(config: TrainingTextsConfig) -> set[str]:

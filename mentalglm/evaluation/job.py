@@ -15,6 +15,7 @@ from mentalglm.config import EvalConfig
 from mentalglm.errors import InputError
 from mentalglm.evaluation.compare import compare
 from mentalglm.evaluation.evaluate import Evaluation, evaluate
+from mentalglm.evaluation.explanations import count_explanations
 from mentalglm.evaluation.gold import Gold, read_gold_file, read_text_hashes
 from mentalglm.evaluation.predictions import Predictions, read_predictions
 from mentalglm.evaluation.reliability import reliability_diagram
@@ -38,6 +39,8 @@ def evaluate_run(config: EvalConfig, *, dry_run: bool = False) -> dict[str, Any]
     metrics = evaluation.to_json() | {"num_without_gold": predictions.num_rows - len(job.gold.labels)}
     if config.training is not None:
         metrics["without_training_texts"] = job.without_training_texts(predictions)
+    if explained := job.explanations(predictions):
+        metrics["explanations"] = explained
     if config.repeats:
         metrics["over_runs"] = job.over_runs(evaluation)
     if config.against is not None or config.against_adapter is not None:
@@ -83,9 +86,17 @@ class _Job:
         found: dict[str, Any] = {"num_in_training": len(seen)}
         if not seen or not labels:
             return found
-        rest = _Job(self.config, self.task, Gold(labels, self.gold.clusters, self.gold.sha256))
+        rest = _Job(self.config, self.task, Gold(labels, self.gold.clusters, self.gold.source))
         table = predictions.table.filter(pc.invert(is_seen))
         return found | rest.evaluate(Predictions(table, len(table), {}, predictions.tells_form)).to_json()
+
+    def explanations(self, predictions: Predictions) -> dict[str, Any] | None:
+        """What is counted of the explanations, if there are some."""
+        config = self.config
+        found = count_explanations(
+            self.task, predictions, config.posts, num_bootstrap=config.num_bootstrap, seed=config.seed
+        )
+        return found if found and (found["num_explained"] or config.posts is not None) else None
 
     def over_runs(self, evaluation: Evaluation) -> dict[str, Any]:
         """Level -> score -> its values, mean and standard deviation (n - 1) over the runs: what another seed changes,
@@ -110,8 +121,9 @@ class _Job:
         """What made the numbers."""
         return {
             "predictions": predictions.provenance,
-            "gold": {**self.config.gold.model_dump(), "sha256": self.gold.sha256},
+            "gold": {**self.config.gold.model_dump(), **self.gold.source},
             "training": self.config.training.model_dump() if self.config.training else None,
+            "posts": self.config.posts.model_dump() if self.config.posts else None,
             "repeats": self.config.repeats,
             "task": {"name": self.task.name, "version": self.task.version, "digest": self.task.digest},
             "versions": code_version() | {"numpy": np.__version__},

@@ -1,11 +1,12 @@
 """The predictions of a score run, or of a Parquet file that looks like one, and what made them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from mentalglm import storage
@@ -13,7 +14,8 @@ from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation.align import NEEDED, check_columns
 from mentalglm.tasks import Task
 
-_READ = (*NEEDED, "parents", "flags", "probability", "label_scores", "text_hash")
+READ = (*NEEDED, "parents", "flags", "probability", "label_scores", "text_hash", "explanation", "text")
+"""What an evaluation reads, where it is there."""
 _FIRST_WITH_FORM = 4
 """Parser version."""
 
@@ -23,17 +25,26 @@ class Predictions:
     """Predictions of one task, of one adapter."""
 
     table: pa.Table
-    """Those columns that an evaluation reads."""
+    """Those columns that were asked for and are there."""
     num_rows: int
     """All that there are, also those that were not asked for."""
     provenance: dict[str, Any]
-    """What made them, as their manifest or footer says: run_id, model, task, parser, versions; and `uri`."""
+    """What made them, as their manifest or footer says: run_id, model, task, parser, versions, input; and `uri`."""
     tells_form: bool
     """Whether answers that had not the task's form are flagged."""
 
 
-def read_predictions(uri: str, task: Task, adapter: str | None, only: Iterable[str] | None = None) -> Predictions:
-    """`uri`: folder of a finished run, or a Parquet file or folder. `only`: the ids to read; null: all.
+def read_predictions(
+    uri: str,
+    task: Task,
+    adapter: str | None,
+    only: Iterable[str] | None = None,
+    *,
+    columns: Sequence[str] = READ,
+    where: pads.Expression | None = None,
+) -> Predictions:
+    """`uri`: folder of a finished run, or a Parquet file or folder. `only`: the ids to read; null: all. `where`: which
+    rows to read.
 
     Raises: ConfigError where the run has no such task or adapter; InputError where it is not finished, or there is
     nothing to read, or not these columns.
@@ -48,10 +59,11 @@ def read_predictions(uri: str, task: Task, adapter: str | None, only: Iterable[s
         provenance = manifest
         dataset = _open(uri, storage.join(uri, "data", *_folders(uri, manifest, task, adapter)))
     check_columns(dataset.schema)
-    columns = [name for name in _READ if name in dataset.schema.names]
+    columns = [name for name in columns if name in dataset.schema.names]
     chosen = None if only is None else pads.field("post_id").cast(pa.string()).isin(pa.array(only, pa.string()))
+    chosen = where if chosen is None else chosen if where is None else chosen & where
     table = dataset.to_table(columns=columns, filter=chosen)
-    num_rows = len(table) if only is None else dataset.count_rows()
+    num_rows = len(table) if chosen is None else dataset.count_rows()
     parser = provenance.get("fingerprint", {}).get("parser")
     return Predictions(
         table,
@@ -59,6 +71,11 @@ def read_predictions(uri: str, task: Task, adapter: str | None, only: Iterable[s
         _told(provenance, task) | {"uri": uri, "adapter": adapter, "parser": parser},
         tells_form="flags" in columns and (parser is None or int(parser) >= _FIRST_WITH_FORM),
     )
+
+
+def is_explained() -> pads.Expression:
+    """Whether a row has an explanation that is more than white space."""
+    return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pads.field("explanation").cast(pa.string()))), 0)
 
 
 def _manifest(uri: str) -> dict[str, Any] | None:
@@ -107,6 +124,8 @@ def _footer(dataset: pads.Dataset) -> dict[str, Any]:
 
 
 def _told(provenance: dict[str, Any], task: Task) -> dict[str, Any]:
-    kept = {name: provenance.get(name) for name in ("run_id", "finished_at", "model", "generation", "versions")}
+    kept = {
+        name: provenance.get(name) for name in ("run_id", "finished_at", "model", "generation", "versions", "input")
+    }
     of_task = [each for each in provenance.get("tasks", []) if each["name"] == task.name]
     return kept | {"task": of_task[0] if of_task else None}

@@ -84,6 +84,8 @@ def _more(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
             f"{kept['num_child_without_parent']} lack its parent; {kept['num_child_under_wrong_parent']} answers put a "
             f"child under a wrong parent, {kept['num_parent_without_child']} named a parent without a child."
         ]
+    if explained := metrics.get("explanations"):
+        yield [_explanations(explained)]
     if over := metrics.get("over_runs"):
         rows = [
             [name, len(each["f1"]["values"])]
@@ -115,6 +117,28 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
     return list(_table(header, rows))
 
 
+def _explanations(explained: Mapping[str, Any]) -> str:
+    told = f"Explanations: {explained['num_explained']} of {explained['num_ok']} answers have one"
+    if lengths := explained["num_characters"]:
+        told += (
+            f", of {lengths['p50']:.0f} characters (median; 5 to 95 %: {lengths['p05']:.0f} to {lengths['p95']:.0f})"
+        )
+    if (quotes := explained["quotes"]) is None:
+        return told + ". Quotes were not looked up: the posts are not at hand (`posts`)."
+    ends = quotes["ci95"]
+    share = f" ({_percent(quotes['share_not_in_post'])} %{_ends(ends)})" if quotes["num_quotes"] else ""
+    missing = f"{quotes['num_not_in_post']}{share} do not stand in the post"
+    told += f". Of {quotes['num_quotes']} quotes in {quotes['num_with_quote']} of them, {missing}, in "
+    told += f"{quotes['num_with_quote_not_in_post']} explanations; {quotes['num_names_of_labels']} names of labels in "
+    told += "quotation marks are not counted"
+    left = quotes["num_without_post"]
+    return told + (f"; {left} explanations whose post was not found are left out." if left else ".")
+
+
+def _ends(ends: Sequence[float] | None) -> str:
+    return f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
+
+
 def _calibration(calibration: Mapping[str, Any]) -> list[str]:
     precisions = list(dict.fromkeys(at for each in calibration.values() for at in each["sensitivity_at_precision"]))
     rows = []
@@ -142,9 +166,7 @@ def _p(value: float) -> str:
 
 
 def _cell(level: Mapping[str, Any], key: str) -> str:
-    ends = (level["ci95"] or {}).get(key)
-    interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
-    return _percent(level[key]) + interval
+    return _percent(level[key]) + _ends((level["ci95"] or {}).get(key))
 
 
 def _percent(value: float | None) -> str:

@@ -275,6 +275,7 @@ def _manifest(
         footer=footer,
         fingerprint=ledger.record.fingerprint,
         input={
+            **{name: ledger.record.config["input"][name] for name in ("uri", "format", "id_column", "text_column")},
             "digest": plan.digest,
             "num_files": len(plan.files),
             "num_rows": plan.num_rows,
