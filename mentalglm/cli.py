@@ -19,6 +19,7 @@ from mentalglm.config import (
     EvalConfig,
     ModelConfig,
     ReportConfig,
+    ReviewConfig,
     S3Config,
     ScoreConfig,
     TablesConfig,
@@ -45,6 +46,7 @@ JOBS: dict[str, type[BaseModel]] = {
     "report": ReportConfig,
     "tables": TablesConfig,
     "bench": BenchConfig,
+    "review": ReviewConfig,
 }
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
@@ -231,6 +233,58 @@ def eval_(
 
         metrics = evaluate_run(settings, dry_run=dry_run)
         print(json.dumps(metrics, ensure_ascii=False, indent=2) if json_ else markdown(metrics))
+
+
+review = typer.Typer(
+    help="Experts rate explanations: their pages out, their scores in, and how far they agree.", no_args_is_help=True
+)
+app.add_typer(review, name="review")
+
+
+@review.command("export")
+def review_export(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Draw the sample and write nothing.")] = False,
+) -> None:
+    """Draw a sample of finished runs and write a page for each expert, and the key that stays with you."""
+    with _resumable("review", "export", str(config), kept="the same command writes the same pages", set=set_):
+        settings = load_config(ReviewConfig, config, set_)
+        from mentalglm.evaluation.review import export
+
+        found = export(settings, dry_run=dry_run)
+        print("\n".join(found.describe()))
+        for warning in found.warnings():
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+@review.command("import")
+def review_import(
+    config: ConfigArgument,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILES]", help="What the pages have saved. Default: all in the review's folder ratings."
+        ),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take files that are not complete, and do without those that are missing.")
+    ] = False,
+    edited: Annotated[
+        bool, typer.Option("--edited", help="Take files that were changed after they were saved.")
+    ] = False,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Check what the experts have saved, and tell their scores and their agreement, as review.json and as tables."""
+    with _resumable(
+        "review", "import", str(config), *(files or []), kept="nothing is written before the end", set=set_
+    ):
+        settings = load_config(ReviewConfig, config, set_)
+        from mentalglm.evaluation.review import import_ratings, markdown
+
+        result = import_ratings(settings, files or [], partial=partial, edited=edited)
+        print(json.dumps(result, ensure_ascii=False, indent=2) if json_ else markdown(result))
 
 
 @app.command()

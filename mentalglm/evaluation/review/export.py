@@ -1,0 +1,235 @@
+"""`mentalglm review export`: a sample of finished runs as one page for each expert, and the key to it."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from mentalglm import storage
+from mentalglm.config import PostsConfig, ReviewConfig, ReviewedRunConfig
+from mentalglm.errors import ConfigError, InputError
+from mentalglm.evaluation.posts import read_posts
+from mentalglm.evaluation.predictions import Predictions, is_explained, read_predictions
+from mentalglm.evaluation.review.page import FORMAT, Item, render_page
+from mentalglm.evaluation.review.sample import Candidate, Stratum, draw, rank, shortfalls
+from mentalglm.manifest import code_version
+from mentalglm.tasks import NO_LABEL, Task, load_task
+
+KEY, PAGES, RATINGS, RESULT = "key.json", "pages", "ratings", "result"
+"""Names in the output folder."""
+WARNING = (
+    "the pages hold the texts of posts: give each to its expert alone, over a safe way, and delete them when the "
+    f"review is over. {KEY} tells which explanation is whose: keep it"
+)
+
+_NEEDED = ("post_id", "labels", "text_hash")
+_COLUMNS = (*_NEEDED, "parents")
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was drawn, and where it went."""
+
+    strata: tuple[Stratum, ...]
+    num_items: int
+    digest: str
+    """Of what is rated: pages, rating files and key of one sample have the same."""
+    pages: tuple[str, ...]
+    """Their addresses, one for each expert; none after a dry run."""
+    key: str
+
+    def describe(self) -> Iterator[str]:
+        """Lines for people."""
+        for each in self.strata:
+            where = each.task if each.label is None else f"{each.task}, {each.label}"
+            yield f"{where}: {len(each.drawn)} of {each.num_asked} posts"
+        yield f"{self.num_items} explanations, sample {self.digest[:12]}"
+        yield from (f"page: {page}" for page in self.pages)
+        if self.pages:
+            yield f"key: {self.key}"
+
+    def warnings(self) -> Iterator[str]:
+        """What people must know."""
+        yield from shortfalls(self.strata)
+        if self.pages:
+            yield WARNING
+
+
+def export(config: ReviewConfig, *, dry_run: bool = False) -> Export:
+    """Draws the sample and writes pages and key; with `dry_run` writes nothing. The same command writes the same again.
+
+    Raises: ConfigError, InputError; also where the folder holds another sample, whose ratings would fit no key.
+    """
+    storage.configure(config.s3)
+    drawn: list[tuple[Task, Candidate]] = []
+    strata: list[Stratum] = []
+    runs: dict[str, Predictions] = {}
+    for name, size in config.sample.items():
+        task = load_task(name)
+        if any(task.name == each.task for each in strata):
+            raise ConfigError(f"sample.{name}: {task.name} is named twice; name each task once")
+        runs = {run: _explained(each, task, _COLUMNS) for run, each in config.runs.items()}
+        for run, each in runs.items():
+            if missing := [column for column in _NEEDED if column not in each.table.column_names]:
+                raise InputError(f"runs.{run}: has no column {', '.join(missing)}; give a run, or Parquet like one")
+        of_task = draw(task, _candidates(task, runs), size, name=name, seed=config.seed)
+        strata += of_task
+        drawn += [(task, candidate) for stratum in of_task for candidate in stratum.drawn]
+    if not drawn:
+        raise InputError("runs: no post of the sample is explained by every run; see to `explain` of the score jobs")
+    items = _items(config, drawn)
+    digest = _digest(items)
+    pages = {expert: storage.join(config.output.uri, PAGES, f"{expert}.html") for expert in config.experts}
+    key = storage.join(config.output.uri, KEY)
+    found = Export(tuple(strata), len(items), digest, () if dry_run else tuple(pages.values()), key)
+    if dry_run:
+        return found
+    _check_same(key, digest)
+    told = _key(config, found, items, {run: each.provenance for run, each in runs.items()})
+    storage.put(key, json.dumps(told, ensure_ascii=False, indent=1).encode())
+    for expert, page in pages.items():
+        html = render_page(
+            digest, expert, _order(items, config.seed, expert), language=config.language, contact=config.contact
+        )
+        storage.put(page, html.encode())
+    return found
+
+
+def read_key(config: ReviewConfig) -> dict[str, Any]:
+    """The key that `export` wrote. Raises: InputError where there is none."""
+    place = storage.join(config.output.uri, KEY)
+    data = storage.read_bytes(place)
+    try:
+        key: dict[str, Any] = json.loads(data or b"")
+        if key["format"] == FORMAT:
+            return key
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise InputError(f"output.uri: {place} is not there, or no key of a review; run `mentalglm review export` first")
+
+
+def _explained(
+    run: ReviewedRunConfig, task: Task, columns: Sequence[str], only: Sequence[str] | None = None
+) -> Predictions:
+    """The rows of a run that have an explanation."""
+    where = (pads.field("status").cast(pa.string()) == "ok") & is_explained()
+    return read_predictions(run.uri, task, run.adapter, only, columns=columns, where=where)
+
+
+def _candidates(task: Task, runs: Mapping[str, Predictions]) -> list[Candidate]:
+    """The posts that every run has explained, each with the same text; labels are those of the first run. Ids that come
+    twice are left out."""
+    tables = [run.table for run in runs.values()]
+    places = [Counter(zip(*_columns(table, "post_id", "text_hash"), strict=True)) for table in tables]
+    num_of_id = Counter(post_id for post_id, _ in places[0].elements())
+    first = tables[0]
+    parents = first["parents"].to_pylist() if "parents" in first.column_names else [None] * len(first)
+    columns = zip(*_columns(first, "post_id", "text_hash", "labels"), parents, strict=True)
+    return [
+        Candidate(post_id, text_hash, (*(labels or ()), *(above or ())) or (NO_LABEL,))
+        for post_id, text_hash, labels, above in columns
+        if num_of_id[post_id] == 1 and all(each[post_id, text_hash] == 1 for each in places)
+    ]
+
+
+def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> list[Item]:
+    """One for each drawn post and run, numbered in an order of chance."""
+    texts: dict[tuple[str, str], str] = {}
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for task in {task.name: task for task, _ in drawn}.values():
+        hashes = {candidate.post_id: candidate.text_hash for each, candidate in drawn if each.name == task.name}
+        for number, (name, run) in enumerate(config.runs.items()):
+            columns = (*_COLUMNS, "explanation", *(["text"] if number == 0 else []))
+            found = _explained(run, task, columns, list(hashes))
+            for row in found.table.to_pylist():
+                if hashes[row["post_id"]] == row["text_hash"]:
+                    rows[task.name, name, row["post_id"]] = row
+            if number == 0:
+                of_task = read_posts(config.posts, found)
+                of_task = read_posts(PostsConfig(), found) if of_task is None else of_task
+                texts |= {(task.name, post_id): text for post_id, text in (of_task or {}).items()}
+    if missing := [each.post_id for task, each in drawn if (task.name, each.post_id) not in texts]:
+        raise InputError(
+            f"posts: {len(missing)} of {len(drawn)} posts are not there with the text that was scored "
+            f"({', '.join(missing[:5])}); name the input of the run with posts.uri, posts.id_column, posts.text_column"
+        )
+    chosen = [(task, name, each) for task, each in drawn for name in config.runs]
+    chosen.sort(key=lambda which: rank(config.seed, "item", which[0].name, which[2].post_id, which[1]))
+    width = len(str(len(chosen)))
+    items = []
+    for number, (task, name, each) in enumerate(chosen, 1):
+        row = rows[task.name, name, each.post_id]
+        items.append(
+            Item(
+                id=f"i{number:0{width}}",
+                task=task,
+                run=name,
+                post_id=each.post_id,
+                labels=tuple(row["labels"] or ()),
+                parents=tuple(row.get("parents") or ()),
+                explanation=row["explanation"].strip(),
+                text=texts[task.name, each.post_id],
+            )
+        )
+    return items
+
+
+def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
+    return [table[name].to_pylist() for name in names]
+
+
+def _order(items: Sequence[Item], seed: int, expert: str) -> list[Item]:
+    """By chance, in rounds: every post once, then every post again with another run's explanation. So no expert sees
+    two explanations of one post side by side."""
+    shuffled = sorted(items, key=lambda item: rank(seed, expert, item.id))
+    rounds: Counter[tuple[str, str]] = Counter()
+    in_rounds: list[tuple[int, Item]] = []
+    for item in shuffled:
+        in_rounds.append((rounds[item.task.name, item.post_id], item))
+        rounds[item.task.name, item.post_id] += 1
+    return [item for _, item in sorted(in_rounds, key=lambda pair: pair[0])]
+
+
+def _digest(items: Sequence[Item]) -> str:
+    shown = [[each.id, each.task.name, each.labels, each.parents, each.explanation, each.text] for each in items]
+    return hashlib.sha256(json.dumps([FORMAT, shown]).encode()).hexdigest()
+
+
+def _key(
+    config: ReviewConfig, found: Export, items: Sequence[Item], provenance: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "sample": found.digest,
+        "seed": config.seed,
+        "experts": config.experts,
+        "runs": {run: {**config.runs[run].model_dump(), **provenance[run]} for run in config.runs},
+        "strata": [
+            {"task": each.task, "label": each.label, "num_asked": each.num_asked, "num_drawn": len(each.drawn)}
+            for each in found.strata
+        ],
+        "items": [
+            {
+                "id": each.id,
+                "task": each.task.name,
+                "run": each.run,
+                "post_id": each.post_id,
+                "labels": [*each.parents, *each.labels],
+            }
+            for each in items
+        ],
+        "versions": code_version(),
+    }
+
+
+def _check_same(key: str, digest: str) -> None:
+    data = storage.read_bytes(key)
+    if data is not None and f'"sample": "{digest}"'.encode() not in data:
+        raise ConfigError(
+            f"output.uri: {key} is of another sample, whose ratings would fit no key then; name another folder"
+        )
