@@ -33,12 +33,12 @@ def test_a_preempted_node_loses_no_more_than_a_few_steps(cluster: Cluster, tmp_p
     job: dict[str, Any] = {
         "output": {"uri": str(tmp_path / "out")},
         "model": {"path": str(tmp_path / "model")},
-        "stages": {"s1": {"train": [{"uri": str(tmp_path / "records.jsonl")}], "num_epochs": 200}},
+        "stages": {"s1": {"train": [{"uri": str(tmp_path / "records.jsonl")}], "num_epochs": 80}},
         "dtype": "float32",
         "micro_batch_size": 1,
         "checkpoints": {"every_steps": 100_000},
         "tracking": {"log_every_steps": 1},
-        "selection": {"engine": {"kind": "echo"}, "every_epochs": 200},
+        "selection": {"engine": {"kind": "echo"}, "every_epochs": 80},
         "workers": {"num_workers": [1, 2], "max_failures": 0},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
@@ -65,7 +65,7 @@ def test_a_preempted_node_loses_no_more_than_a_few_steps(cluster: Cluster, tmp_p
         [saved] = list_checkpoints(f"{stage}/_run/checkpoints")
         cluster.tell("kill")
         last_before = read_metrics(stage)[-1]["step"]
-        _, errors = driver.communicate(timeout=400)
+        _, errors = driver.communicate(timeout=900)
     finally:
         driver.kill()
     assert driver.returncode == 0, errors[-3000:]
