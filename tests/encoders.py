@@ -16,15 +16,25 @@ _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def tiny_bert(
-    folder: Path, *, hidden_size: int = 32, num_layers: int = 2, max_tokens: int = 128, spread: float = 0.02
+    folder: Path,
+    *,
+    hidden_size: int = 32,
+    num_layers: int = 2,
+    max_tokens: int = 128,
+    spread: float = 0.02,
+    more: str = "",
 ) -> Path:
-    """Characters of the synthetic posts are its vocabulary. `spread`: of its weights, which follow from a seed."""
+    """Characters of the synthetic posts, and `more`, are its vocabulary. `spread`: of its weights, which follow from a
+    seed."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder.mkdir(parents=True)
     texts = [text for post in generate_posts(300, seed=9) for text in (post.text, *post.explanations.values())]
-    vocabulary = [*_SPECIAL_TOKENS, *sorted({each for text in texts for each in text.lower() if not each.isspace()})]
+    vocabulary = [
+        *_SPECIAL_TOKENS,
+        *sorted({each for text in (*texts, more) for each in text.lower() if not each.isspace()}),
+    ]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     torch.manual_seed(0)
     config = BertConfig(

@@ -10,12 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import GoldConfig, TrainingTextsConfig
 from mentalglm.corpus import normalise, replace_surrogates, text_hash
 from mentalglm.errors import InputError
+from mentalglm.evaluation.align import NEEDED
 from mentalglm.evaluation.predictions import is_explained, read_predictions
 from mentalglm.tasks import Task, read_gold
 from mentalglm.tasks.task import Slug
@@ -40,7 +42,8 @@ def read_gold_file(task: Task, config: GoldConfig) -> Gold:
     the task's: how many rows, the first of them, and what is wrong. Values are not quoted: the column may be wrong.
     Of a run, what `read_predictions` raises, and where it has no such row.
     """
-    if storage.exists(storage.join(config.uri, "_SUCCESS")):
+    fs, path = storage.filesystem(config.uri)
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
         return _labels_of_run(task, config)
     where = f"gold.uri = {config.uri}"
     columns = [config.id_column, config.label_column, *([config.cluster_column] if config.cluster_column else [])]
@@ -77,7 +80,7 @@ def _labels_of_run(task: Task, config: GoldConfig) -> Gold:
     where = pads.field("status").cast(pa.string()) == "ok"
     if config.only_explained:
         where &= is_explained()
-    run = read_predictions(config.uri, task, config.adapter, columns=("post_id", "labels"), where=where)
+    run = read_predictions(config.uri, task, config.adapter, columns=NEEDED, where=where)
     columns = (run.table[name].to_pylist() for name in ("post_id", "labels"))
     labels = {post_id: tuple(slugs) for post_id, slugs in zip(*columns, strict=True)}
     if len(labels) < len(run.table):

@@ -62,7 +62,12 @@ def read_predictions(
     columns = [name for name in columns if name in dataset.schema.names]
     chosen = None if only is None else pads.field("post_id").cast(pa.string()).isin(pa.array(only, pa.string()))
     chosen = where if chosen is None else chosen if where is None else chosen & where
-    table = dataset.to_table(columns=columns, filter=chosen)
+    try:
+        table = dataset.to_table(columns=columns, filter=chosen)
+    except pa.ArrowInvalid:
+        raise InputError(
+            f"predictions = {uri}: are not like those of a run (post_id, status, ...); name a run"
+        ) from None
     num_rows = len(table) if chosen is None else dataset.count_rows()
     parser = provenance.get("fingerprint", {}).get("parser")
     return Predictions(

@@ -112,7 +112,8 @@ def intraclass_correlation(scores: Floats, resampling: Resampling) -> dict[Liter
 
     def average(sums: Floats) -> Floats:
         num_items, items, experts, rest = mean_squares(sums)
-        return _divide(items - rest, items + _divide(experts - rest, num_items))
+        variance = items + _divide(experts - rest, num_items)
+        return _divide(items - rest, np.maximum(variance, 0))  # of an estimate below 0 there is no share
 
     return {
         "single": _statistic(single, contributions, is_complete, resampling),
@@ -154,7 +155,7 @@ def _statistic(
     contributions = contributions.reshape(len(contributions), -1)
     value = float(of(contributions.sum(axis=0)))
     if np.isnan(value):
-        return Statistic(None, None, num_items, "the scores do not vary, so chance explains them as well")
+        return Statistic(None, None, num_items, "the scores vary too little to tell agreement from chance")
     if not resampling.num_replicates:
         return Statistic(value, None, num_items, "no replicates were asked for")
     if len(np.unique(resampling.clusters[is_used])) < 2:
@@ -162,7 +163,7 @@ def _statistic(
     replicates = of(resampling.of(contributions))
     is_defined = ~np.isnan(replicates)
     if (share := 1 - is_defined.mean()) > _MOST_UNDEFINED:
-        return Statistic(value, None, num_items, f"the scores do not vary in {share:.0%} of the replicates")
+        return Statistic(value, None, num_items, f"the scores vary too little in {share:.0%} of the replicates")
     return Statistic(value, interval(replicates[is_defined]), num_items)
 
 

@@ -65,6 +65,7 @@ def render_page(digest: str, expert: str, items: Sequence[Item], *, language: st
 @cache
 def _template() -> Any:
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # Chinese at half the size; <, >, & are escaped
     return environment.get_template("page.html.jinja")
 
 

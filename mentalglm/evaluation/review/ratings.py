@@ -114,7 +114,10 @@ def _read(uri: str, key: Mapping[str, Any]) -> RatingFile:
     if problems:
         raise InputError(f"{uri}: {problems[0]}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
     ratings = {
-        item: Rating({name: each[name] for name in DIMENSIONS if each.get(name) is not None}, each.get("comment") or "")
+        item: Rating(
+            {name: each[name] for name in DIMENSIONS if each.get(name) is not None},
+            replace_surrogates(each.get("comment") or ""),
+        )
         for item, each in given.items()
     }
     return RatingFile(uri, expert, saved_at, ratings, was_edited)

@@ -112,7 +112,7 @@ class Review:
 
     def groups(self) -> Iterator[Group]:
         """All; each task; each run; each run of each task; those alone that are not all of another one."""
-        tasks, runs = (list(dict.fromkeys(item[name] for item in self.items)) for name in ("task", "run"))
+        tasks, runs = list(dict.fromkeys(each["task"] for each in self.key["strata"])), list(self.key["runs"])
         for task in [None, *(tasks if len(tasks) > 1 else [])]:
             for run in [None, *(runs if len(runs) > 1 else [])]:
                 found = [task in (None, item["task"]) and run in (None, item["run"]) for item in self.items]

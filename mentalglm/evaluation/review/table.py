@@ -18,8 +18,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     blocks = [
         [f"# Expert review of {result['num_items']} explanations of {result['num_posts']} posts"],
         list(_experts(result)),
-        ["## Scores", "", "From 0 to 3; mean with 95 % interval over posts, median.", "", *_scores(result)],
-        *([["![Scores](scores.svg)"]]),
+        ["## Scores", "", "From 0 to 3: mean with its 95 % interval over posts, median.", "", *_scores(result)],
+        ["![Scores](scores.svg)"],
         *([["## Runs compared", "", *_comparisons(result)]] if result["comparisons"] else []),
         ["## Agreement", "", *_agreement(result)],
     ]
@@ -40,7 +40,7 @@ def _experts(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scores(result: Mapping[str, Any]) -> Iterator[str]:
-    header = ["task", "run", "items", *(f"{name}" for name in (*DIMENSIONS, OVERALL))]
+    header = ["task", "run", "items", *DIMENSIONS, OVERALL]
     rows = [
         [each["task"] or "all", each["run"] or "all", each["num_items"]]
         + [_described(each["scores"][name]) for name in (*DIMENSIONS, OVERALL)]
@@ -49,12 +49,12 @@ def _scores(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(header, rows)
     yield ""
     counted = [
-        [each["task"] or "all", each["run"] or "all", name]
-        + [each["scores"][name]["distribution"][str(score)] for score in SCORES]
+        [each["run"] or "all", name] + [each["scores"][name]["distribution"][str(score)] for score in SCORES]
         for each in result["groups"]
         for name in DIMENSIONS
+        if each["task"] is None
     ]
-    yield from _table(["task", "run", "dimension", *(f"times {score}" for score in SCORES)], counted)
+    yield from _table(["run", "dimension", *(f"times {score}" for score in SCORES)], counted)
 
 
 def _comparisons(result: Mapping[str, Any]) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _agreement(result: Mapping[str, Any]) -> Iterator[str]:
 def _described(scores: Mapping[str, Any]) -> str:
     if not scores["num_ratings"]:
         return ""
-    return f"{_number(scores['mean'])}{_ends(scores['ci95'])}, {scores['quartiles'][1]:g}"
+    return f"{_number(scores['mean'])}{_ends(scores['ci95'])}, {scores['quartiles'][1]:.3g}"
 
 
 def _difference(scores: Mapping[str, Any]) -> str:

@@ -1,0 +1,56 @@
+"""The draw: how many, whom, and that it depends on nothing but seed and candidates."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mentalglm.errors import ConfigError
+from mentalglm.evaluation.review.sample import Candidate, draw, shortfalls
+from mentalglm.tasks import load_task
+
+DISTORTION = load_task("cognitive_distortion")
+LABELS = [("labeling",)] * 40 + [("labeling", "magnification")] * 6 + [("none",)] * 10
+CANDIDATES = [Candidate(f"p{row}", f"hash{row // 2}", labels) for row, labels in enumerate(LABELS)]  # each text twice
+
+
+def ids(strata: list) -> list[str]:  # type: ignore[type-arg]
+    return [each.post_id for stratum in strata for each in stratum.drawn]
+
+
+@given(st.integers(0, 100), st.integers(1, 28), st.randoms(use_true_random=False))
+def test_the_order_of_candidates_changes_nothing_and_a_larger_sample_holds_the_smaller(
+    seed: int, size: int, shuffler: random.Random
+) -> None:
+    shuffled = shuffler.sample(CANDIDATES, len(CANDIDATES))
+    drawn = ids(draw(DISTORTION, CANDIDATES, size, name="x", seed=seed))
+    assert ids(draw(DISTORTION, shuffled, size, name="x", seed=seed)) == drawn
+    assert len(drawn) == len({CANDIDATES[int(each[1:])].text_hash for each in drawn}) == size
+    assert ids(draw(DISTORTION, shuffled, size + 1, name="x", seed=seed))[:size] == drawn
+
+
+def test_another_seed_draws_others_and_each_as_often() -> None:
+    counts = Counter(each for seed in range(400) for each in ids(draw(DISTORTION, CANDIDATES, 14, name="x", seed=seed)))
+    assert len(counts) == len(CANDIDATES)
+    assert 60 < min(counts.values()) <= max(counts.values()) < 145  # 100 each, if all is fair
+
+
+def test_rare_labels_are_not_used_up_by_common_ones() -> None:
+    size = {"labeling": 20, "magnification": 3, "none": 2}
+    for seed in range(20):
+        strata = draw(DISTORTION, CANDIDATES, size, name="x", seed=seed)
+        assert [(each.label, len(each.drawn)) for each in strata] == list(size.items())
+        assert all(each.label in candidate.labels for each in strata for candidate in each.drawn)
+        assert len(set(ids(strata))) == 25
+
+
+def test_what_is_not_there_is_told() -> None:
+    strata = draw(DISTORTION, CANDIDATES, {"magnification": 5, "mind_reading": 1}, name="x", seed=0)
+    assert list(shortfalls(strata)) == [
+        "cognitive_distortion, magnification: asked for 5 explained posts with different texts, found 3",
+        "cognitive_distortion, mind_reading: asked for 1 explained posts with different texts, found 0",
+    ]
+    with pytest.raises(ConfigError, match=r"sample\.x: 'sad' is no label of cognitive_distortion"):
+        draw(DISTORTION, CANDIDATES, {"sad": 1}, name="x", seed=0)
