@@ -5,6 +5,7 @@ from mentalglm.config.baseline import BaselineConfig
 from mentalglm.config.bench import BenchConfig
 from mentalglm.config.eval import EvalConfig, GoldConfig, TrainingTextsConfig
 from mentalglm.config.posts import PostsConfig
+from mentalglm.config.records import RecordsConfig
 from mentalglm.config.report import ReportConfig, ReportedRunConfig
 from mentalglm.config.review import ReviewConfig, ReviewedRunConfig
 from mentalglm.config.score import (
@@ -13,18 +14,20 @@ from mentalglm.config.score import (
     EchoEngineConfig,
     EncoderEngineConfig,
     EngineConfig,
+    ExamplesConfig,
     GenerationConfig,
     InputConfig,
     ModelConfig,
     OpenAIEngineConfig,
     OutputConfig,
+    PromptConfig,
     ScoreConfig,
     TfidfEngineConfig,
     VllmEngineConfig,
 )
 from mentalglm.config.storage import S3Config
 from mentalglm.config.tables import TablesConfig
-from mentalglm.config.train import RecordsConfig, StageConfig, TrainConfig
+from mentalglm.config.train import StageConfig, TrainConfig
 
 __all__ = [
     "BaselineConfig",
@@ -35,6 +38,7 @@ __all__ = [
     "EncoderEngineConfig",
     "EngineConfig",
     "EvalConfig",
+    "ExamplesConfig",
     "GenerationConfig",
     "GoldConfig",
     "InputConfig",
@@ -42,6 +46,7 @@ __all__ = [
     "OpenAIEngineConfig",
     "OutputConfig",
     "PostsConfig",
+    "PromptConfig",
     "RecordsConfig",
     "ReportConfig",
     "ReportedRunConfig",

@@ -1,6 +1,7 @@
 """Reading a job's YAML into its pydantic model, with errors a user can act on."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,12 +73,58 @@ def load_config(model: type[ModelT], path: str | Path, overrides: list[str] | No
 
     Raises: ConfigError, one line that names the key, the value and what is allowed.
     """
-    data = load_yaml(path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(data).__name__}")
+    data = read_config(path)
     for override in overrides or []:
         apply_override(data, override)
     return validate(model, data, str(path))
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The plain data of a config. `file.yaml#a/b` is that file with its variants a and b: what `variants.a`, then
+    `variants.b`, say is put into the rest, section by section, and `{variant}` in any text becomes `a/b`.
+
+    Raises: ConfigError.
+    """
+    file, _, names = str(path).rpartition(_VARIANT_MARK) if _VARIANT.search(str(path)) else (str(path), "", "")
+    data = load_yaml(file)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(data).__name__}")
+    variants = data.pop("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(each, dict) for each in variants.values()):
+        raise ConfigError(f"{file}: variants: write `name: {{key: value}}` for each")
+    for name in names.split("/") if names else []:
+        if name not in variants:
+            raise ConfigError(
+                f"{path}: has no variant {name!r}; use {', '.join(map(str, variants)) or 'the file alone'}"
+            )
+        data = _merged(data, variants[name])
+    return {key: _with_name(value, names, file) for key, value in data.items()}
+
+
+_VARIANT_MARK = "#"
+_VARIANT = re.compile(r"\.ya?ml#[^#]*$")
+_NAME = "{variant}"
+
+
+def _merged(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A section into a section; anything else takes the place of what is there."""
+    found = dict(data)
+    for key, value in changes.items():
+        old = found.get(key)
+        found[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return found
+
+
+def _with_name(value: Any, names: str, file: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_name(each, names, file) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_name(each, names, file) for each in value]
+    if not isinstance(value, str) or _NAME not in value:
+        return value
+    if not names:
+        raise ConfigError(f"{file}: is several configs in one; name one of its `variants`, as in {file}#name")
+    return value.replace(_NAME, names)
 
 
 def validate(model: type[ModelT], data: Any, name: str) -> ModelT:

@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from mentalglm.config.base import ConfigModel
+from mentalglm.config.records import RecordsConfig
 from mentalglm.config.storage import S3Config, StorageAddress
-from mentalglm.config.train import RecordsConfig
 
 
 class BaselineOutputConfig(ConfigModel):

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
+from mentalglm.config.records import RecordsConfig
 from mentalglm.config.storage import S3Config, StorageAddress
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -157,6 +158,28 @@ class GenerationConfig(ConfigModel):
                 "it, or leave it out"
             )
         return self
+
+
+class ExamplesConfig(ConfigModel):
+    """Answered posts that stand in every prompt, before the post (few-shot)."""
+
+    train: list[RecordsConfig] = Field(min_length=1)
+    """Records to choose from, of every task that is asked for. A post is never shown its own text: a row whose text is
+    one of the examples is asked without that one (flag `example_left_out`)."""
+    per_label: int = Field(default=1, ge=1, le=32)
+    """At least so many of each label, and of none where the task allows that. One post may count for several labels."""
+    seed: int = Field(default=0, ge=0)
+    """Which ones, and in which order."""
+    max_characters: int = Field(default=300, ge=1)
+    """Longer posts are passed over."""
+
+
+class PromptConfig(ConfigModel):
+    """What stands before a task's own prompt, for models that were not trained on it. It is never cut."""
+
+    names_labels: bool = False
+    """Tell which labels there are and what an answer looks like."""
+    examples: ExamplesConfig | None = None
 
 
 class CascadeConfig(ConfigModel):
@@ -313,6 +336,7 @@ class ScoreConfig(ConfigModel):
     """Names of built-in tasks, or paths of task files of your own."""
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = VllmEngineConfig()
+    prompt: PromptConfig = PromptConfig()
     generation: GenerationConfig = GenerationConfig()
     explain: Literal["all", "none", "positive", "uncertain"] = "all"
     """Which answers are explained: none · positive: those that found something (the positive label of a binary task;
@@ -389,6 +413,12 @@ class ScoreConfig(ConfigModel):
             raise ValueError(
                 f"explain = {self.explain}: the {self.engine.kind} engine gives labels alone; leave it out, or use vllm"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_prompts(self) -> "ScoreConfig":
+        if isinstance(self.engine, ClassifierEngineConfig) and self.prompt != PromptConfig():
+            raise ValueError(f"prompt: the {self.engine.kind} engine reads the post alone; leave it out, or use vllm")
         return self
 
     @model_validator(mode="after")

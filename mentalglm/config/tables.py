@@ -24,6 +24,9 @@ class TableConfig(ConfigModel):
     rows: dict[RowName, dict[str, StorageAddress]] = {}
     """Row -> column -> the `output.uri` of an eval job, whose `metrics.json` fills the cell; a column with parents and
     children is filled by one evaluation. Rows and columns that are not named stay as the paper has them."""
+    evaluations: StorageAddress | None = None
+    """Where the evaluations of all others are, with `{row}` and `{column}` in it; those that are there fill their cell.
+    """
     more_rows: dict[RowName, Annotated[str, Field(min_length=1)]] = {}
     """Rows of your own: name -> title."""
 

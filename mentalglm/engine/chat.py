@@ -60,8 +60,8 @@ class ChatEncoder:
         for entry in entries:
             if self._special_pattern is not None and self._special_pattern.search(entry.prompt.text):
                 entry.flags = ("special_token_in_text",)
-                if not entry.frame.piecewise:
-                    self._break_special_tokens(entry)
+            if not entry.frame.piecewise:
+                self._break_special_tokens(entry)
         for frame in {entry.frame for entry in entries}:
             batch = [entry for entry in entries if entry.frame is frame]
             encoder = self._plain if frame.piecewise else self._full
@@ -80,6 +80,7 @@ class ChatEncoder:
         budget = self._max_prompt_tokens - len(frame.head_ids) - len(frame.tail_ids)
         if len(entry.ids) > budget:
             if self._overlong == "fail" or not self._truncate(entry, budget):
+                self._check_preamble(entry, budget)
                 return None
             entry.flags = (*entry.flags, "text_truncated")
         if frame.piecewise and not self._special_ids.isdisjoint(entry.ids):
@@ -89,6 +90,15 @@ class ChatEncoder:
             if not self._special_ids.isdisjoint(entry.ids) or len(entry.ids) > budget:
                 return None
         return EncodedPrompt([*frame.head_ids, *entry.ids, *frame.tail_ids], entry.flags, frame.in_thought)
+
+    def _check_preamble(self, entry: "_Entry", budget: int) -> None:
+        """Raises: ConfigError where no post fits behind what stands first in every prompt."""
+        if entry.prompt.preamble and (num_tokens := len(self._encode_run(entry, ""))) >= budget:
+            raise ConfigError(
+                f"generation.max_prompt_tokens = {self._max_prompt_tokens}: the prompt without its post has "
+                f"{num_tokens} tokens, its instruction and examples included, and there is room for {max(budget, 0)}; "
+                "raise it, or lower prompt.examples.per_label"
+            )
 
     def _truncate(self, entry: "_Entry", budget: int) -> bool:
         """Cuts the post to its longest beginning with which the run fits; False where nothing would be left."""
@@ -113,9 +123,13 @@ class ChatEncoder:
         return ids
 
     def _break_special_tokens(self, entry: "_Entry") -> None:
-        assert self._special_pattern is not None
-        broken = self._special_pattern.sub(lambda match: f"{match[0][0]}\u200b{match[0][1:]}", entry.prompt.text)
-        entry.prompt = replace(entry.prompt, text=broken)
+        if self._special_pattern is None:
+            return
+        text, preamble = (
+            self._special_pattern.sub(lambda match: f"{match[0][0]}\u200b{match[0][1:]}", each)
+            for each in (entry.prompt.text, entry.prompt.preamble)
+        )
+        entry.prompt = replace(entry.prompt, text=text, preamble=preamble)
 
     def _frame(self, system: str | None) -> "_Frame":
         with self._lock:  # several shards are encoded at once, each in a thread

@@ -169,7 +169,8 @@ class OpenAIEngine:
 
     async def _complete_one(self, index: int, request: Request, follow_up: FollowUp | None) -> tuple[int, Completion]:
         text = neutralise_special_tokens(request.prompt.text)
-        messages = [{"role": "user", "content": request.prompt.before + text + request.prompt.after}]
+        prompt = replace(request.prompt, text=text, preamble=neutralise_special_tokens(request.prompt.preamble))
+        messages = [{"role": "user", "content": prompt.user}]
         if request.prompt.system is not None:
             messages.insert(0, {"role": "system", "content": request.prompt.system})
         flags = ("special_token_in_text",) if text != request.prompt.text else ()

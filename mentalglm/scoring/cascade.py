@@ -24,13 +24,15 @@ from mentalglm.engine.protocol import USUAL_LEAD, Completion, Request
 from mentalglm.scoring.likely import LikelyLabels
 from mentalglm.scoring.predictions import Outcome, interpret
 from mentalglm.scoring.questions import Question
-from mentalglm.tasks import NO_LABEL, Task, answer_heads, head_pattern, render_prompt
+from mentalglm.tasks import NO_LABEL, Task, answer_heads, head_pattern, is_example, render_prompt
 
 SAMPLED = "explanation_sampled"
 """Flag of a row whose explanation was asked for because it fell into the sample."""
 FAILED, DISAGREES, MISSING = "explanation_failed", "explanation_disagrees", "explanation_missing"
 """Flags of a row whose explanation was asked for in vain: no answer came, or none that can be read · one with other
 labels · one without an explanation."""
+EXAMPLE_LEFT_OUT = "example_left_out"
+"""Flag of a row whose text is one of the prompt's examples: it was asked without that one."""
 _ASKED_AGAIN, _CONSTRAINED = "asked_again", "constrained"
 _SCORES_FAILED = "label_scores_failed"
 _OF_LABELS = frozenset({_ASKED_AGAIN, _CONSTRAINED, _SCORES_FAILED, SAMPLED})
@@ -78,6 +80,7 @@ class Inquiry:
         """White space that the model began its first answer with; None where it began a thought, or gave none."""
         self._done: tuple[str, ...] = ()
         """Flags of what was done."""
+        self._of_prompt = (EXAMPLE_LEFT_OUT,) if is_example(task, text) else ()
         if labelled is not None:
             self._go_on_from(labelled)
 
@@ -127,7 +130,8 @@ class Inquiry:
                 outcome = replace(outcome, flags=(*outcome.flags, MISSING))
         else:
             outcome = replace(outcome, explanation=None)
-        self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens, flags=(*outcome.flags, *self._done))
+        flags = (*outcome.flags, *self._of_prompt, *self._done)
+        self.outcome = replace(outcome, num_output_tokens=self._num_output_tokens, flags=flags)
         if self._is_to_score and completion.label_scores is not None:
             self.outcome = replace(self.outcome, label_scores=completion.label_scores)
             return None
@@ -185,7 +189,7 @@ class Inquiry:
     def _go_on_from(self, labelled: Outcome) -> None:
         """Asks for the whole answer of a row whose labels are known, as its labels were asked for."""
         self._done = tuple(flag for flag in labelled.flags if flag in _OF_LABELS)
-        others = tuple(flag for flag in labelled.flags if flag not in self._done)
+        others = tuple(flag for flag in labelled.flags if flag not in (*self._done, *self._of_prompt))
         self._unexplained = replace(labelled, flags=others)
         self.request = replace(self.request, head_only=False)
         if _ASKED_AGAIN in self._done:

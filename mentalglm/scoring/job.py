@@ -14,6 +14,7 @@ from mentalglm.config import (
     ClassifierEngineConfig,
     EncoderEngineConfig,
     OpenAIEngineConfig,
+    PromptConfig,
     S3Config,
     ScoreConfig,
     VllmEngineConfig,
@@ -24,6 +25,7 @@ from mentalglm.corpus import NORMAL_FORM_VERSION, CorpusPlan, check_unchanged, p
 from mentalglm.engine.classifier import check_classifier
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
+from mentalglm.scoring.examples import describe_prompts, with_prompts
 from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.likely import LABEL_SCORES_VERSION
 from mentalglm.scoring.order import cut_for_engines
@@ -60,7 +62,7 @@ class Job:
         config = _at_fixed_places(config)
         loads_model = isinstance(config.engine, VllmEngineConfig | ClassifierEngineConfig)
         model = resolve_model(config.model) if loads_model else None
-        tasks = _load_tasks(config)
+        tasks = with_prompts(_load_tasks(config), config.prompt)
         if isinstance(config.engine, ClassifierEngineConfig) and model is not None:
             check_classifier(Path(model.path), tasks)
         _check_sample(config, tasks)
@@ -144,6 +146,7 @@ class Job:
             "model": self.model.digest if self.model else None,
             **adapters,
             "engine": engine,
+            **self._prompts(),
             "generation": config.generation.model_dump(),
             "explain": config.explain,
             "dedup": config.dedup,
@@ -160,6 +163,11 @@ class Job:
             "keep_text": config.output.keep_text,
             "partition_by": config.output.partition_by,
         }
+
+    def _prompts(self) -> dict[str, Any]:
+        if self.config.prompt == PromptConfig():
+            return {}
+        return {"prompt": describe_prompts(self.config.prompt, self.tasks)}
 
     def _adapter_digests(self) -> dict[str, str]:
         """Of each of `model.adapters`; `none` for the bare model, and where no model is loaded. Not null: that would be
@@ -182,14 +190,17 @@ class Job:
             named["adapters"] = {
                 name: {"path": path, "digest": digests[name]} for name, path in config.model.adapters.items()
             }
-        return manifest.footer(
-            run_id=run_id,
-            model={"engine": config.engine.kind, **named},
-            tasks=[{"name": task.name, "version": task.version, "digest": task.digest} for task in self.tasks],
-            generation=config.generation.model_dump(),
-            explain=config.explain,
-            cascade=config.explained_by(),
-            label_scores=config.label_scores,
+        return (
+            manifest.footer(
+                run_id=run_id,
+                model={"engine": config.engine.kind, **named},
+                tasks=[{"name": task.name, "version": task.version, "digest": task.digest} for task in self.tasks],
+                generation=config.generation.model_dump(),
+                explain=config.explain,
+                cascade=config.explained_by(),
+                label_scores=config.label_scores,
+            )
+            | self._prompts()
         )
 
 
@@ -213,12 +224,15 @@ def standing_config(run_uri: str, overrides: Sequence[str]) -> ScoreConfig:
 def _at_fixed_places(config: ScoreConfig) -> ScoreConfig:
     """Input and output as absolute addresses: workers may have another working directory."""
     output = lasting_output(config.output.uri)
-    return config.model_copy(
-        update={
-            "input": config.input.model_copy(update={"uri": storage.absolute(config.input.uri)}),
-            "output": config.output.model_copy(update={"uri": output}),
-        }
-    )
+    changes: dict[str, Any] = {
+        "input": config.input.model_copy(update={"uri": storage.absolute(config.input.uri)}),
+        "output": config.output.model_copy(update={"uri": output}),
+    }
+    if (examples := config.prompt.examples) is not None:
+        train = [each.model_copy(update={"uri": storage.absolute(each.uri)}) for each in examples.train]
+        examples = examples.model_copy(update={"train": train})
+        changes["prompt"] = config.prompt.model_copy(update={"examples": examples})
+    return config.model_copy(update=changes)
 
 
 def _lasting(config: ScoreConfig) -> dict[str, Any]:
@@ -231,8 +245,15 @@ def _lasting(config: ScoreConfig) -> dict[str, Any]:
     data["model"]["adapters"] = {
         name: None if path is None else storage.absolute(path) for name, path in config.model.adapters.items()
     }
-    data["tasks"] = [name if name in builtin_tasks() else str(Path(name).absolute()) for name in config.tasks]
+    data["tasks"] = [_lasting_task(name) for name in config.tasks]
+    for source in (data["prompt"]["examples"] or {"train": []})["train"]:
+        source["task"] = None if source["task"] is None else _lasting_task(source["task"])
+        source["task_names"] = {name: _lasting_task(task) for name, task in source["task_names"].items()}
     return data
+
+
+def _lasting_task(name: str) -> str:
+    return name if name in builtin_tasks() else str(Path(name).absolute())
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from mentalglm.tasks.answer import (
 from mentalglm.tasks.gold import read_gold
 from mentalglm.tasks.load import builtin_tasks, load_task
 from mentalglm.tasks.mask import LABEL_MASK, mask_labels
-from mentalglm.tasks.prompt import Prompt, render_prompt
-from mentalglm.tasks.task import NO_LABEL, Label, Task
+from mentalglm.tasks.prompt import Prompt, is_example, render_prompt
+from mentalglm.tasks.task import NO_LABEL, Example, Label, Task
 
 __all__ = [
     "LABEL_MASK",
     "NO_LABEL",
     "PARSER_VERSION",
+    "Example",
     "Label",
     "ParsedAnswer",
     "Prompt",
@@ -33,6 +34,7 @@ __all__ = [
     "candidate_answers",
     "find_marker",
     "head_pattern",
+    "is_example",
     "label_rows",
     "load_task",
     "mask_labels",

@@ -43,6 +43,14 @@ class Label(ConfigModel):
     """The whole answer for this label, where the task's `answer` template does not fit."""
 
 
+class Example(ConfigModel):
+    """An answered post."""
+
+    text: str
+    labels: tuple[Slug, ...]
+    explanation: str | None = None
+
+
 class Source(ConfigModel):
     """Where a template comes from."""
 
@@ -86,6 +94,10 @@ class Task(ConfigModel):
     """System turn, for models that were trained with one."""
     prompt: str
     """User turn, with `{text}` once."""
+    names_labels: bool = False
+    """The prompt begins with the labels there are and the form of an answer: for models that were not trained on it."""
+    examples: tuple[Example, ...] = ()
+    """Answered posts that stand before the post, each as prompt and answer (few-shot)."""
     answer: str | None = None
     """Answer without explanation, with `{labels}` once. May be left out where every label has its own `answer`."""
     none_answer: str | None = None
@@ -103,7 +115,9 @@ class Task(ConfigModel):
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of the task: equal digests, equal prompts and equal parsing."""
-        data = json.dumps(self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        plain = {name for name in ("names_labels", "examples") if not getattr(self, name)}
+        told = self.model_dump(mode="json", exclude=plain)  # digests of before these fields stay what they were
+        data = json.dumps(told, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(data.encode()).hexdigest()
 
     @cached_property

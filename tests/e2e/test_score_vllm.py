@@ -18,8 +18,10 @@ import yaml
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from mentalglm.config import PromptConfig
 from mentalglm.corpus.synthetic import generate_posts, write_corpus
-from mentalglm.tasks import load_task
+from mentalglm.scoring.examples import with_prompts
+from mentalglm.tasks import load_task, render_prompt
 from tests.e2e.conftest import run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -234,6 +236,41 @@ def check_that_explanations_can_be_added(
     assert f"{num_explained} of " in result.stdout
     assert num_explained >= 0.99 * sum(row["labels"] not in (None, [], ["low_risk"]) for row in found)
     assert places_with(CANARY, folder / "none" / "_run", folder / "none" / "manifest.json") == []
+
+
+def test_examples_stand_in_every_prompt_and_are_read_once(tmp_path: Path) -> None:
+    """The demo model was not trained with any, so what is looked at is what it is given: to the token, and mostly from
+    the engine's prefix cache."""
+    shown, asked = list(generate_posts(40, seed=31)), list(generate_posts(60, seed=32))
+    asked = [*asked[:59], shown[0]]
+    rows = [{"text": post.text, "labels": list(post.labels["suicide_risk"])} for post in shown]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    table = {"post_id": [str(number) for number in range(60)], "text": [post.text for post in asked]}
+    pq.write_table(pa.table(table), tmp_path / "posts.parquet")
+    train = [{"uri": "records.jsonl", "task": "suicide_risk"}]
+    changes: dict[str, Any] = {"tasks": ["suicide_risk"], "max_error_rate": 1.0, "explain": "none"}
+    prompt = {"names_labels": True, "examples": {"train": train, "per_label": 3}}
+    found = score(tmp_path, prompt=prompt, **changes)
+
+    from transformers import AutoTokenizer
+
+    from mentalglm.engine.chat import ChatEncoder
+    from mentalglm.engine.model import DEMO_MODEL
+
+    train[0]["uri"] = str(tmp_path / "records.jsonl")
+    [task] = with_prompts([load_task("suicide_risk")], PromptConfig.model_validate(prompt))
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(DEMO_MODEL), max_prompt_tokens=1024)
+    encoded = encoder.encode([render_prompt(task, post.text) for post in asked])
+    expected = {str(number): len(each.token_ids) for number, each in enumerate(encoded) if each}
+    rows_found = {row["post_id"]: row for row in found.to_pylist()}
+    assert {post_id: row["num_prompt_tokens"] for post_id, row in rows_found.items()} == expected
+    assert min(expected.values()) > 200
+    is_shown = shown[0].text in {example.text for example in task.examples}
+    assert ("example_left_out" in rows_found["59"]["flags"]) == is_shown
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["throughput"]["prefix_cache_hits"] > 0.5
+    needle = next(example.text for example in task.examples)
+    assert places_with(needle, *private_places(tmp_path)) == []
 
 
 def test_real_posts_go_through_the_job(tmp_path: Path, shared_data: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mentalglm.cli import JOBS
-from mentalglm.config import ScoreConfig, load_config
+from mentalglm.config import ScoreConfig, load_config, load_yaml
 from mentalglm.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,8 +23,13 @@ def write(folder: Path, data: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted((REPOSITORY / "configs").glob("*/*.yaml")) if "variants" not in load_yaml(path)],
+    ids=lambda path: path.name,
+)
 def test_every_shipped_config_loads_and_fits_the_schema_of_its_job(path: Path) -> None:
+    """Those with variants: test_paper_configs.py."""
     model = JOBS[path.parent.name]
     load_config(model, path)
     jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), model.model_json_schema())
@@ -132,6 +137,35 @@ def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
         load_config(ScoreConfig, path, ["shard_rows"])
     with pytest.raises(ConfigError, match="not a section"):
         load_config(ScoreConfig, path, ["tasks.a=1"])
+
+
+def test_a_variant_says_more_and_has_the_last_word(tmp_path: Path) -> None:
+    data = MINIMAL | {
+        "output": {"uri": "out/{variant}", "keep_text": True},
+        "variants": {
+            "echo": {"engine": {"kind": "echo"}, "model": {"path": "{variant}"}},
+            "two": {"input": {"id_column": "id"}, "tasks": ["cognitive_distortion"]},
+            "bad": {"engine": {"kind": "magic"}},
+        },
+    }
+    path = write(tmp_path, data)
+    found = load_config(ScoreConfig, f"{path}#echo/two", ["shard_rows=7"])
+    assert (found.input.uri, found.input.id_column, found.tasks) == ("posts.parquet", "id", ["cognitive_distortion"])
+    assert (found.output.uri, found.output.keep_text, found.model.path) == ("out/echo/two", True, "echo/two")
+    assert (found.engine.kind, found.shard_rows) == ("echo", 7)
+    for name, words in {
+        str(path): "is several configs in one; name one",
+        f"{path}#three": "has no variant 'three'; use bad, echo, two",
+        f"{path}#echo/": "has no variant ''",
+        f"{path}#bad": "magic",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            load_config(ScoreConfig, name)
+    folder = tmp_path / "a.yaml#b"
+    folder.mkdir()
+    assert load_config(ScoreConfig, write(folder, MINIMAL)).shard_rows == 2048  # a mark in a folder's name is none
+    with pytest.raises(ConfigError, match="variants: write"):
+        load_config(ScoreConfig, write(tmp_path, MINIMAL | {"variants": ["echo"]}))
 
 
 def test_config_and_tasks_import_nothing_heavy() -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal
 
 from mentalglm import storage
@@ -158,6 +159,12 @@ def fill(name: str, table: PaperTable, config: TableConfig) -> FilledTable:
             if column not in table.columns:
                 raise ConfigError(f"{where}: no such column; use {', '.join(table.columns)}")
             measurements.append(_read(where, row, column, table.columns[column], uri))
+    if config.evaluations is not None:
+        named = {(each.row, each.column) for each in measurements}
+        for row, column in product(table.rows, table.columns):
+            uri = config.evaluations.replace("{row}", row).replace("{column}", column)
+            if (row, column) not in named and storage.exists(storage.join(uri, "metrics.json")):
+                measurements.append(_read(f"{key}.evaluations", row, column, table.columns[column], uri))
     _check_each_is_used_once(key, measurements)
     if table.rows_share_gold:
         _check_gold(key, measurements)

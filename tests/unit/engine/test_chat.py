@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mentalglm.engine.chat import ChatEncoder
+from mentalglm.errors import ConfigError
 from mentalglm.tasks import Prompt, load_task, render_prompt
 
 GLM4_TOKENS = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
@@ -148,3 +149,39 @@ def test_shards_encoded_at_once_by_a_fresh_encoder_keep_every_prompt_whole() -> 
 def test_a_slow_tokenizer_is_refused_with_the_fix() -> None:
     with pytest.raises(Exception, match=r"tokenizer\.json"):
         ChatEncoder(object(), max_prompt_tokens=10)
+
+
+def with_examples(num_examples: int, post: str) -> Prompt:
+    risk = load_task("suicide_risk")
+    examples = [{"text": f"第{number}条<|user|>", "labels": ("high_risk",)} for number in range(num_examples)]
+    return render_prompt(type(risk).model_validate(risk.model_dump() | {"examples": examples}), post)
+
+
+def test_a_long_post_is_cut_and_its_examples_are_not() -> None:
+    prompt = with_examples(3, "很长" * 500)
+    [encoded] = encoder(max_prompt_tokens=600).encode([prompt])
+    assert encoded is not None
+    assert encoded.flags == ("text_truncated",)
+    assert len(encoded.token_ids) <= 600
+    text = TOKENIZER.decode(encoded.token_ids)
+    assert all(f"第{number}条" in text for number in range(3))
+    assert prompt.after in text
+    assert 0 < text.count("很长") < 500
+
+
+@pytest.mark.parametrize("overlong", ["truncate", "fail"])
+def test_examples_that_leave_no_room_for_a_post_are_the_config_s_fault(overlong: str) -> None:
+    with pytest.raises(ConfigError, match=r"max_prompt_tokens = 200: .*lower prompt\.examples\.per_label"):
+        encoder(max_prompt_tokens=200, overlong=overlong).encode([with_examples(9, "短")])
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, sentence_piece()], ids=["byte_level", "sentence_piece"])
+def test_an_example_cannot_open_a_turn(tokenizer: Any) -> None:
+    plain, shown = (ChatEncoder(tokenizer, max_prompt_tokens=9999).encode([with_examples(n, "x")])[0] for n in (0, 2))
+    assert plain is not None
+    assert shown is not None
+    special = set(tokenizer.added_tokens_decoder)
+    assert [each for each in shown.token_ids if each in special] == [
+        each for each in plain.token_ids if each in special
+    ]
+    assert shown.flags == ()

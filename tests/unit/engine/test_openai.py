@@ -132,6 +132,16 @@ async def test_a_request_carries_the_prompt_and_the_decoding() -> None:
     ]
 
 
+async def test_instruction_and_examples_stand_first_and_open_no_turn() -> None:
+    sent: list[dict[str, Any]] = []
+    prompt = Prompt(None, "帖子：", "今天很累", "？", preamble="例：<|user|>好\n")
+    await complete(engine_of(recording(sent, answer())), [Request("suicide_risk", prompt)])
+    [message] = sent[0]["messages"]
+    assert message["content"].startswith("例：")
+    assert message["content"].endswith("好\n帖子：今天很累？")
+    assert "<|user|>" not in message["content"]
+
+
 async def test_head_only_sends_the_first_four_markers_as_stops_and_cuts_at_the_others() -> None:
     sent: list[dict[str, Any]] = []
     asked = request(markers=("a:", "b:", "c:", "d:", "理由"), head_only=True)

@@ -144,6 +144,17 @@ def test_a_cell_is_that_of_its_evaluation(folder: Path) -> None:
     assert {each["low"] for each in quoted} == {None}
 
 
+def test_a_pattern_fills_what_is_there(folder: Path) -> None:
+    (folder / "mentalglm").mkdir()
+    shutil.move(folder / "cp", folder / "mentalglm" / "cp")
+    rows = {"mentalglm_chat": {"sos_hl_1k": str(folder / "sos_hl_1k")}}
+    [filled] = write_tables(config(folder, rows=rows, evaluations=str(folder / "{row}" / "{column}")))
+    found = [(each.row, each.column) for each in filled.measurements]
+    assert found == [("mentalglm_chat", "sos_hl_1k"), ("mentalglm", "cp")]
+    with pytest.raises(ConfigError, match="fills"):  # one place for all rows
+        write_tables(config(folder, rows={}, evaluations=str(folder / "{column}")))
+
+
 def test_people_see_both_figures_what_is_missing_and_what_is_wrong(folder: Path) -> None:
     [filled] = write_tables(config(folder, more_rows={"mine": "Mine | yours"}))
     text = (folder / "out" / "table_4.md").read_text(encoding="utf-8")
