@@ -85,7 +85,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises: ConfigError.
     """
-    file, _, names = str(path).rpartition(_VARIANT_MARK) if _VARIANT.search(str(path)) else (str(path), "", "")
+    is_variant = _VARIANT.search(str(path)) and not Path(path).is_file()
+    file, _, names = str(path).rpartition(_VARIANT_MARK) if is_variant else (str(path), "", "")
     data = load_yaml(file)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(data).__name__}")
