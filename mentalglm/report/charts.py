@@ -81,7 +81,7 @@ def over_time(curves: Sequence[Curve], told: str, *, is_share: bool, width: int 
         locator = AutoDateLocator(minticks=2, maxticks=4 if width < 400 else 8)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=not is_share))
         if is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if axes.get_ylim()[1] >= 0.04 else 1))

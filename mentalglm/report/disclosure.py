@@ -68,15 +68,24 @@ class Disclosure:
             return self.hidden
         return Count(0 if number < self.limit else max(0, total - self.limit + 1), total)
 
-    def partition(self, cells: Mapping[KeyT, int]) -> dict[KeyT, Count] | None:
+    def partition(
+        self, cells: Mapping[KeyT, int], weights: Mapping[KeyT, int] | None = None
+    ) -> dict[KeyT, Count] | None:
         """The parts of a total that is shown. None where the total is too small to be taken apart into so many: that
-        depends on the total alone, so it tells nothing of the parts."""
+        depends on the total alone, so it tells nothing of the parts. `weights`, here and below: what the largest part
+        is by, if not by the cells. Sides that are shown beside each other have the same: two models say nearly the same
+        of the same posts, so the part that is a range on one side must not be exact on the other."""
         if sum(cells.values()) < self.limit * len(cells):
             return None
-        return _absorbed(cells, {key: self.hidden for key, number in cells.items() if number < self.limit})
+        hidden = {key: self.hidden for key, number in cells.items() if number < self.limit}
+        return _absorbed(cells, hidden, None, weights)
 
     def overlapping(
-        self, cells: Mapping[KeyT, int], total: int, whole: tuple[int, Count] | None = None
+        self,
+        cells: Mapping[KeyT, int],
+        total: int,
+        whole: tuple[int, Count] | None = None,
+        weights: Mapping[KeyT, int] | None = None,
     ) -> dict[KeyT, Count] | None:
         """Labels of which a post may have several, and of which nearly each may have one: complements are protected as
         in `part`, sums as in `partition`. None where `total`, which is shown, is too small. `whole`: what the cells add
@@ -84,23 +93,24 @@ class Disclosure:
         if total < 2 * self.limit:
             return None
         parts = {key: self.part(number, total) for key, number in cells.items()}
-        return _absorbed(cells, {key: count for key, count in parts.items() if not count.is_exact}, whole)
+        return _absorbed(cells, {key: count for key, count in parts.items() if not count.is_exact}, whole, weights)
 
     def series(
         self,
         cells: Sequence[int],
         totals: Sequence[tuple[int, Count]],
         told: Count,
-        withheld: Mapping[int, Count] | None = None,
+        weights: Sequence[int] | None = None,
     ) -> list[Count] | None:
         """One label over bins: `cells` add up to a number of which `told` is shown. `totals`: of each bin its posts,
-        and what is told of them. `withheld`: cells of which no more than that is to be told. None where there are too
-        few to be told bin by bin, which follows from the label's number."""
-        if sum(cells) < self.limit * len(cells):
+        and what is told of them. None where there are too few to be told bin by bin."""
+        if len(cells) < 2 or sum(cells) < self.limit * len(cells):
             return None
-        parts = {at: self._in_bin(cell, *totals[at]) for at, cell in enumerate(cells)} | dict(withheld or {})
+        parts = {at: self._in_bin(cell, *totals[at]) for at, cell in enumerate(cells)}
         uncertain = {at: count for at, count in parts.items() if not count.is_exact}
-        found = _absorbed(dict(enumerate(cells)), uncertain, (sum(cells), told))
+        if len(uncertain) == len(cells):
+            return list(parts.values()) if _is_open(list(parts.values()), told) else None
+        found = _absorbed(dict(enumerate(cells)), uncertain, (sum(cells), told), dict(enumerate(weights or cells)))
         return [found[at] for at in range(len(cells))]
 
     def _in_bin(self, cell: int, total: int, told: Count) -> Count:
@@ -133,24 +143,42 @@ class Disclosure:
         hidden = {edge: self.hidden for edge, cell in cells.items() if cell < self.limit}
         return [(*edge, count) for edge, count in _absorbed(cells, hidden, (number, told)).items()]
 
-    def row(self, cells: Mapping[KeyT, int], total: int) -> dict[KeyT, Count]:
-        """Which of some parts of `total` must be withheld, so that those that are hidden and those that are not on the
-        page have the limit or more between them: the smallest first. Each with what is told of it then."""
-        left = sorted((key for key, number in cells.items() if number >= self.limit), key=cells.__getitem__)
-        withheld = {}
-        while left and total - sum(cells[key] for key in left) < self.limit:
-            withheld[left.pop(0)] = Count(0, total)
-        return withheld
+    def columns(self, series: Mapping[KeyT, Sequence[Count] | None], totals: Sequence[int]) -> list[KeyT]:
+        """Which of several labels may be told over the same bins where each post has one of these, or another that is
+        not among them: with the posts of a bin, labels told there tell of the others. So those alone of which every bin
+        is exact, and of these as many of the largest as leave the limit in each bin."""
+        exact_ones = [
+            key for key, cells in series.items() if cells is not None and all(cell.is_exact for cell in cells)
+        ]
+        left = {key: [cell.low for cell in series[key] or ()] for key in exact_ones}
+        while left:
+            rest = [total - sum(cells) for total, cells in zip(totals, zip(*left.values(), strict=True), strict=True)]
+            if min(rest) >= self.limit:
+                break
+            del left[min(left, key=lambda key: sum(left[key]))]
+        return list(left)
+
+
+def _is_open(parts: Sequence[Count], told: Count) -> bool:
+    """Whether each of the parts may be all that is told of it, for someone who knows what is told of their sum."""
+    low, high = sum(part.low for part in parts), sum(part.high for part in parts)
+    return all(
+        told.low - (high - part.high) <= part.low and told.high - (low - part.low) >= part.high for part in parts
+    )
 
 
 def _absorbed(
-    cells: Mapping[KeyT, int], uncertain: Mapping[KeyT, Count], whole: tuple[int, Count] | None = None
+    cells: Mapping[KeyT, int],
+    uncertain: Mapping[KeyT, Count],
+    whole: tuple[int, Count] | None = None,
+    weights: Mapping[KeyT, int] | None = None,
 ) -> dict[KeyT, Count]:
     """All cells: those that are not exact as told, and the largest other one as what these leave of the sum, which is
     `whole[0]` and of which `whole[1]` is told."""
     shown = {key: uncertain.get(key, exact(number)) for key, number in cells.items()}
     slack = (whole[1].low - whole[0], whole[1].high - whole[0]) if whole else (0, 0)
-    largest = max(cells, key=lambda key: (key not in uncertain, cells[key]))
+    weights = weights or cells
+    largest = max(cells, key=lambda key: (key not in uncertain, weights.get(key, cells[key])))
     others = [key for key in uncertain if key != largest]
     if not others and slack == (0, 0):
         return shown

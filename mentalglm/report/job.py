@@ -35,12 +35,17 @@ def write_report(config: ReportConfig) -> str:
     columns = [_date_column(config, run) for run in runs]
     _check_examples(config, runs)
     rules = Disclosure(config.min_cell)
-    tasks = list({task.name: task for run in runs for task in run.tasks}.values())
+    tasks = _tasks(runs)
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mentalglm-report-")))
         counts, buckets = _read(config, sides, dict(zip((run.name for run in runs), columns, strict=True)), folder)
-        told = {key: Told.of(_task(sides[key[0]], key[1]), each, rules) for key, each in counts.items()}
+        told = {
+            (at, task.name): Told.of(task, counts[at, task.name], _beside(counts, task.name), rules)
+            for task in tasks
+            for at in range(len(sides))
+            if (at, task.name) in counts
+        }
         across = _across(sides, told, buckets)
         agreements = _agreements(sides, tasks, told, buckets, rules)
 
@@ -51,7 +56,7 @@ def write_report(config: ReportConfig) -> str:
         task_view(
             task,
             sides,
-            [counts.get((at, task.name)) for at in range(len(sides))],
+            [told.get((at, task.name)) for at in range(len(sides))],
             rules,
             line,
             across.get(task.name, []),
@@ -118,8 +123,21 @@ def _check_examples(config: ReportConfig, runs: Sequence[Run]) -> None:
             )
 
 
-def _task(side: Side, name: str) -> LabelSet:
-    return next(task for task in side.run.tasks if task.name == name)
+def _tasks(runs: Sequence[Run]) -> list[LabelSet]:
+    """Of all runs. Raises: ConfigError where two have other labels under the same name."""
+    found: dict[str, LabelSet] = {}
+    for run in runs:
+        for task in run.tasks:
+            if found.setdefault(task.name, task).slugs != task.slugs:
+                raise ConfigError(
+                    f"runs = {run.uri}: {task.name} has other labels there than in {runs[0].uri}; make a page of each"
+                )
+    return list(found.values())
+
+
+def _beside(counts: Mapping[Key, Counts], task: str) -> list[Counts]:
+    """Of all sides that have the task."""
+    return [each for (_, name), each in counts.items() if name == task]
 
 
 def _read(
@@ -176,7 +194,7 @@ def _agreements(
         rows = []
         for at in range(1, len(sides)):
             there = (at, task.name)
-            if here in buckets and there in buckets and told[here].task.slugs == told[there].task.slugs:
+            if here in buckets and there in buckets:
                 width = len(task.slugs)
                 joined = join(buckets[here], buckets[there], width, width)
                 names = (sides[0].name, sides[at].name)

@@ -139,10 +139,12 @@ class Told:
     statuses: dict[str, Count] | None
 
     @classmethod
-    def of(cls, task: LabelSet, counts: Counts, rules: Disclosure) -> "Told":
-        """Each sum that is on the page, protected."""
+    def of(cls, task: LabelSet, counts: Counts, beside: Sequence[Counts], rules: Disclosure) -> "Told":
+        """Each sum that is on the page, protected. `beside`: the counts of all sides, this one too."""
         total = counts.num_rows
         numbers = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
+        weights = dict(zip(task.slugs, np.sum([each.labels for each in beside], axis=0).tolist(), strict=True))
+        weights[NONE] = sum(each.num_none for each in beside)
         failed = {status: n for status, n in counts.statuses.items() if status != "ok"}
         if total < rules.limit:
             return cls(task, counts, rules, None, None)
@@ -150,14 +152,16 @@ class Told:
             # Labels and failures are the parts of one total: what is told of the first tells of the second.
             cells = numbers | {STATUS + status: n for status, n in failed.items()}
             cells |= {NONE: counts.num_none} if counts.num_none else {}
-            found = rules.partition(cells)
+            found = rules.partition(cells, weights)
             if found is not None:
                 told = {status: found[STATUS + status] for status in failed}
                 low, high = (sum(each[end] for each in told.values()) for end in (0, 1))
                 statuses = {"ok": Count(total - high, total - low), **told}
                 return cls(task, counts, rules, {k: v for k, v in found.items() if k in numbers or k == NONE}, statuses)
             return cls(task, counts, rules, None, rules.partition(dict(counts.statuses)))
-        return cls(task, counts, rules, _overlapping(task, numbers, counts, rules), rules.partition(counts.statuses))
+        return cls(
+            task, counts, rules, _overlapping(task, numbers, counts, weights, rules), rules.partition(counts.statuses)
+        )
 
     def label(self, slug: str) -> Count | None:
         """Of a label, or of NONE."""
@@ -169,18 +173,20 @@ class Told:
 
 
 def _overlapping(
-    task: LabelSet, numbers: Mapping[str, int], counts: Counts, rules: Disclosure
+    task: LabelSet, numbers: Mapping[str, int], counts: Counts, weights: Mapping[str, int], rules: Disclosure
 ) -> dict[str, Count] | None:
     total = counts.num_rows
     if not task.parents:
-        return rules.overlapping({**numbers, NONE: counts.num_none}, total)
-    top = rules.overlapping({each.slug: numbers[each.slug] for each in task.parents} | {NONE: counts.num_none}, total)
+        return rules.overlapping({**numbers, NONE: counts.num_none}, total, None, weights)
+    upper = {each.slug: numbers[each.slug] for each in task.parents} | {NONE: counts.num_none}
+    top = rules.overlapping(upper, total, None, weights)
     if top is None:
         return None
     found = dict(top)
     for parent in task.parents:
         children = {each.slug: numbers[each.slug] for each in task.answerable if each.parent == parent.slug}
-        below = rules.overlapping(children, total, (sum(children.values()), _of_whole(children, parent, numbers, top)))
+        whole = (sum(children.values()), _of_whole(children, parent, numbers, top))
+        below = rules.overlapping(children, total, whole, weights)
         found |= below or {}
     return found
 
@@ -196,13 +202,13 @@ def _of_whole(
 def task_view(
     task: LabelSet,
     sides: Sequence[Side],
-    counts: Sequence[Counts | None],
+    told: Sequence[Told | None],
     rules: Disclosure,
     line: "PostLine | None",
     across: Sequence[Matrix],
 ) -> TaskView:
-    """Everything about a task. `counts`: of each side, None where it has not the task."""
-    told = [None if each is None else Told.of(task, each, rules) for each in counts]
+    """Everything about a task. `told`: of each side, None where it has not the task."""
+    counts = [None if each is None else each.counts for each in told]
     return TaskView(
         labels=task,
         num_posts=[rules.alone(each.num_rows) if each else exact(0) for each in counts],
@@ -297,7 +303,7 @@ def post_line(
             of_runs = [at for at, side in enumerate(sides) if side.adapter == side.run.adapters[0]]
             shown = [found[at] for at in of_runs]
             totals = [each.num_rows if (each := counts[at]) else 0 for at in of_runs]
-            chart = _time_chart(None, bins, shown, [None] * len(shown), "posts", totals, is_wide=True)
+            chart = _time_chart(None, bins, shown, [None] * len(shown), totals, is_wide=True)
             return PostLine(bins, numbers, found, chart)
     return None
 
@@ -321,24 +327,36 @@ def _time_line(
     if line is None:
         return None
     shown = _shown_over_time(task, told)
-    withheld = [_withheld(each, shown, line.bins, rules) if each else {} for each in told]
-    found = []
-    for label in shown:
-        series: list[list[Count] | None] = []
-        for side, each in enumerate(told):
-            numbers, posts, whole = line.numbers[side], line.told[side], each.label(label.slug) if each else None
-            if each is None or numbers is None or posts is None or whole is None:
-                series.append(None)
-                continue
-            cells = _numbers(each.counts, line.bins, 1 + task.slugs.index(label.slug))
-            whole = _dated(each, label.slug, sum(cells), whole, rules)
-            of_bins = list(zip(numbers, posts, strict=True))
-            series.append(rules.series(cells, of_bins, whole, withheld[side].get(label.slug)))
-        if any(each is not None for each in series):
-            totals = [0] * len(told)
-            is_wide = len(shown) == 1
-            found.append(_time_chart(label, line.bins, series, line.told, "share of posts", totals, is_wide=is_wide))
-    return TimeLine(line.bins, found) if found else None
+    found: dict[str, list[list[Count] | None]] = {label.slug: [] for label in shown}
+    for side, each in enumerate(told):
+        of_side = {label.slug: _series(label, each, told, line, side, rules) for label in shown}
+        if task.is_exclusive and len(shown) > 1:
+            numbers = line.numbers[side] or []
+            kept = rules.columns(of_side, numbers)
+            of_side = {slug: series if slug in kept else None for slug, series in of_side.items()}
+        for slug, series in of_side.items():
+            found[slug].append(series)
+    charts_of = [
+        _time_chart(label, line.bins, found[label.slug], line.told, [0] * len(told), is_wide=len(shown) == 1)
+        for label in shown
+        if any(series is not None for series in found[label.slug])
+    ]
+    return TimeLine(line.bins, charts_of) if charts_of else None
+
+
+def _series(
+    label: LabelName, told: Told | None, beside: Sequence[Told | None], line: PostLine, side: int, rules: Disclosure
+) -> list[Count] | None:
+    numbers, posts = line.numbers[side], line.told[side]
+    whole = told.label(label.slug) if told else None
+    if told is None or numbers is None or posts is None or whole is None:
+        return None
+    column = 1 + told.task.slugs.index(label.slug)
+    cells = _numbers(told.counts, line.bins, column)
+    sides = [_numbers(each.counts, line.bins, column) for each in beside if each is not None]
+    weights = [sum(bin_of_sides) for bin_of_sides in zip(*sides, strict=True)]
+    whole = _dated(told, label.slug, sum(cells), whole, rules)
+    return rules.series(cells, list(zip(numbers, posts, strict=True)), whole, weights)
 
 
 def _dated(told: Told, slug: str, number: int, whole: Count, rules: Disclosure) -> Count:
@@ -360,27 +378,11 @@ def _shown_over_time(task: LabelSet, told: Sequence[Told | None]) -> list[LabelN
     return [each for each in task.labels if each.slug != commonest]
 
 
-def _withheld(
-    told: Told, shown: Sequence[LabelName], bins: dates.Bins, rules: Disclosure
-) -> dict[str, dict[int, Count]]:
-    """label -> bin -> what is told, where a bin's labels are the parts of its posts and leave too few."""
-    if not told.task.is_exclusive or len(shown) < 2:
-        return {}
-    sums = bins.sums(told.counts.by_day, len(told.counts.labels) + 1)
-    found: dict[str, dict[int, Count]] = {}
-    for at, row in enumerate(sums.tolist()):
-        cells = {each.slug: row[1 + told.task.slugs.index(each.slug)] for each in shown}
-        for slug, count in rules.row(cells, row[0]).items():
-            found.setdefault(slug, {})[at] = count
-    return found
-
-
 def _time_chart(
     label: LabelName | None,
     bins: dates.Bins,
     series: Sequence[list[Count] | None],
     posts: Sequence[list[Count] | None],
-    what: str,
     totals: Sequence[int],
     *,
     is_wide: bool,
@@ -402,14 +404,12 @@ def _time_chart(
                 points.append((start, low, min(high, 1.0) if label is not None else high))
         curves.append(charts.Curve(points))
         columns.append(cells)
-    told_in_words = (
-        f"{what} by {bins.unit}, {bins.names()[0]} to {bins.names()[-1]}; the numbers are in the table below the chart"
-    )
+    names = bins.names()
+    what = "posts" if label is None else "share of posts"
+    words = f"{what} by {bins.unit}, {names[0]} to {names[-1]}; the numbers are in the table below the chart"
     is_share = label is not None
-    svg = charts.over_time(
-        curves, told_in_words, is_share=is_share, **({"width": 860, "height": 170} if is_wide else {})
-    )
-    narrow = charts.over_time(curves, told_in_words, is_share=is_share) if is_wide else None
+    svg = charts.over_time(curves, words, is_share=is_share, **({"width": 860, "height": 170} if is_wide else {}))
+    narrow = charts.over_time(curves, words, is_share=is_share) if is_wide else None
     rows = [list(cells) for cells in zip(*columns, strict=True)]
     return TimeChart(label, svg, narrow, rows, [each is None for each in series])
 

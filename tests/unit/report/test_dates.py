@@ -1,0 +1,73 @@
+"""Days out of the columns that crawlers leave, and bins of days."""
+
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mentalglm.report import dates
+
+DAY = date(2025, 1, 31)
+NOON = datetime(2025, 1, 31, 12)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([DAY], pa.date32()),
+        pa.array([NOON], pa.timestamp("ms")),
+        pa.array([NOON.replace(tzinfo=UTC)], pa.timestamp("us", "UTC")),
+        pa.array([datetime(2025, 1, 30, 23, tzinfo=UTC)], pa.timestamp("us", "Asia/Shanghai")),
+        pa.array(["2025-01-31 12:30"]),
+        pa.array(["2025/1/31"]),
+        pa.array(["2025年1月31日 08:00"], pa.large_string()),
+        pa.array(["2025-01-31T12:30:00+08:00"]).dictionary_encode(),
+        pa.array(["Fri Jan 31 17:46:55 +0800 2025"]),
+        pa.array([int(NOON.replace(tzinfo=UTC).timestamp())]),
+        pa.array([int(NOON.replace(tzinfo=UTC).timestamp()) * 1000], pa.int64()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_day_is_read_as_it_is_written(column: pa.Array) -> None:
+    assert dates.days(column).tolist() == [DAY.toordinal()]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(
+            ["5分钟前", "", "2025-13-01", "2025-02-30", "0001-01-01", "3025-01-01", "Fri Foo 31 1:1:1 +0800 2025"]
+        ),
+        pa.array([None, None], pa.string()),
+        pa.array([None], pa.timestamp("s")),
+        pa.array([-5, 0, 10**17]),
+        pa.array([0.5]),
+        pa.array([], pa.string()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_what_is_no_day_is_none(column: pa.Array) -> None:
+    assert (dates.days(column) == dates.NO_DAY).all()
+    assert len(dates.days(column)) == len(column)
+
+
+@given(st.dates(date(1995, 1, 1), date(2090, 1, 1)), st.integers(0, 3000), st.sampled_from(dates.UNITS))
+def test_every_day_is_in_one_bin(first: date, span: int, unit: dates.Unit) -> None:
+    bins = dates.bins(first.toordinal(), (first + timedelta(days=span)).toordinal(), unit)
+    by_day = {(first + timedelta(days=at)).toordinal(): np.array([1]) for at in {0, span // 2, span}}
+    sums = bins.sums(by_day, 1)
+    assert sums.sum() == len(by_day)
+    assert sums[0, 0] >= 1
+    assert sums[-1, 0] >= 1
+    assert len(set(bins.names())) == len(bins.starts)
+
+
+def test_the_column_is_the_one_asked_for_or_has_a_usual_name() -> None:
+    assert dates.date_column(["likes", "发布时间"], None) == "发布时间"
+    assert dates.date_column(["Date", "created_at"], None) == "created_at"
+    assert dates.date_column(["likes"], None) is None
+    assert dates.date_column(["likes", "seen"], "seen") == "seen"
+    assert dates.date_column(["created_at"], "seen") is None

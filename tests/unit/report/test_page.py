@@ -1,0 +1,295 @@
+"""The page as a file: what is in it, and above all what is not."""
+
+import json
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from mentalglm.config import ReportConfig
+from mentalglm.errors import ConfigError, InputError
+from mentalglm.evaluation import evaluate
+from mentalglm.report.job import write_report
+from mentalglm.tasks import load_task
+from tests.report_runs import Row, row, write_run
+
+KEPT = pa.schema([pa.field("created_at", pa.timestamp("ms"))])
+ATTACK = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def day(number: int) -> datetime:
+    return datetime(2025, 1, 1) + timedelta(days=number % 90)
+
+
+def risk_rows(num_high: int, num_low: int, num_failed: int) -> list[Row]:
+    kinds = ["high_risk"] * num_high + ["low_risk"] * num_low + [None] * num_failed
+    return [
+        row(at, [kind] if kind else None, created_at=day(at * 7), probability=0.97 if kind == "high_risk" else 0.02,
+            confidence=0.5 + (at % 50) / 100)
+        for at, kind in enumerate(kinds)
+    ]  # fmt: skip
+
+
+def distortion_rows(counts: dict[str, int], num_none: int) -> list[Row]:
+    labels = [[slug] for slug, number in counts.items() for _ in range(number)] + [[]] * num_none
+    return [row(at, each, created_at=day(at * 7), confidence=0.9) for at, each in enumerate(labels)]
+
+
+def page_of(*runs: Path, **config: Any) -> str:
+    target = runs[0].parent / "report.html"
+    data = {"runs": [str(run) for run in runs], "output": {"uri": str(target)}} | config
+    assert write_report(ReportConfig.model_validate(data)) == str(target)
+    return target.read_text(encoding="utf-8")
+
+
+def cells(html: str) -> list[str]:
+    """Texts of the cells of tables that are numbers."""
+    found = re.findall(r'<td class="n[^"]*">(.*?)</td>', html, flags=re.DOTALL)
+    return [re.sub(r"<[^>]*>|&\w+;", " ", each).strip() for each in found]
+
+
+def metrics_of(task: str, gold: dict[str, list[str]], rows: list[Row], run_id: str) -> dict[str, Any]:
+    names = ("post_id", "status", "labels", "flags", "probability")
+    table = pa.Table.from_pylist([{name: each.get(name) for name in names} for each in rows])
+    found = evaluate(load_task(task), gold, table, num_bootstrap=200, extra_predictions="ignore").to_json()
+    made = {"run_id": run_id, "adapter": None, "uri": "x"}
+    gold_file = {"uri": "gold.jsonl", "label_column": "label", "sha256": "f" * 64}
+    task_of = {"version": "1", "digest": "0" * 64}
+    provenance = {"predictions": made, "gold": gold_file, "task": task_of, "evaluated_at": "2026-11-27T00:00:00+00:00"}
+    return json.loads(json.dumps(found | {"num_without_gold": 0, "provenance": provenance}))
+
+
+def test_a_page_tells_labels_failures_time_speed_and_provenance(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "scored",
+        {
+            "suicide_risk": risk_rows(300, 687, 13),
+            "cognitive_distortion": distortion_rows({"labeling": 400, "mental_filter": 200, "magnification": 100}, 300),
+        },
+        kept=KEPT,
+    )
+    html = page_of(run)
+    for words in (
+        "high suicide risk",
+        "高自杀风险",
+        "parse_failed",
+        "Posts over time",
+        "created_at",
+        "Loss budget",
+        "d" * 64,
+    ):
+        assert words in html, words
+    assert {"300", "687", "13", "200", "100", "1,000"} <= set(cells(html))
+    assert "2026" in html
+    assert "31.5" in html, "steady predictions/s"
+    assert "p0000001" not in html
+
+
+def test_few_failures_are_hidden_and_so_is_what_they_could_be_worked_out_from(tmp_path: Path) -> None:
+    """1,237 posts, 7 of them failed: neither 7, nor 1,230, nor a share of it is anywhere in the source."""
+    run = write_run(tmp_path / "scored", {"suicide_risk": risk_rows(411, 819, 7)}, kept=KEPT)
+    html = page_of(run)
+    assert "1,237" in html
+    assert "1,228&hairsp;–&hairsp;1,237" in html
+    html = re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL)  # coordinates
+    for secret in ("1,230", "1230", "819", "99.4", "66.2", ">7<"):
+        assert secret not in html, secret
+    assert "411" in html
+    assert not [each for each in cells(html) if each.isdigit() and int(each) < 10]
+
+
+@pytest.mark.parametrize("num_rare", [0, 1, 9])
+def test_a_rare_label_is_hidden_whatever_it_is(tmp_path: Path, num_rare: int) -> None:
+    """Pages of runs with 0, 1 and 9 posts of a label say the same of it."""
+    rows = distortion_rows({"labeling": 400, "mental_filter": 200, "magnification": num_rare}, 300 - num_rare)
+    html = page_of(write_run(tmp_path / "scored", {"cognitive_distortion": rows}, kept=KEPT))
+    line = re.search(r"<bdi>magnification</bdi>.*?</tr>", html, flags=re.DOTALL)
+    assert line is not None
+    assert next(iter(cells(line[0]))).endswith("10")
+    assert ">400<" not in html, "the largest is a range: with all posts having one label it would tell"
+    assert not [each for each in cells(html) if each.isdigit() and int(each) < 10]
+
+
+def test_nothing_is_told_of_a_handful_of_posts(tmp_path: Path) -> None:
+    rows = risk_rows(3, 5, 0)
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}, kept=KEPT))
+    assert "too few posts" in html.lower()
+    assert not [each for each in cells(html) if each.isdigit() and int(each) < 10]
+    assert "2025" not in html, "no bins of time"
+
+
+def test_evaluations_hide_small_cells_too(tmp_path: Path) -> None:
+    rows = risk_rows(124, 126, 0)
+    run = write_run(tmp_path / "scored", {"suicide_risk": rows}, kept=KEPT)
+    gold = {each["post_id"]: each["labels"] for each in rows}
+    for at in range(4):  # four false positives, and 120 that are right
+        gold[f"p{at:07d}"] = ["low_risk"]
+    metrics = metrics_of("suicide_risk", gold, rows, "scored")
+    assert metrics["confusion"]["low_risk"] == {"low_risk": 126, "high_risk": 4, "no_result": 0}
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "metrics.json").write_text(json.dumps(metrics))
+    html = page_of(run, evaluations=[str(tmp_path / "metrics")])
+    assert "AUROC" in html
+    assert "121&hairsp;–&hairsp;130" in html, "of 130 low, those that were right"
+    assert not [each for each in cells(html) if each.isdigit() and int(each) < 10]
+    assert f"{100 * metrics['f1']:.1f}" in html
+
+
+def test_scores_of_a_label_with_few_posts_are_left_out(tmp_path: Path) -> None:
+    rows = distortion_rows({"labeling": 100, "mental_filter": 60, "magnification": 4}, 136)
+    gold = {each["post_id"]: each["labels"] for each in rows}
+    metrics = metrics_of("cognitive_distortion", gold, rows, "scored")
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
+    html = page_of(run, evaluations=[str(tmp_path)])
+    evaluation = html[html.index('id="evaluation"') :]
+    line = re.search(r"<bdi>magnification</bdi>.*?</tr>", evaluation, flags=re.DOTALL)
+    assert line is not None
+    assert cells(line[0])[:3] == ["–", "–", "–"]
+
+
+def test_the_limit_goes_up_and_only_with_a_word_down(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "scored", {"suicide_risk": risk_rows(45, 55, 0)})
+    assert "45" in cells(page_of(run))
+    assert "45" not in cells(page_of(run, min_cell=50))
+    with pytest.raises(ValueError, match="allow_small_cells"):
+        ReportConfig.model_validate({"runs": [str(run)], "min_cell": 5})
+    rare = write_run(tmp_path / "rare", {"suicide_risk": risk_rows(5, 95, 0)})
+    html = page_of(rare, min_cell=2, allow_small_cells=True)
+    assert "5" in cells(html)
+    assert "Small groups are shown" in html
+
+
+def test_two_runs_side_by_side_with_their_agreement(tmp_path: Path) -> None:
+    rows = risk_rows(300, 700, 0)
+    others = [dict(each, labels=["low_risk"]) if at % 10 == 0 else each for at, each in enumerate(rows)]
+    runs = [write_run(tmp_path / name, {"suicide_risk": each}) for name, each in (("a", rows), ("b", others))]
+    html = page_of(*runs)
+    agreement = html[html.index('id="agreement"') :]
+    assert "97.0&thinsp;%" in agreement
+    assert cells(agreement)[:3] == ["270", "30", " ".join(["10"])] or "30" not in cells(agreement), "30 and 0: withheld"
+    others = [dict(each, labels=["high_risk"]) if at >= 950 else each for at, each in enumerate(others)]
+    run = write_run(tmp_path / "c", {"suicide_risk": others})
+    html = page_of(runs[0], run)
+    assert cells(html[html.index('id="agreement"') :])[:3] == ["270", "30", "50"]
+
+
+def test_adapters_of_a_run_are_compared(tmp_path: Path) -> None:
+    rows = {
+        f"suicide_risk/adapter={name}": risk_rows(number, 500 - number, 0)
+        for name, number in (("s1", 100), ("base", 160))
+    }
+    html = page_of(write_run(tmp_path / "scored", rows, kept=KEPT, adapters=["s1", "base"]))
+    assert {"100", "160", "400", "340"} <= set(cells(html))
+    assert "s1" in html
+    assert 'id="agreement"' in html
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A run in which everything that may be named is an attack."""
+    task = yaml.safe_load(
+        (Path(__file__).parents[3] / "mentalglm/tasks/builtin/cognitive_distortion.yaml").read_text(encoding="utf-8")
+    )
+    task["name"] = "hostile"
+    for label in task["labels"]:
+        label |= {"zh": f"{ATTACK}{label['zh']}", "en": f"{ATTACK}{label['en']}", "aliases": [], "ordinary": []}
+    path = tmp_path / "hostile.yaml"
+    path.write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
+    rows = [
+        row(at, ["labeling"] if at % 2 else ["magnification", "labeling"], text=ATTACK, explanation=ATTACK)
+        | {"flags": [ATTACK], "status": "ok", "confidence": 0.9, "created_at": day(at)}
+        for at in range(400)
+    ]
+    return write_run(
+        tmp_path / "run",
+        {"hostile": rows},
+        tasks={"hostile": str(path)},
+        kept=KEPT,
+        keep_text=True,
+        changes={
+            "model": dict.fromkeys(("engine", "name", "digest", "revision"), ATTACK)
+            | {"adapter": {"name": ATTACK, "digest": ATTACK}},
+            "run_id": ATTACK,
+            "explain": ATTACK,
+            "versions": {ATTACK: ATTACK},
+            "finished_at": ATTACK,
+        },
+    )  # fmt: skip
+
+
+def test_names_of_every_kind_are_text_and_never_markup(hostile: Path) -> None:
+    record = hostile / "_run" / "run.json"
+    config = json.loads(record.read_text(encoding="utf-8"))
+    config["config"]["input"]["uri"] = ATTACK
+    config["config"][ATTACK] = [ATTACK, {"a": ATTACK}]
+    record.write_text(json.dumps(config), encoding="utf-8")
+    html = page_of(hostile, title=ATTACK, runs=[{"uri": str(hostile), "name": ATTACK[:60]}], num_examples=3)
+    assert "<script" not in html
+    assert "<img" not in html
+    assert html.count("&lt;script&gt;alert(1)") > 30
+    attributes = re.findall(r'(?:aria-label|title|style|id|href)="([^"]*)"', html)
+    assert not [each for each in attributes if "alert" in each]
+
+
+def test_a_page_needs_nothing_from_elsewhere(hostile: Path) -> None:
+    html = page_of(hostile)
+    assert "default-src 'none'" in html
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:,)", html)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "@import" not in html
+    assert "url(#" not in html.split("</style>")[0]
+
+
+def test_text_is_there_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    rows = [row(at, ["labeling"], text=f"canary {at}", explanation=f"because canary {at}") for at in range(50)]
+    run = write_run(tmp_path / "run", {"cognitive_distortion": rows}, keep_text=True)
+    assert "canary" not in page_of(run)
+    html = page_of(run, num_examples=2)
+    assert html.count("<blockquote") == 2
+    assert "This page holds posts" in html
+    assert "p00000" not in html
+    without = write_run(tmp_path / "without", {"cognitive_distortion": rows})
+    with pytest.raises(ConfigError, match=r"num_examples = 2: .*keep_text"):
+        page_of(without, num_examples=2)
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(50, 50, 0)}, kept=KEPT)
+    with pytest.raises(InputError, match="holds no run of a score job"):
+        page_of(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"evaluations = .*metrics.json"):
+        page_of(run, evaluations=[str(tmp_path)])
+    with pytest.raises(InputError, match=r"training = .*no finished stage"):
+        page_of(run, training=[str(tmp_path)])
+    with pytest.raises(ConfigError, match=r"date_column = when: .*created_at"):
+        page_of(run, date_column="when")
+    (run / "_SUCCESS").unlink()
+    with pytest.raises(InputError, match="not finished"):
+        page_of(run)
+    (run / "_SUCCESS").touch()
+    for path in (run / "data").rglob("*.parquet"):
+        path.unlink()
+    with pytest.raises(InputError, match="restore data/"):
+        page_of(run)
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        ReportConfig.model_validate({"runs": [str(run)], "output": {"uri": "report.pdf"}})
+
+
+def test_tasks_and_configs_that_are_gone_leave_their_slugs(tmp_path: Path) -> None:
+    rows = distortion_rows({"labeling": 100, "mental_filter": 60}, 40)
+    run = write_run(tmp_path / "run", {"cognitive_distortion": rows})
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["tasks"][0]["name"] = "mine"
+    manifest["output"] = json.loads(json.dumps(manifest["output"]).replace("cognitive_distortion", "mine"))
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "data" / "task=cognitive_distortion").rename(run / "data" / "task=mine")
+    (run / "_run" / "run.json").unlink()
+    html = page_of(run)
+    assert "<bdi>mental_filter</bdi>" in html
+    assert "the config was not kept" in html
