@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -74,9 +74,6 @@ def export(config: ReviewConfig, *, dry_run: bool = False) -> Export:
         if any(task.name == each.task for each in strata):
             raise ConfigError(f"sample.{name}: {task.name} is named twice; name each task once")
         runs = {run: _explained(each, task, _COLUMNS) for run, each in config.runs.items()}
-        for run, each in runs.items():
-            if missing := [column for column in _NEEDED if column not in each.table.column_names]:
-                raise InputError(f"runs.{run}: has no column {', '.join(missing)}; give a run, or Parquet like one")
         of_task = draw(task, _candidates(task, runs), size, name=name, seed=config.seed)
         strata += of_task
         drawn += [(task, candidate) for stratum in of_task for candidate in stratum.drawn]
@@ -118,7 +115,12 @@ def _explained(
 ) -> Predictions:
     """The rows of a run that have an explanation."""
     where = (pads.field("status").cast(pa.string()) == "ok") & is_explained()
-    return read_predictions(run.uri, task, run.adapter, only, columns=columns, where=where)
+    found = read_predictions(run.uri, task, run.adapter, only, columns=columns, where=where)
+    table = found.table
+    if missing := [column for column in _NEEDED if column not in table.column_names]:
+        raise InputError(f"runs: {run.uri} has no column {', '.join(missing)}; give a run, or Parquet like one")
+    ids = table["post_id"].cast(pa.string())
+    return replace(found, table=table.set_column(table.column_names.index("post_id"), "post_id", ids))
 
 
 def _candidates(task: Task, runs: Mapping[str, Predictions]) -> list[Candidate]:
@@ -184,15 +186,15 @@ def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
 
 
 def _order(items: Sequence[Item], seed: int, expert: str) -> list[Item]:
-    """By chance, in rounds: every post once, then every post again with another run's explanation. So no expert sees
+    """By chance, in rounds: every post once, then those again that are there for another run or task. So nobody sees
     two explanations of one post side by side."""
+    num_before: Counter[str] = Counter()
+    rounds: dict[str, int] = {}
     shuffled = sorted(items, key=lambda item: rank(seed, expert, item.id))
-    rounds: Counter[tuple[str, str]] = Counter()
-    in_rounds: list[tuple[int, Item]] = []
     for item in shuffled:
-        in_rounds.append((rounds[item.task.name, item.post_id], item))
-        rounds[item.task.name, item.post_id] += 1
-    return [item for _, item in sorted(in_rounds, key=lambda pair: pair[0])]
+        rounds[item.id] = num_before[item.post_id]
+        num_before[item.post_id] += 1
+    return sorted(shuffled, key=lambda item: rounds[item.id])
 
 
 def _digest(items: Sequence[Item]) -> str:
