@@ -59,7 +59,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
             + [_cell(level, key) for key in _COLUMNS]
             for name, level in levels_of(rest).items()
         ]
-    return list(_table(["%", *_COLUMNS.values()], rows))
+    return list(markdown_table(["%", *_COLUMNS.values()], rows))
 
 
 def _details(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -68,10 +68,12 @@ def _details(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
             [slug, *(_percent(each[key]) for key in _SCORES), each["support"], each["num_predicted"]]
             for slug, each in level["per_label"].items()
         ]
-        yield list(_table([name, "F1", "P", "R", "support", "predicted"], rows))
+        yield list(markdown_table([name, "F1", "P", "R", "support", "predicted"], rows))
     if confusion := metrics.get("confusion"):
         names = list(next(iter(confusion.values())))
-        yield list(_table(["gold \\ predicted", *names], [[slug, *row.values()] for slug, row in confusion.items()]))
+        yield list(
+            markdown_table(["gold \\ predicted", *names], [[slug, *row.values()] for slug, row in confusion.items()])
+        )
 
 
 def _more(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -92,7 +94,7 @@ def _more(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
             + [f"{_percent(each[key]['mean'])} ± {100 * each[key]['standard_deviation']:.2f}" for key in _SCORES]
             for name, each in over.items()
         ]
-        yield list(_table(["mean ± standard deviation, %", "runs", "F1", "P", "R"], rows))
+        yield list(markdown_table(["mean ± standard deviation, %", "runs", "F1", "P", "R"], rows))
     if comparison := metrics.get("comparison"):
         yield _comparison(comparison)
     if calibration := metrics.get("calibration"):
@@ -114,7 +116,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
         "right here / there alone",
         "p, McNemar (Holm)",
     ]
-    return list(_table(header, rows))
+    return list(markdown_table(header, rows))
 
 
 def _explanations(explained: Mapping[str, Any]) -> str:
@@ -148,7 +150,7 @@ def _calibration(calibration: Mapping[str, Any]) -> list[str]:
         scores = [f"{each[key]:.3f}" if each[key] is not None else "" for key in ("auroc", "auprc", "brier", "ece")]
         rows.append([slug, each["num_rows"], each["num_positive"], *scores, *sensitivities])
     at = [f"R at P ≥ {100 * float(each):g} %" for each in precisions]
-    return list(_table(["probability of", "rows", "positive", "AUROC", "AUPRC", "Brier", "ECE", *at], rows))
+    return list(markdown_table(["probability of", "rows", "positive", "AUROC", "AUPRC", "Brier", "ECE", *at], rows))
 
 
 def _named(predictions: Mapping[str, Any]) -> str:
@@ -173,7 +175,8 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """The lines of a table in Markdown."""
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
     yield from (f"| {' | '.join(map(str, row))} |" for row in rows)

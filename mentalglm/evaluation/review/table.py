@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mentalglm.evaluation.review.dimensions import DIMENSIONS, OVERALL, SCORES
+from mentalglm.evaluation.table import markdown_table
 
 _STATISTICS = {
     "weighted_kappa": "weighted kappa",
@@ -34,7 +35,7 @@ def _experts(result: Mapping[str, Any]) -> Iterator[str]:
         + [each["saved_at"] + (", edited since" if each["was_edited"] else "")]
         for name, each in result["experts"].items()
     ]
-    yield from _table(header, rows)
+    yield from markdown_table(header, rows)
     if result["experts_without_file"]:
         yield from ("", f"Without a file: {', '.join(result['experts_without_file'])}.")
 
@@ -46,7 +47,7 @@ def _scores(result: Mapping[str, Any]) -> Iterator[str]:
         + [_described(each["scores"][name]) for name in (*DIMENSIONS, OVERALL)]
         for each in result["groups"]
     ]
-    yield from _table(header, rows)
+    yield from markdown_table(header, rows)
     yield ""
     counted = [
         [each["run"] or "all", name] + [each["scores"][name]["distribution"][str(score)] for score in SCORES]
@@ -54,7 +55,7 @@ def _scores(result: Mapping[str, Any]) -> Iterator[str]:
         for name in DIMENSIONS
         if each["task"] is None
     ]
-    yield from _table(["run", "dimension", *(f"times {score}" for score in SCORES)], counted)
+    yield from markdown_table(["run", "dimension", *(f"times {score}" for score in SCORES)], counted)
 
 
 def _comparisons(result: Mapping[str, Any]) -> Iterator[str]:
@@ -62,7 +63,7 @@ def _comparisons(result: Mapping[str, Any]) -> Iterator[str]:
         [each["run"], each["minus"], *(_difference(each["scores"][name]) for name in (*DIMENSIONS, OVERALL))]
         for each in result["comparisons"]
     ]
-    yield from _table(["run", "minus", *DIMENSIONS, OVERALL], rows)
+    yield from markdown_table(["run", "minus", *DIMENSIONS, OVERALL], rows)
 
 
 def _agreement(result: Mapping[str, Any]) -> Iterator[str]:
@@ -86,7 +87,7 @@ def _agreement(result: Mapping[str, Any]) -> Iterator[str]:
                 for key, told in _STATISTICS.items()
                 if key in found and found[key]["reason"]
             ]
-    yield from _table(["task", "run", "dimension", *_STATISTICS.values()], rows)
+    yield from markdown_table(["task", "run", "dimension", *_STATISTICS.values()], rows)
     if reasons:
         yield from ("", "Without a figure, or without an interval:", "", *reasons)
 
@@ -113,9 +114,3 @@ def _ends(ends: Sequence[float] | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    yield from (f"| {' | '.join(map(str, row))} |" for row in rows)
