@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -18,7 +17,7 @@ from mentalglm.config import GoldConfig, TrainingTextsConfig
 from mentalglm.corpus import normalise, replace_surrogates, text_hash
 from mentalglm.errors import InputError
 from mentalglm.evaluation.align import NEEDED
-from mentalglm.evaluation.predictions import is_explained, read_predictions
+from mentalglm.evaluation.predictions import Which, read_predictions
 from mentalglm.tasks import Task, read_gold
 from mentalglm.tasks.task import Slug
 
@@ -77,11 +76,11 @@ def read_gold_file(task: Task, config: GoldConfig) -> Gold:
 
 def _labels_of_run(task: Task, config: GoldConfig) -> Gold:
     """The labels that a run gave, as if they were true."""
-    where = pads.field("status").cast(pa.string()) == "ok"
-    if config.only_explained:
-        where &= is_explained()
-    run = read_predictions(config.uri, task, config.adapter, columns=NEEDED, where=where)
-    columns = (run.table[name].to_pylist() for name in ("post_id", "labels"))
+    which: Which = "explained" if config.only_explained else "ok"
+    run = read_predictions(config.uri, task, config.adapter, columns=NEEDED, which=which)
+    if num_missing := run.table["labels"].null_count:
+        raise InputError(f"gold.uri = {config.uri}: {num_missing} rows are ok without labels; mend them")
+    columns = (run.table["post_id"].cast(pa.string()).to_pylist(), run.table["labels"].to_pylist())
     labels = {post_id: tuple(slugs) for post_id, slugs in zip(*columns, strict=True)}
     if len(labels) < len(run.table):
         raise InputError(

@@ -1,9 +1,11 @@
 """The predictions of a score run, or of a Parquet file that looks like one, and what made them."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import and_
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +15,8 @@ from mentalglm import storage
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation.align import NEEDED, check_columns
 from mentalglm.tasks import Task
+
+Which = Literal["all", "ok", "explained"]
 
 READ = (*NEEDED, "parents", "flags", "probability", "label_scores", "text_hash", "explanation", "text")
 """What an evaluation reads, where it is there."""
@@ -41,10 +45,10 @@ def read_predictions(
     only: Iterable[str] | None = None,
     *,
     columns: Sequence[str] = READ,
-    where: pads.Expression | None = None,
+    which: Which = "all",
 ) -> Predictions:
-    """`uri`: folder of a finished run, or a Parquet file or folder. `only`: the ids to read; null: all. `where`: which
-    rows to read.
+    """`uri`: folder of a finished run, or a Parquet file or folder. `only`: the ids to read; null: all. `which`: rows
+    whose status is ok, or of these those that have an explanation that is more than white space.
 
     Raises: ConfigError where the run has no such task or adapter; InputError where it is not finished, or there is
     nothing to read, or not these columns.
@@ -60,14 +64,9 @@ def read_predictions(
         dataset = _open(uri, storage.join(uri, "data", *_folders(uri, manifest, task, adapter)))
     check_columns(dataset.schema)
     columns = [name for name in columns if name in dataset.schema.names]
-    chosen = None if only is None else pads.field("post_id").cast(pa.string()).isin(pa.array(only, pa.string()))
-    chosen = where if chosen is None else chosen if where is None else chosen & where
-    try:
-        table = dataset.to_table(columns=columns, filter=chosen)
-    except pa.ArrowInvalid:
-        raise InputError(
-            f"predictions = {uri}: are not like those of a run (post_id, status, ...); name a run"
-        ) from None
+    conditions = list(_conditions(uri, dataset.schema, only, which))
+    chosen = reduce(and_, conditions) if conditions else None
+    table = dataset.to_table(columns=columns, filter=chosen)
     num_rows = len(table) if chosen is None else dataset.count_rows()
     parser = provenance.get("fingerprint", {}).get("parser")
     return Predictions(
@@ -78,9 +77,15 @@ def read_predictions(
     )
 
 
-def is_explained() -> pads.Expression:
-    """Whether a row has an explanation that is more than white space."""
-    return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pads.field("explanation").cast(pa.string()))), 0)
+def _conditions(uri: str, schema: pa.Schema, only: Iterable[str] | None, which: Which) -> Iterator[pads.Expression]:
+    if only is not None:
+        yield pads.field("post_id").cast(pa.string()).isin(pa.array(only, pa.string()))
+    if which != "all":
+        yield pads.field("status").cast(pa.string()) == "ok"
+    if which == "explained":
+        if "explanation" not in schema.names:
+            raise InputError(f"predictions = {uri}: have no column explanation; give a run that explains its answers")
+        yield pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pads.field("explanation").cast(pa.string()))), 0)
 
 
 def _manifest(uri: str) -> dict[str, Any] | None:

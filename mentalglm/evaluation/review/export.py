@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from mentalglm import storage
 from mentalglm.config import PostsConfig, ReviewConfig, ReviewedRunConfig
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation.posts import read_posts
-from mentalglm.evaluation.predictions import Predictions, is_explained, read_predictions
+from mentalglm.evaluation.predictions import Predictions, read_predictions
 from mentalglm.evaluation.review.page import FORMAT, Item, render_page
 from mentalglm.evaluation.review.sample import Candidate, Stratum, draw, rank, shortfalls
 from mentalglm.manifest import code_version
@@ -114,8 +113,7 @@ def _explained(
     run: ReviewedRunConfig, task: Task, columns: Sequence[str], only: Sequence[str] | None = None
 ) -> Predictions:
     """The rows of a run that have an explanation."""
-    where = (pads.field("status").cast(pa.string()) == "ok") & is_explained()
-    found = read_predictions(run.uri, task, run.adapter, only, columns=columns, where=where)
+    found = read_predictions(run.uri, task, run.adapter, only, columns=columns, which="explained")
     table = found.table
     if missing := [column for column in _NEEDED if column not in table.column_names]:
         raise InputError(f"runs: {run.uri} has no column {', '.join(missing)}; give a run, or Parquet like one")

@@ -18,11 +18,12 @@ def folder(tmp_path: Path) -> Path:
     """Two runs of 20 posts; the second one has failed on the first post and does not explain the next three."""
     write_demo_runs(tmp_path, 20)
     path = tmp_path / RUNS[1] / "data" / "task=suicide_risk" / "part-0.parquet"
-    rows = pq.read_table(path).to_pylist()
+    table = pq.read_table(path)
+    rows = table.to_pylist()
     rows[0] |= {"status": "truncated", "labels": None, "explanation": None}
     for row, nothing in zip(rows[1:4], (None, "", " \n"), strict=True):
         row["explanation"] = nothing
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
     return tmp_path
 
 
@@ -58,15 +59,18 @@ def test_what_is_no_finished_run_is_refused(folder: Path) -> None:
     for place, message in (
         ("empty", "no Parquet there"),
         ("unfinished", "is not finished"),
-        ("other", "are not like those of a run"),
+        ("other", "have no column post_id, status, labels"),
         ("nowhere", "no such file"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate_run(config(folder, place))
-    with pytest.raises(ConfigError, match="has no adapters"):
-        evaluate_run(config(folder, {"uri": str(folder / RUNS[1]), "adapter": "s1"}))
     path = folder / RUNS[1] / "data" / "task=suicide_risk" / "part-0.parquet"
     table = pq.read_table(path)
+    pq.write_table(table.drop(["explanation"]), path)
+    with pytest.raises(InputError, match="have no column explanation"):
+        evaluate_run(config(folder, {"uri": str(folder / RUNS[1]), "only_explained": True}))
+    with pytest.raises(ConfigError, match="has no adapters"):
+        evaluate_run(config(folder, {"uri": str(folder / RUNS[1]), "adapter": "s1"}))
     pq.write_table(pa.concat_tables([table, table.slice(5, 1)]), path)
     with pytest.raises(InputError, match="1 ids come twice"):
         evaluate_run(config(folder, RUNS[1]))
