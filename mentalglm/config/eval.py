@@ -32,7 +32,8 @@ class EvalOutputConfig(ConfigModel):
     """Where the result goes."""
 
     uri: StorageAddress
-    """Folder or s3:// address for `metrics.json` and `metrics.md`; those of an earlier evaluation are replaced."""
+    """Folder or s3:// address for `metrics.json`, `metrics.md` and `rows.parquet` (gold against predicted); those of
+    an earlier evaluation are replaced."""
 
 
 class TrainingTextsConfig(ConfigModel):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import EvalConfig
@@ -19,6 +20,7 @@ from mentalglm.evaluation.explanations import count_explanations
 from mentalglm.evaluation.gold import Gold, read_gold_file, read_text_hashes
 from mentalglm.evaluation.predictions import Predictions, read_predictions
 from mentalglm.evaluation.reliability import reliability_diagram
+from mentalglm.evaluation.rows import row_table
 from mentalglm.evaluation.table import markdown
 from mentalglm.manifest import code_version
 from mentalglm.tasks import Task, load_task
@@ -47,7 +49,7 @@ def evaluate_run(config: EvalConfig, *, dry_run: bool = False) -> dict[str, Any]
         metrics["comparison"] = job.compare(evaluation)
     metrics["provenance"] = job.provenance(predictions)
     if not dry_run:
-        _write(config.output.uri, metrics)
+        _write(config.output.uri, metrics, row_table(evaluation))
     return metrics
 
 
@@ -140,7 +142,11 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values, ddof=1)), "values": [*values]}
 
 
-def _write(uri: str, metrics: dict[str, Any]) -> None:
+def _write(uri: str, metrics: dict[str, Any], rows: pa.Table) -> None:
+    told = json.dumps(metrics["provenance"], ensure_ascii=False).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.replace_schema_metadata({b"mentalglm": told}), sink, compression="zstd")
+    storage.put(storage.join(uri, "rows.parquet"), sink.getvalue().to_pybytes())
     files = {
         "metrics.json": json.dumps(metrics, ensure_ascii=False, indent=2),
         "metrics.md": markdown(metrics),

@@ -117,6 +117,8 @@ class FilledTable:
             num_rows = each.metrics["n"]
             if num_rows != (printed := self.table.num_rows(each.row, each.column)):
                 yield f"{where}: measured on {num_rows} rows, the paper's test set has {printed}: other posts."
+            if _gold(each) is None:
+                yield f"{where}: held against the labels of a run, not of people."
             seen = (each.metrics.get("without_training_texts") or {}).get("num_in_training")
             if seen:
                 yield f"{where}: the text of {seen} rows was trained on; metrics.json has the figures without them."
@@ -189,6 +191,7 @@ def _read(where: str, row: str, column: str, wanted: Column, uri: str) -> Measur
     try:
         metrics = json.loads(data)
         found, levels, provenance = metrics["task"], levels_of(metrics), metrics["provenance"]
+        _ = provenance["gold"], provenance["predictions"]["run_id"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{where} = {uri}: its metrics.json is not one of `mentalglm eval`; evaluate again") from None
     if found != wanted.task:
@@ -200,7 +203,6 @@ def _read(where: str, row: str, column: str, wanted: Column, uri: str) -> Measur
                 f"{where} = {uri}: has the {average} average of level {level}; the column is of {wanted.average}: "
                 "evaluate with the built-in task"
             )
-    assert provenance["gold"]["sha256"]
     return Measurement(row, column, uri, metrics)
 
 
@@ -220,16 +222,23 @@ def _check_gold(key: str, measurements: list[Measurement]) -> None:
     first: dict[str, Measurement] = {}
     for each in measurements:
         other = first.setdefault(each.column, each)
+        if _gold(each) is None:
+            raise InputError(
+                f"{key}.rows.{each.row}.{each.column} = {each.uri}: is held against the labels of a run, not of "
+                "people; evaluate against a gold file"
+            )
         if _gold(other) != _gold(each):
             raise InputError(
                 f"{key}.rows.{each.row}.{each.column} = {each.uri}: its gold labels are not those of "
-                f"{other.row}.{other.column} ({_gold(each)[:12]}, {_gold(other)[:12]}); methods are compared on the "
-                "same ones: evaluate both with one gold file"
+                f"{other.row}.{other.column} ({str(_gold(each))[:12]}, {str(_gold(other))[:12]}); methods are compared "
+                "on the same ones: evaluate both with one gold file"
             )
 
 
-def _gold(measurement: Measurement) -> str:
-    return str(measurement.metrics["provenance"]["gold"]["sha256"])
+def _gold(measurement: Measurement) -> str | None:
+    """sha256 of the file; None where the labels of a run stand for gold."""
+    found: str | None = measurement.metrics["provenance"]["gold"].get("sha256")
+    return found
 
 
 def _measured(empty: Cell, leaf: Leaf, measurement: Measurement) -> Cell:

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscor
 
 from mentalglm.errors import InputError
 from mentalglm.evaluation import Evaluation, evaluate
+from mentalglm.evaluation.rows import row_table
 from mentalglm.tasks import Task, load_task, parse_answer
 
 RISK = load_task("suicide_risk")
@@ -291,3 +292,31 @@ def test_the_strict_reading_takes_answers_in_the_task_s_form_alone() -> None:
 
 def test_without_replicates_there_are_no_intervals() -> None:
     assert evaluate_lists(RISK, [["low_risk"]], [["low_risk"]]).to_json()["ci95"] is None
+
+
+def test_rows_of_two_levels_are_told_by_level() -> None:
+    """A right parent of a wrong child is a hit of one level; a label out of the set is shown and is none."""
+    found = row_table(
+        evaluate(
+            PATHWAY,
+            {"a": ["illness_symptoms"], "b": ["illness_symptoms", "social_relationships"], "c": []},
+            pa.table(
+                {
+                    "post_id": ["c", "b", "a"],
+                    "status": ["ok", "parse_failed", "ok"],
+                    "labels": pa.array([["unknown"], None, ["social_relationships"]], pa.list_(pa.string())),
+                }
+            ),
+            num_bootstrap=0,
+        )
+    )
+    parent = PATHWAY.by_slug["illness_symptoms"].parent
+    one, other = "illness_symptoms", "social_relationships"
+    assert found.select(["post_id", "status", "gold", "predicted", "hit"]).to_pylist() == [
+        {"post_id": "a", "status": "ok", "gold": [one], "predicted": [other], "hit": False},
+        {"post_id": "b", "status": "parse_failed", "gold": [one, other], "predicted": None, "hit": False},
+        {"post_id": "c", "status": "ok", "gold": [], "predicted": ["unknown"], "hit": False},
+    ]
+    assert found["gold_parents"].to_pylist() == [[parent], [parent], []]
+    assert found["predicted_parents"].to_pylist() == [[parent], None, []]
+    assert found["hit_parents"].to_pylist() == [True, False, True]

@@ -77,7 +77,21 @@ def test_it_writes_what_design_promises(folder: Path) -> None:
     provenance = metrics["provenance"]
     assert provenance["predictions"]["uri"].endswith("predictions.parquet")
     assert len(provenance["gold"]["sha256"]) == len(provenance["task"]["digest"]) == 64
-    assert "canary" not in "".join(path.read_text() for path in (folder / "out").iterdir())
+    assert not any(b"canary" in path.read_bytes() for path in (folder / "out").iterdir())
+
+
+def test_every_row_is_told_gold_against_predicted(folder: Path) -> None:
+    metrics = evaluate_run(config(folder))
+    table = pq.read_table(folder / "out" / "rows.parquet")
+    assert table.column_names == ["post_id", "status", "gold", "predicted", "hit"]
+    rows = {row["post_id"]: row for row in table.to_pylist()}
+    assert [rows[str(number)]["gold"] for number in range(NUM_ROWS)] == [[label] for label in GOLD]
+    assert rows["1"] == {"post_id": "1", "status": "truncated", "gold": ["high_risk"], "predicted": None, "hit": False}
+    others = [number for number in range(NUM_ROWS) if number != 1]
+    assert [rows[str(number)]["predicted"] for number in others] == [[PREDICTED[number]] for number in others]
+    assert sum(row["hit"] for row in rows.values()) / NUM_ROWS == metrics["accuracy"]
+    footer = json.loads(table.schema.metadata[b"mentalglm"])
+    assert footer == metrics["provenance"]
 
 
 def test_a_dry_run_writes_nothing(folder: Path) -> None:

@@ -218,6 +218,13 @@ def test_what_is_no_evaluation_or_of_other_posts_is_refused(folder: Path) -> Non
     [filled] = write_tables(config(folder, "table_s1", rows=rows))  # its rows are sets of texts
     assert [leaf.level for leaf in filled.table.leaves.values()] == ["label", "label", "child"]
     path = folder / "cp" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["provenance"]["gold"]["sha256"]  # as of an evaluation against the labels of a run
+    path.write_text(json.dumps(metrics))
+    [filled] = write_tables(config(folder, "table_s1", rows={"test_set": {"cp": str(folder / "cp")}}))
+    assert "Test set, CP: held against the labels of a run" in markdown(Sheet(filled))
+    with pytest.raises(InputError, match=r"rows\.bert\.cp = .*the labels of a run, not of people"):
+        write_tables(config(folder, rows={"bert": {"cp": str(folder / "cp")}}))
     path.write_text(path.read_text().replace('"average": "micro"', '"average": "macro"'))
     with pytest.raises(ConfigError, match=r"rows\.bert\.cp = .*macro average of level parent; the column is of micro"):
         write_tables(config(folder, rows={"bert": {"cp": str(folder / "cp")}}))
