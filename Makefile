@@ -6,7 +6,7 @@ TORCH := torch==2.13.0+cpu
 # PyTorch's CPU build is not on PyPI: taken from where pip is configured to look, else from PyTorch's own index.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup quickstart test test-unit test-long lint lock demo-model bench train-demo
+.PHONY: help setup quickstart demo test test-unit test-long lint lock demo-model bench train-demo
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -27,6 +27,16 @@ quickstart: setup  ## score a sample corpus with the demo model, show the result
 	$(BIN)/mentalglm score configs/score/quickstart.yaml
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(open('configs/score/quickstart.sql', encoding='utf-8').read()))"
 	$(BIN)/mentalglm eval configs/eval/quickstart.yaml
+
+demo: train-demo  ## the whole chain: train two stages, score with the adapter, evaluate, report (about 10 minutes)
+	@mkdir -p runs/demo
+	@test -f runs/demo/gold.parquet || $(BIN)/python -m mentalglm.corpus.synthetic --num-posts 900 --seed 11 --spacing 25 --output runs/demo/posts.parquet --gold runs/demo/gold.parquet
+	$(BIN)/mentalglm score configs/score/demo.yaml
+	@for task in suicide_risk cognitive_distortion cognitive_pathway; do \
+	  $(BIN)/mentalglm eval configs/eval/demo.yaml --set task=$$task --set gold.label_column=$$task \
+	    --set output.uri=runs/demo/metrics/$$task > /dev/null || exit; \
+	done
+	$(BIN)/mentalglm report configs/report/demo.yaml
 
 test: setup lint  ## ruff, mypy and every test but the long ones
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov=mentalglm --cov-report=term

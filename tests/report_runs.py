@@ -77,7 +77,11 @@ def write_run(
     footer = manifest.footer(
         run_id=folder.name,
         model={"engine": "vllm", "name": "demo", "digest": "d" * 64, "revision": None, "adapter": None}
-        | ({"adapters": dict.fromkeys(adapters, "a" * 64)} if adapters else {}),
+        | (
+            {"adapters": {name: {"path": f"adapters/{name}", "digest": "a" * 64} for name in adapters}}
+            if adapters
+            else {}
+        ),
         tasks=list(told.values()),
         generation={},
         explain="all",

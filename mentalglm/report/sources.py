@@ -85,6 +85,13 @@ class Run:
         return list(self.manifest["model"].get("adapters") or [None])
 
     @property
+    def model(self) -> dict[str, Any]:
+        """What answered; None where its kind of engine does not tell."""
+        told: dict[str, Any] = self.manifest["model"]
+        known = dict.fromkeys(("name", "engine", "digest", "revision", "adapter", "endpoint"))
+        return known | told | {"adapters": told.get("adapters") or {}}
+
+    @property
     def num_posts(self) -> int:
         """With a prediction for each task: what could be read of the input."""
         return max((sum(counts.values()) for counts in self.manifest["output"]["statuses"].values()), default=0)

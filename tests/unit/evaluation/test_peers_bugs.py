@@ -1,7 +1,7 @@
 """What the scripts of others get wrong (docs: training-and-evaluation, 3.2), and is right here.
 
-Some have their tests elsewhere: predictions held against themselves, rows that shifted, the NaN hole in predictions, micro
-of a binary task, labels that contain each other, labels out of the set, leaked texts.
+Some have their tests elsewhere: predictions held against themselves, rows that shifted, the NaN hole in predictions,
+micro of a binary task, labels that contain each other, labels out of the set, leaked texts.
 """
 
 import json

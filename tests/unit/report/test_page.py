@@ -212,8 +212,7 @@ def hostile(tmp_path: Path) -> Path:
         kept=KEPT,
         keep_text=True,
         changes={
-            "model": dict.fromkeys(("engine", "name", "digest", "revision"), ATTACK)
-            | {"adapter": {"name": ATTACK, "digest": ATTACK}},
+            "model": dict.fromkeys(("engine", "name", "digest", "revision", "adapter"), ATTACK),
             "run_id": ATTACK,
             "explain": ATTACK,
             "versions": {ATTACK: ATTACK},
@@ -293,3 +292,14 @@ def test_tasks_and_configs_that_are_gone_leave_their_slugs(tmp_path: Path) -> No
     html = page_of(run)
     assert "<bdi>mental_filter</bdi>" in html
     assert "the config was not kept" in html
+
+
+def test_engines_that_tell_little_leave_gaps(tmp_path: Path) -> None:
+    """An endpoint, and the echo engine: no digest, no revision, no engine time."""
+    rows = {"suicide_risk": risk_rows(50, 150, 0)}
+    changes: dict[str, Any] = {"model": {"engine": "openai", "name": "glm", "endpoint": "https-host/v1"}}
+    html = page_of(write_run(tmp_path / "a", rows, changes=changes | {"throughput": None}))
+    assert "https-host/v1" in html
+    assert "Nothing was scored in the attempt" in html
+    html = page_of(write_run(tmp_path / "b", rows, changes={"model": {"engine": "echo", "name": "echo"}}))
+    assert "Loss budget" in html
