@@ -43,7 +43,7 @@ def test_a_page_is_one_command_away_from_a_run(scored: Path, run: Run, tmp_path:
     done = run("mentalglm", "report", "scored", "--eval", "metrics", "--output", "page.html")
     assert (done.returncode, done.stdout.strip()) == (0, "page.html"), done.stderr
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
-    for words in ("Posts over time", "高自杀风险", "Loss budget", "Precision"):
+    for words in ("Posts over time", "高自杀风险", "Throughput", "Precision"):
         assert words in html, words
     assert str(tmp_path) not in html.split("<main")[0]
 
