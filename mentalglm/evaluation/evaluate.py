@@ -32,7 +32,7 @@ FREE_FORM, OUT_OF_SET = "free_form", "out_of_set_label"
 """Flags of the parser: the answer had not the task's own form · it named a label that the task does not have."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Level:
     """A label set that is counted: that of the task, or one level of a hierarchical task's."""
 
@@ -57,7 +57,7 @@ class Level:
         """See `metrics.exact_rows`."""
         return exact_rows(self.gold, self.predicted, self.num_out_of_set)
 
-    @property
+    @cached_property
     def counts(self) -> Counts:
         """Over all rows."""
         return Counts.from_sums(self.contributions().sum(axis=0, dtype=np.float64))
