@@ -11,8 +11,9 @@ that holds exactly between shown counts:
 - a label over time: its bins, its total, and the posts of each bin
 - two labels, or two runs: both, one alone, neither
 
-Not promised: that a range stays as wide for someone who knows more than the page, such as an earlier report of other
-posts or the run itself; nor where sums hold only nearly (posts with several labels). Scores (precision, recall, F1,
+Not promised: that a range stays as wide for someone who knows more than the page, such as an earlier report of some of
+these posts or the run itself; nor where sums hold only nearly (posts with several labels); nor what two models' answers
+to the same posts, or runs of which one has a few posts more, tell of each other. Scores (precision, recall, F1,
 calibration) are of the model, not of a group, and are shown with three digits where both groups that they are shares of
 reach the limit; how often the model was wrong can be worked out from them.
 """

@@ -135,15 +135,17 @@ def evaluation_view(
         calibration=[
             _calibration(names.get(slug) or LabelName(slug, slug, "", None), each, rules)
             for slug, each in metrics.get("calibration", {}).items()
+            if each["num_rows"] >= rules.limit
         ],
         comparison=_comparison(metrics, sides, rules),
         over_runs=[
             (level, score, len(each["values"]), each["mean"], each["standard_deviation"])
             for level, scores in metrics.get("over_runs", {}).items()
             for score, each in scores.items()
+            if metrics["n"] >= rules.limit
         ],
         hierarchical=[Score(metrics["hierarchical"][name]) for name in ("f1", "precision", "recall")]
-        if "hierarchical" in metrics
+        if "hierarchical" in metrics and metrics["n"] >= rules.limit
         else [],
         provenance=metrics["provenance"],
     )
@@ -290,7 +292,7 @@ def _calibration(label: LabelName, each: Mapping[str, Any], rules: Disclosure) -
     return CalibrationView(
         label,
         rules.alone(each["num_rows"]),
-        rules.part(each["num_positive"], each["num_rows"]) if each["num_rows"] >= rules.limit else rules.hidden,
+        rules.part(each["num_positive"], each["num_rows"]),
         each["auroc"],
         each["auprc"],
         each["brier"],

@@ -309,6 +309,8 @@ def post_line(
 
 
 def _posts(counts: Counts, bins: dates.Bins, rules: Disclosure) -> list[Count] | None:
+    if not counts.by_day:
+        return None
     numbers = _numbers(counts, bins, 0)
     undated = counts.num_rows - counts.num_dated
     cells: dict[int, int] = dict(enumerate(numbers)) | ({-1: undated} if undated else {})

@@ -159,7 +159,9 @@ def read_runs(config: ReportConfig) -> list[Run]:
     runs: list[Run] = []
     taken: set[str] = set()
     for each in config.runs:
-        name = _unique(each.name or each.uri.rstrip("/").rsplit("/", 1)[-1], taken)
+        parts = each.uri.rstrip("/").split("/")
+        short, long = parts[-1], "/".join(parts[-2:])
+        name = _unique(each.name or (long if short in taken else short), taken)
         runs.append(_read_run(each, name))
     return runs
 

@@ -57,8 +57,9 @@ def test_vllm_is_imported_by_the_engine_room_alone_and_boto3_by_storage() -> Non
         assert not tops & {"boto3", "botocore"} or path == ROOT / "mentalglm" / "storage" / "s3.py", path
 
 
-def test_evaluation_needs_neither_ray_nor_a_model() -> None:
-    command = "import sys, mentalglm.evaluation; print(*{'ray', 'torch', 'transformers', 'vllm'} & sys.modules.keys())"
+@pytest.mark.parametrize("module", ["mentalglm.evaluation", "mentalglm.report.job"])
+def test_evaluations_and_reports_need_neither_ray_nor_a_model(module: str) -> None:
+    command = f"import sys, {module}; print(*{{'ray', 'torch', 'transformers', 'vllm'}} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
 

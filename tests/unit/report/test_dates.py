@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mentalglm.report import dates
@@ -54,6 +54,7 @@ def test_what_is_no_day_is_none(column: pa.Array) -> None:
     assert len(dates.days(column)) == len(column)
 
 
+@settings(deadline=None)
 @given(st.dates(date(1995, 1, 1), date(2090, 1, 1)), st.integers(0, 3000), st.sampled_from(dates.UNITS))
 def test_every_day_is_in_one_bin(first: date, span: int, unit: dates.Unit) -> None:
     bins = dates.bins(first.toordinal(), (first + timedelta(days=span)).toordinal(), unit)

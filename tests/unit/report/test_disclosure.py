@@ -42,7 +42,7 @@ def assert_hidden(low: float, high: float) -> None:
     assert high >= LIMIT - 1 - 1e-6, f"at most {high} is known"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(NUMBERS, min_size=2, max_size=7))
 def test_parts_of_a_total(cells: list[int]) -> None:
     told = RULES.partition(dict(enumerate(cells)))
@@ -63,7 +63,7 @@ def test_parts_of_a_total(cells: list[int]) -> None:
         assert all(count.is_exact for count in counts), "nothing is hidden without need"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=7))
 def test_a_label_over_time(pairs: list[tuple[int, int]]) -> None:
     """Bins of (with the label, without it). All posts, those of each bin and those with the label are told."""
@@ -93,7 +93,7 @@ def test_a_label_over_time(pairs: list[tuple[int, int]]) -> None:
         assert high >= whole.high
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(NUMBERS, min_size=4, max_size=4), min_size=2, max_size=5))
 def test_labels_over_time_where_each_post_has_one(table: list[list[int]]) -> None:
     """Rows are bins; the last label is not shown: it is what the others leave of the posts of a bin."""
@@ -123,7 +123,7 @@ def test_labels_over_time_where_each_post_has_one(table: list[list[int]]) -> Non
                 assert high - low >= 2, "posts by bin and posts by label bound it, as they do without this table"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 4), NUMBERS), min_size=1, max_size=20), st.booleans())
 def test_bars_of_a_histogram(counts: list[int], is_total_hidden: bool) -> None:
     number = sum(counts)
