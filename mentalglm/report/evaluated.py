@@ -105,6 +105,10 @@ class EvaluationView:
     comparison: tuple[str, list[ComparisonRow]] | None
     over_runs: list[tuple[str, str, int, float, float]]
     """Level, score, number of runs, mean, standard deviation."""
+    explanation_length: float | None = None
+    """Median, in characters."""
+    quotes_not_in_post: Score | None = None
+    """Share of what explanations quote that the post does not have."""
     hierarchical: list[Score] = field(default_factory=list)
     """F1, precision, recall."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +127,8 @@ def evaluation_view(
     number = next((at for at, side in enumerate(sides) if _is_of(of, side)), None)
     names = {label.slug: label for label in task.labels}
     counts = scored[number] if number is not None else None
+    explained = metrics.get("explanations") or {}
+    is_explained = explained.get("num_explained", 0) >= rules.limit
     others = {} if counts is None else dict(zip(task.slugs, counts.labels.tolist(), strict=True))
     return EvaluationView(
         name=sides[number].name if number is not None else _named(of),
@@ -144,11 +150,20 @@ def evaluation_view(
             for score, each in scores.items()
             if metrics["n"] >= rules.limit
         ],
+        explanation_length=explained["num_characters"]["p50"] if is_explained else None,
+        quotes_not_in_post=_quotes(explained, rules),
         hierarchical=[Score(metrics["hierarchical"][name]) for name in ("f1", "precision", "recall")]
         if "hierarchical" in metrics and metrics["n"] >= rules.limit
         else [],
         provenance=metrics["provenance"],
     )
+
+
+def _quotes(explained: Mapping[str, Any], rules: Disclosure) -> Score | None:
+    quotes = explained.get("quotes")
+    if not quotes or quotes["num_with_quote"] < rules.limit:
+        return None
+    return Score(quotes["share_not_in_post"], *(quotes["ci95"] or (None, None)))
 
 
 def _of_some(number: int, total: int, rules: Disclosure) -> Count:

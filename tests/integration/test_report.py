@@ -1,7 +1,11 @@
-"""A report of a run on S3, written to S3, is that of the same run on a disk."""
+"""Reports of runs on S3, and of many posts."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from mentalglm import storage
 from mentalglm.config import ReportConfig
@@ -26,3 +30,15 @@ def test_runs_and_pages_may_lie_on_s3(s3: str, tmp_path: Path) -> None:
         assert data is not None
         pages.append(re.sub(rf"{re.escape(uri)}|{re.escape(str(run))}|Made [^<]*", "", data.decode()))
     assert pages[0] == pages[1]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """Two runs of 600,000 posts x 2 tasks, counted and joined: what is read at once is small, whatever there is."""
+    command = [sys.executable, "-m", "mentalglm.measure.report", "--num-posts", "600000", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stdout)
+    peaks = re.findall(r"peak memory ([\d,]+) MB \(of this, ([\d,]+) before", done.stdout)
+    assert len(peaks) == 2
+    for peak, base in peaks:
+        assert int(peak.replace(",", "")) - int(base.replace(",", "")) < 400

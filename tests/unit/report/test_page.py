@@ -130,10 +130,14 @@ def test_evaluations_hide_small_cells_too(tmp_path: Path) -> None:
         gold[f"p{at:07d}"] = ["low_risk"]
     metrics = metrics_of("suicide_risk", gold, rows, "scored")
     assert metrics["confusion"]["low_risk"] == {"low_risk": 126, "high_risk": 4, "no_result": 0}
+    metrics["explanations"] = {"num_explained": 250, "num_characters": {"p50": 41.0}}
+    metrics["explanations"]["quotes"] = {"num_with_quote": 200, "share_not_in_post": 0.125, "ci95": [0.08, 0.17]}
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "metrics.json").write_text(json.dumps(metrics))
     html = page_of(run, evaluations=[str(tmp_path / "metrics")])
     assert "AUROC" in html
+    assert "41 characters (median)" in html
+    assert "12.5 <span" in html
     assert "121&hairsp;–&hairsp;130" in html, "of 130 low, those that were right"
     assert not [each for each in cells(html) if each.isdigit() and int(each) < 10]
     assert f"{100 * metrics['f1']:.1f}" in html
