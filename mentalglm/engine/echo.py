@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 
 from mentalglm.config import EchoEngineConfig
 from mentalglm.engine.chat import ChatEncoder
-from mentalglm.engine.protocol import Completion, FollowUp, Request
+from mentalglm.engine.protocol import Completion, Engine, FollowUp, Request
 from mentalglm.tasks import Task, find_marker, render_answer
 
 
-class EchoEngine:
+class EchoEngine(Engine):
     """Answers in the task's own template; which labels, a hash of the post and the adapter's name decides."""
 
     def __init__(self, config: EchoEngineConfig, tasks: Sequence[Task], encoder: ChatEncoder | None = None) -> None:
@@ -23,16 +23,6 @@ class EchoEngine:
     def description(self) -> dict[str, str]:
         """What answers, for the manifest."""
         return {"engine": "echo"}
-
-    @property
-    def num_restarts(self) -> int:
-        """See `Engine.num_restarts`."""
-        return 0
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """See `Engine.seconds`: it has no slots."""
-        return {}
 
     async def complete(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None

@@ -11,13 +11,13 @@ from torch import Tensor
 from mentalglm.config import EncoderEngineConfig, GenerationConfig
 from mentalglm.engine.classifier import TextEncoder, completion_of, has_one_answer, read_classifier
 from mentalglm.engine.model import ResolvedModel
-from mentalglm.engine.protocol import Completion, FollowUp, Request
+from mentalglm.engine.protocol import Completion, Engine, FollowUp, Request
 from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Task
 
 
-class EncoderEngine:
+class EncoderEngine(Engine):
     """An `Engine` that reads `Request.post`, not its prompt, and answers in the words of the task's template.
 
     So its answers go the way of all others. It explains nothing and has nothing to add when it is asked again.
@@ -72,16 +72,6 @@ class EncoderEngine:
             "device": torch.cuda.get_device_name() if is_gpu else "cpu",
             "dtype": self._config.dtype,
         }
-
-    @property
-    def num_restarts(self) -> int:
-        """See `Engine.num_restarts`."""
-        return 0
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """See `Engine.seconds`: it has batches, not slots."""
-        return {}
 
     async def complete(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None

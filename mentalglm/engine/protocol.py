@@ -95,13 +95,13 @@ class Engine(Protocol):
     @property
     def num_restarts(self) -> int:
         """How often what answers has died or hung, and was replaced."""
-        ...
+        return 0
 
     @property
     def seconds(self) -> dict[str, float]:
         """What its time went into, from the moment on that it was first up; see `Occupancy`. Empty where slots are not
         known."""
-        ...
+        return {}
 
     def complete(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None

@@ -28,7 +28,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from mentalglm.engine.classifier import completion_of, has_one_answer, read_classifier
 from mentalglm.engine.files import read_json
 from mentalglm.engine.model import ResolvedModel
-from mentalglm.engine.protocol import Completion, FollowUp, Request
+from mentalglm.engine.protocol import Completion, Engine, FollowUp, Request
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Task
 from mentalglm.tasks.task import Slug
@@ -117,7 +117,7 @@ class TfidfModel:
         return model
 
 
-class TfidfEngine:
+class TfidfEngine(Engine):
     """An `Engine` that reads `Request.post`, not its prompt, and answers in the words of the task's template.
 
     Raises: ConfigError where the model cannot be loaded.
@@ -136,16 +136,6 @@ class TfidfEngine:
         import sklearn
 
         return {"engine": "tfidf", "scikit-learn": sklearn.__version__, "model": self._model_name, "device": "cpu"}
-
-    @property
-    def num_restarts(self) -> int:
-        """See `Engine.num_restarts`."""
-        return 0
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """See `Engine.seconds`: it has batches, not slots."""
-        return {}
 
     async def complete(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
