@@ -283,6 +283,8 @@ def _card(task: Task, settings: NgramSettings, record: BaselineRecord) -> str:
             f"{record.scores[f'{record.inverse_regularization:g}']:.4f}. C and threshold ({record.threshold:g}) were "
             "chosen by it, so it is a little flattering; report one of a test split.",
             "",
+            f"vocabulary.json holds pieces of posts, of up to {longest} characters: hand it on as carefully as these.",
+            "",
             f"Model digest `{record.digest}`, training data digest `{record.fingerprint['train']['digest']}`.",
             "",
         ]
