@@ -28,7 +28,7 @@ quickstart: setup  ## score a sample corpus with the demo model, show the result
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(open('configs/score/quickstart.sql', encoding='utf-8').read()))"
 	$(BIN)/mentalglm eval configs/eval/quickstart.yaml
 
-demo: train-demo  ## the whole chain: train two stages, score with the adapter, evaluate, report (about 10 minutes)
+demo: train-demo  ## the whole chain: train two stages, score with the adapter, evaluate, report (about 7 minutes)
 	@mkdir -p runs/demo
 	@test -f runs/demo/gold.parquet || $(BIN)/python -m mentalglm.corpus.synthetic --num-posts 900 --seed 11 --spacing 25 --output runs/demo/posts.parquet --gold runs/demo/gold.parquet
 	$(BIN)/mentalglm score configs/score/demo.yaml
