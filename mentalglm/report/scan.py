@@ -108,13 +108,15 @@ def count(
     names += ["text"] if num_examples else []
     columns = [name for name in dict.fromkeys(names) if name in dataset.schema.names]
     counter = _Counter(task, date_column, num_examples, seed, buckets)
-    # Few batches ahead: what waits in memory is rows, and there may be any number.
-    scanner = dataset.scanner(
-        columns=_projection(columns, num_examples), batch_size=_BATCH_ROWS, batch_readahead=4, fragment_readahead=1
-    )
-    for batch in scanner.to_batches():
-        if batch.num_rows:
-            counter.add(batch)
+    projection = _projection(columns, num_examples)
+    # File by file: a scanner of the whole data set reads ahead the further, the more files there are.
+    for fragment in dataset.get_fragments():
+        scanner = fragment.scanner(
+            schema=dataset.schema, columns=projection, batch_size=_BATCH_ROWS, batch_readahead=2, cache_metadata=False
+        )
+        for batch in scanner.to_batches():
+            if batch.num_rows:
+                counter.add(batch)
     return counter.counts
 
 

@@ -114,3 +114,18 @@ def test_examples_are_drawn_once_each_and_only_where_asked_for(tmp_path: Path) -
     assert "no" not in texts
     assert max(int(text.split()[1]) for text in texts) > 60, "from the whole run"
     assert count(dataset, LabelSet.of(PATHWAY), None).examples == []
+
+
+def test_a_day_may_be_the_name_of_a_folder(tmp_path: Path) -> None:
+    """`output.partition_by`: the column is not in the files."""
+    for day in ("2025-01-05", "2025-02-01", "__HIVE_DEFAULT_PARTITION__"):
+        rows = [row(number, ["daily_life"]) for number in range(3)]
+        write_run(tmp_path / day, {PATHWAY.name: rows})
+        target = tmp_path / "run" / "data" / f"task={PATHWAY.name}" / f"created_at={day}" / "part-00000.parquet"
+        target.parent.mkdir(parents=True)
+        (tmp_path / day / "data" / f"task={PATHWAY.name}" / "part-00000.parquet").rename(target)
+    run = Run(str(tmp_path / "run"), "run", {"fingerprint": {"partition_by": ["created_at"]}}, None)
+    found = count(Side(run, None, "run").dataset(PATHWAY.name), LabelSet.of(PATHWAY), "created_at")
+    assert found.num_rows == 9
+    assert sorted(int(sums[0]) for sums in found.by_day.values()) == [3, 3]
+    assert datetime(2025, 2, 1).toordinal() in found.by_day
