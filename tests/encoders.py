@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm.config import TrainConfig
+from mentalglm.corpus.records import Record
 from mentalglm.corpus.synthetic import generate_posts
 from mentalglm.tasks import Task
 from mentalglm.training.encoder_model import EncoderModel
 from mentalglm.training.labelled_texts import LabelledTextEncoder, LabelledTexts
 from mentalglm.training.method import record_encoder
-from mentalglm.training.records import Record
 
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mentalglm.config import ExamplesConfig, PromptConfig
+from mentalglm.corpus.records import Record, read_records
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.tasks import NO_LABEL, Example, Task
-from mentalglm.training.records import Record, read_records
 
 _KEY = "prompt.examples"
 

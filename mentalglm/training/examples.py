@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mentalglm.corpus.records import Record
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.tasks import render_answer, render_prompt
-from mentalglm.training.records import Record
 
 ANSWER_LEAD = "\n"
 """GLM-4 writes a line break between `<|assistant|>` and its answer."""

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mentalglm.config import TrainConfig
+from mentalglm.corpus.records import Record
 from mentalglm.engine.classifier import Classifier, TextEncoder, longest_input
 from mentalglm.tasks import Task
-from mentalglm.training.records import Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,7 @@ class _Loop:
         return found
 
     def _read_here(self) -> tuple[StoredCheckpoint | None, Learner, dict[str, Any] | None]:
-        checkpoint = newest(self.spec.checkpoints_uri, self.spec.fingerprint)
+        checkpoint = self._newest()
         start = checkpoint.uri if checkpoint else self.spec.start_uri
         state = None
         with local_copy(start) if start else nullcontext() as folder:
@@ -301,6 +301,20 @@ class _Loop:
                 self.step = checkpoint.step
                 state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
         return checkpoint, model, state
+
+    def _newest(self) -> StoredCheckpoint | None:
+        """The checkpoint that all go on from: the first worker looks for it, so they cannot find different ones."""
+        found: list[StoredCheckpoint | UserError | None] = [None]
+        if self.rank == 0:
+            try:
+                found = [newest(self.spec.checkpoints_uri, self.spec.fingerprint)]
+            except UserError as error:
+                found = [error]
+        if self.num_workers > 1:
+            dist.broadcast_object_list(found)
+        if isinstance(found[0], UserError):
+            raise found[0]
+        return found[0]
 
     def _register(self, checkpoint: StoredCheckpoint | None) -> None:
         """Tells Ray of a checkpoint that was uploaded as its worker died, so that it is validated, if it is not yet."""

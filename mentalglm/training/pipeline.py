@@ -10,6 +10,7 @@ from mentalglm import errors, manifest, storage
 from mentalglm.cluster import connect, lasting_output
 from mentalglm.config import ModelConfig, TrainConfig
 from mentalglm.config.train import BASE
+from mentalglm.corpus.records import Records, num_shared_texts, read_records, split
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
@@ -18,7 +19,6 @@ from mentalglm.training.export import export, write_card
 from mentalglm.training.learner import Examples
 from mentalglm.training.method import check_tasks, record_encoder
 from mentalglm.training.metrics_log import write_validation_scalars
-from mentalglm.training.records import Records, num_shared_texts, read_records, split
 from mentalglm.training.resources import gpus_of_a_worker
 from mentalglm.training.selection import drop_damaged_notes, make_up_for_lost_validations, select
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import StageConfig, TrainConfig
 from mentalglm.corpus import NORMAL_FORM_VERSION
+from mentalglm.corpus.records import Records
 from mentalglm.engine.cache import fetched
 from mentalglm.engine.files import digest_of
 from mentalglm.engine.model import ResolvedModel
@@ -17,7 +18,6 @@ from mentalglm.errors import ConfigError
 from mentalglm.manifest import differences
 from mentalglm.tasks import PARSER_VERSION, Task
 from mentalglm.training.checkpoint import list_checkpoints
-from mentalglm.training.records import Records
 
 RECORD = "stage.json"
 TIMELINE = "_run/timeline.json"

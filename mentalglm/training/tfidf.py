@@ -19,13 +19,13 @@ from sklearn.model_selection import GroupKFold
 from mentalglm import manifest, storage
 from mentalglm.cluster import lasting_output
 from mentalglm.config import BaselineConfig
+from mentalglm.corpus.records import Records, read_records
 from mentalglm.engine.classifier import Classifier, chosen_labels, has_one_answer
 from mentalglm.engine.files import digest_of
 from mentalglm.engine.tfidf import Floats, NgramSettings, TfidfModel
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation.metrics import Bits, Counts, contributions
 from mentalglm.tasks import PARSER_VERSION, Task
-from mentalglm.training.records import Records, read_records
 
 RECORD = "baseline.json"
 _VERSION = 1

@@ -21,12 +21,12 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig, TrainConfig
 from mentalglm.config.train import SelectionConfig
+from mentalglm.corpus.records import Record
 from mentalglm.engine.cache import forget_fetched
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.evaluation import evaluate
 from mentalglm.scoring.scratch import score_rows
 from mentalglm.tasks import load_task
-from mentalglm.training.records import Record
 
 _POLL_INTERVAL_S = 1.0
 _LONGEST_WAIT_S = 3600.0

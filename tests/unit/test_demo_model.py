@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mentalglm.config import ModelConfig
+from mentalglm.corpus.records import Record
 from mentalglm.corpus.synthetic import COMMON_CHARACTERS, TASKS, generate_posts, unfamiliar_posts
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL, resolve_model
@@ -18,7 +19,6 @@ from mentalglm.errors import ConfigError
 from mentalglm.tasks import Prompt, load_task, parse_answer, render_answer, render_prompt
 from mentalglm.training.examples import ExampleEncoder
 from mentalglm.training.glm_format.special_tokens import SPECIAL_TOKENS
-from mentalglm.training.records import Record
 
 END, ASSISTANT = SPECIAL_TOKENS.index("<|user|>"), SPECIAL_TOKENS.index("<|assistant|>")
 TASK = {name: load_task(name) for name in TASKS}

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from mentalglm.config import ExamplesConfig, PromptConfig, ScoreConfig, load_config
+from mentalglm.corpus.records import Record
 from mentalglm.engine.protocol import Completion
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.scoring.cascade import EXAMPLE_LEFT_OUT, Inquiry
 from mentalglm.scoring.examples import choose_examples, describe_prompts, with_prompts
 from mentalglm.scoring.questions import Question
 from mentalglm.tasks import Task, builtin_tasks, load_task, parse_answer, render_answer, render_prompt
-from mentalglm.training.records import Record
 
 RISK, DISTORTION = load_task("suicide_risk"), load_task("cognitive_distortion")
 

@@ -146,6 +146,39 @@ def test_a_checkpoint_that_was_uploaded_as_its_worker_died_is_told_to_ray_and_va
     assert bool(more["validation"]) == is_validated
 
 
+def _finder(rank: int, store: str, checkpoints: str, told: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    loop: Any = object.__new__(_Loop)
+    loop.num_workers, loop.rank = 2, rank
+    # What the second one would find by itself is nothing: its storage is late.
+    loop.spec = SimpleNamespace(checkpoints_uri=checkpoints if rank == 0 else f"{checkpoints}-late", fingerprint="f")
+    found = loop._newest()
+    told.put((rank, found.step))
+    loop.spec.fingerprint = "other"
+    try:
+        loop._newest()
+    except ConfigError as error:
+        told.put((rank, "other settings" in str(error)))
+    dist.destroy_process_group()
+
+
+def test_all_workers_go_on_from_the_checkpoint_that_the_first_has_found(tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "optimizer.pt").write_bytes(b"moments")
+    checkpoints = tmp_path / "checkpoints"
+    upload(tmp_path / "local", str(checkpoints / "step-00000007-aa"), step=7, is_candidate=False, fingerprint="f")
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    arguments = (str(tmp_path / "store"), str(checkpoints), told)
+    workers = [context.Process(target=_finder, args=(rank, *arguments)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = {told.get(timeout=300) for _ in range(4)}
+    for worker in workers:
+        worker.join(60)
+    assert found == {(0, 7), (1, 7), (0, True), (1, True)}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_step_with_good_gradients_changes_the_weights(dtype: torch.dtype) -> None:
     model = Steep()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mentalglm.config import ModelConfig, TrainConfig
+from mentalglm.corpus.records import Records
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import InterruptedRunError
 from mentalglm.scoring.commit import Totals
@@ -15,7 +16,6 @@ from mentalglm.scoring.scratch import ScoredRows
 from mentalglm.training import selection, validation
 from mentalglm.training.checkpoint import upload
 from mentalglm.training.pipeline import StageData
-from mentalglm.training.records import Records
 from mentalglm.training.selection import select
 from mentalglm.training.stage import Stage
 from mentalglm.training.validation import Validation, ValidationSet, _write, read_validations, validate_checkpoint

@@ -1,4 +1,4 @@
-"""Instruction records: read from files, checked with the parser that will read the model's answers, and split."""
+"""Labelled posts: read from files, checked with the parser that will read the model's answers, and split."""
 
 import hashlib
 import io

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mentalglm.config import RecordsConfig
+from mentalglm.corpus.records import Record, Records, num_shared_texts, read_records, split
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.errors import InputError, UserError
 from mentalglm.tasks import Task, load_task, render_answer, render_prompt
 from mentalglm.training.examples import ExampleEncoder
-from mentalglm.training.records import Record, Records, num_shared_texts, read_records, split
 
 RISK = load_task("suicide_risk")
 ROW = {"task": "suicide_risk", "text": "今天很累", "labels": ["low_risk"], "explanation": "没有计划。"}
@@ -102,7 +102,7 @@ def test_an_answer_that_is_not_read_back_as_its_labels_is_refused(
     data["labels"][0]["answer"] = render_answer(RISK, ["high_risk"], None)
     broken = Task.model_validate(data)
     uri = write(tmp_path, ROW, ROW | {"labels": ["high_risk"]})
-    monkeypatch.setattr("mentalglm.training.records.load_task", lambda name: broken)
+    monkeypatch.setattr("mentalglm.corpus.records.load_task", lambda name: broken)
     with pytest.raises(InputError, match=r"1 of 2 rows .* row 2: the answer .* is not read back"):
         read(uri)
 
