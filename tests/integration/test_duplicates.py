@@ -13,7 +13,7 @@ import ray
 
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig
-from mentalglm.corpus import ShardReader, plan_corpus
+from mentalglm.corpus import ShardReader
 from mentalglm.errors import InputError, InterruptedRunError, StorageError
 from mentalglm.scoring import score
 from mentalglm.scoring.board import RunBoard
@@ -118,8 +118,7 @@ def test_a_run_that_goes_on_copies_what_was_scored_before(
 def test_copies_of_posts_that_cannot_be_read_are_scored_themselves(tmp_path: Path, texts: list[str | None]) -> None:
     settings = config(tmp_path, "out", "corpus", max_error_rate=1.0)
     job, ledger = Job.resolve(settings), Ledger(settings.output.uri)
-    plan = plan_corpus(settings.input, settings.shard_rows)
-    assert ledger.create(job.fingerprint(plan), plan, {})
+    job.open_run(ledger)
     ledger.commit_quarantined(0, SHARD_ROWS, "corrupt_page")
     summary = score(settings)
     originals = first_rows(texts, NUM_ROWS)
