@@ -27,7 +27,7 @@ from mentalglm.config import (
     load_config,
     validate,
 )
-from mentalglm.config.base import apply_override
+from mentalglm.config.base import apply_override, json_schema
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 
 app = typer.Typer(
@@ -469,7 +469,7 @@ def schema(job: Annotated[str, typer.Argument(help=f"One of: {', '.join(JOBS)}."
     """The JSON Schema of a job's config, for editors and for checking."""
     if job not in JOBS:
         raise ConfigError(f"job = {job!r}: not known; use one of {', '.join(JOBS)}")
-    print(json.dumps(JOBS[job].model_json_schema(), ensure_ascii=False, indent=2))
+    print(json.dumps(json_schema(JOBS[job]), ensure_ascii=False, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -102,6 +102,19 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return {key: _with_name(value, names, file) for key, value in data.items()}
 
 
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema of a file that holds such a config, for editors. With `variants`, these may give what is required."""
+    found = model.model_json_schema()
+    found["properties"]["variants"] = {
+        "description": "Name -> what this variant says otherwise, section by section; used as `file.yaml#name`.",
+        "type": "object",
+        "additionalProperties": {"type": "object", "propertyNames": {"enum": sorted(model.model_fields)}},
+    }
+    if required := found.pop("required", None):
+        found |= {"if": {"required": ["variants"]}, "else": {"required": required}}
+    return found
+
+
 _VARIANT_MARK = "#"
 _VARIANT = re.compile(r"\.ya?ml#[^#]*$")
 _NAME = "{variant}"

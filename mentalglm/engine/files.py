@@ -50,7 +50,8 @@ def _files(folder: Path) -> Iterator[Path]:
 def whole_folder(target: Path, key: str) -> Iterator[Path]:
     """A new folder beside `target`, which takes its name at the end: what is there is whole.
 
-    `key`: how the user named it. Raises: ConfigError where something is there already, or it cannot be written.
+    `key`: how the user named it. Raises: ConfigError where something is there already, it cannot be written, or what
+    it is made from cannot be read.
     """
     shown = f"{key} = {str(target)!r}"
     unfinished = target.parent / f".{target.name}.{os.getpid()}.unfinished"
@@ -66,6 +67,9 @@ def whole_folder(target: Path, key: str) -> Iterator[Path]:
         unfinished.rename(target)
     except OSError as error:
         cause = f"{error.strerror or type(error).__name__}{f', {error.filename}' if error.filename else ''}"
+        place, of = unfinished.absolute(), Path(error.filename or unfinished).absolute()
+        if not (of.is_relative_to(place) or place.is_relative_to(of)):
+            raise ConfigError(f"{shown}: cannot be made from what is read ({cause}); see to that file") from None
         raise ConfigError(f"{shown}: cannot be written ({cause}); make room, or name another folder") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

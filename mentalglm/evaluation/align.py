@@ -107,6 +107,11 @@ def align(
     _refuse(gold_ids, _bits(pc.and_(is_ok, predictions["labels"].is_null())), "predictions: {} are ok without labels")
     labels = pc.if_else(is_ok, predictions["labels"], pa.scalar(None, predictions.schema.field("labels").type))
     predicted, num_out_of_set = _labels(labels, task.answerable)
+    if num_out_of_set.any() and not predicted.any():
+        raise InputError(
+            f"predictions: none of their {num_out_of_set.sum()} labels is one of {task.name}; name the task that they "
+            f"answer, or give slugs ({', '.join(task.answerable[:_SHOWN])}, ...)"
+        )
     if is_single:
         several = predicted.sum(axis=1) + num_out_of_set > 1
         _refuse(gold_ids, several, f"predictions: {{}} have several labels, and {task.name} ({task.kind}) has one")
@@ -126,7 +131,11 @@ def check_columns(schema: pa.Schema) -> None:
     if missing := [name for name in NEEDED if name not in schema.names]:
         raise InputError(f"predictions: have no column {', '.join(missing)}; give a run, or Parquet with its columns")
     for name, (wanted, fits) in _TYPES.items():
-        if name in schema.names and not fits(found := schema.field(name).type):
+        if name not in schema.names:
+            continue
+        found = schema.field(name).type
+        is_void = pa.types.is_null(found) and name not in NEEDED
+        if not (is_void or fits(found)):
             raise InputError(f"predictions: {name} is {found}, not {wanted}; give the columns of a run")
 
 

@@ -126,6 +126,7 @@ def _rows(where: str, uri: str, data: bytes, columns: Sequence[str]) -> Iterator
             lines = data.decode("utf-8-sig").split("\n")
             yield from (_values(where, json.loads(line), columns) for line in lines if line.strip())
         elif suffix == "csv":
+            csv.field_size_limit(max(len(data), csv.field_size_limit()))  # a text may be longer than its 131,072
             reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
             yield from (_values(where, row, columns) for row in reader)
         else:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -157,3 +158,6 @@ def _write(uri: str, metrics: dict[str, Any], rows: pa.Table) -> None:
     }
     for name, text in files.items():
         storage.put(storage.join(uri, name), text.encode())
+    for name in storage.list_names(uri):  # an evaluation before this one may have had other labels
+        if fnmatch(name, "reliability-*.svg") and name not in files:
+            storage.delete(storage.join(uri, name))

@@ -59,11 +59,13 @@ def read_predictions(
             raise ConfigError(f"adapter = {adapter}: {uri} is no run, which alone has adapters; leave it out")
         dataset = _open(uri, uri)
         provenance = _footer(dataset)
+        if (told := [each["name"] for each in provenance.get("tasks", [])]) and task.name not in told:
+            raise ConfigError(f"task = {task.name}: {uri} answers {', '.join(told)}; name the task, or its own file")
     else:
         provenance = manifest
         dataset = _open(uri, storage.join(uri, "data", *_folders(uri, manifest, task, adapter)))
     check_columns(dataset.schema)
-    columns = [name for name in columns if name in dataset.schema.names]
+    columns = [name for name in columns if name in dataset.schema.names and not _is_void(dataset.schema, name)]
     conditions = list(_conditions(uri, dataset.schema, only, which))
     chosen = reduce(and_, conditions) if conditions else None
     table = dataset.to_table(columns=columns, filter=chosen)
@@ -124,6 +126,11 @@ def _open(uri: str, folder: str) -> pads.Dataset:
     except pa.ArrowException as error:
         raise InputError(f"predictions = {uri}: cannot be read as Parquet ({type(error).__name__})") from None
     return dataset
+
+
+def _is_void(schema: pa.Schema, name: str) -> bool:
+    """Whether nothing is in the column but nulls, as other programs write an optional one that they do not have."""
+    return name not in NEEDED and pa.types.is_null(schema.field(name).type)
 
 
 def _footer(dataset: pads.Dataset) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mentalglm.config import (
     load_config,
     load_yaml,
 )
-from mentalglm.config.base import read_config
+from mentalglm.config.base import json_schema, read_config
 from mentalglm.evaluation.paper import load_table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -34,6 +34,19 @@ def config(job: str, variant: str, file: str = "paper") -> Path:
     path = CONFIGS / job / f"{file}.yaml#{variant}"
     jsonschema.validate(read_config(path), JOBS[job].model_json_schema())
     return path
+
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_an_editor_knows_every_key_of_the_files_that_are_shipped(job: str) -> None:
+    schema = json_schema(JOBS[job])
+    files = sorted((CONFIGS / job).glob("*.yaml"))
+    assert files
+    for file in files:
+        jsonschema.validate(load_yaml(file), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**load_yaml(files[0]), "variants": {"mine": {"no_such_key": 1}}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({}, schema)
 
 
 @pytest.mark.parametrize(("row", "column"), CELLS)

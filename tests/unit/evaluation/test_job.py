@@ -112,6 +112,49 @@ def test_gold_may_be_csv_or_parquet(folder: Path, suffix: str) -> None:
     assert evaluate_run(config(folder, gold=gold))["f1"] == evaluate_run(config(folder))["f1"]
 
 
+def test_a_text_of_any_length_may_stand_beside_the_gold_labels_in_csv(folder: Path) -> None:
+    path = folder / "gold.csv"
+    rows = [(row, "长" * 140_000 if row == 7 else "短", label) for row, label in enumerate(GOLD)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "text", "label"), *rows])
+    gold = {"uri": str(path), "id_column": "id"}
+    assert evaluate_run(config(folder, gold=gold))["f1"] == evaluate_run(config(folder))["f1"]
+
+
+def test_optional_columns_that_hold_nothing_are_as_if_they_were_not_there(folder: Path) -> None:
+    path = folder / "predictions.parquet"
+    table = pq.read_table(path).drop_columns(["flags", "probability"])
+    pq.write_table(table, path)
+    without = evaluate_run(config(folder))
+    void = pa.nulls(NUM_ROWS)
+    for name in ("parents", "flags", "probability", "label_scores"):
+        table = table.append_column(name, void)
+    pq.write_table(table, path)
+    found = evaluate_run(config(folder))
+    assert {**found, "provenance": None} == {**without, "provenance": None}
+
+
+def test_predictions_of_another_task_are_refused_and_not_scored_as_all_wrong(folder: Path) -> None:
+    path = folder / "predictions.parquet"
+    write_predictions(path, ["filtering"] * NUM_ROWS)
+    with pytest.raises(InputError, match="none of their 39 labels is one of suicide_risk; name the task"):
+        evaluate_run(config(folder))
+    told = {b"mentalglm": json.dumps({"tasks": [{"name": "cognitive_distortion"}]}).encode()}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(told), path)
+    with pytest.raises(ConfigError, match=r"task = suicide_risk: .* answers cognitive_distortion; name the task"):
+        evaluate_run(config(folder))
+
+
+def test_diagrams_of_an_earlier_evaluation_do_not_stay(folder: Path) -> None:
+    evaluate_run(config(folder))
+    diagrams = sorted(path.name for path in (folder / "out").glob("*.svg"))
+    assert diagrams
+    (folder / "out" / "reliability-filtering.svg").write_text("<svg/>")
+    (folder / "out" / "mine.svg").write_text("<svg/>")
+    evaluate_run(config(folder))
+    assert sorted(path.name for path in (folder / "out").glob("*.svg")) == sorted([*diagrams, "mine.svg"])
+
+
 def test_more_predictions_than_gold_labels_are_left_out_when_asked(folder: Path) -> None:
     plain = evaluate_run(config(folder))
     write_predictions(folder / "predictions.parquet", PREDICTED, num_extra=10)
