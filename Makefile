@@ -39,7 +39,7 @@ demo: train-demo  ## the whole chain: train two stages, score with the adapter, 
 	$(BIN)/mentalglm report configs/report/demo.yaml
 
 test: setup lint  ## ruff, mypy and every test but the long ones
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov=mentalglm --cov-report=term
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --cov=mentalglm --cov-report=term
 
 test-unit: setup  ## the tests that need no Ray, seconds
 	$(BIN)/python -m pytest tests/unit -q
