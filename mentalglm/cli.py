@@ -27,7 +27,7 @@ from mentalglm.config import (
     load_config,
     validate,
 )
-from mentalglm.config.base import apply_override, json_schema
+from mentalglm.config.base import apply_override, is_config_path, json_schema
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 
 app = typer.Typer(
@@ -307,7 +307,7 @@ def report(
     """One HTML page about score runs: labels, failures, scores, speed, provenance. Never of fewer than ten posts."""
     options = {"eval": evaluations, "train": training, "output": [output] if output else None, "set": set_}
     with _resumable("report", *targets, kept="the page is as it was", **options):
-        if len(targets) == 1 and targets[0].endswith((".yaml", ".yml")):
+        if len(targets) == 1 and is_config_path(targets[0]):
             if evaluations or training or output:
                 raise ConfigError(f"{targets[0]}: a config says all; leave --eval, --train and --output out, use --set")
             settings = load_config(ReportConfig, targets[0], set_)

@@ -73,17 +73,20 @@ def load_config(model: type[ModelT], path: str | Path, overrides: list[str] | No
 
     Raises: ConfigError, one line that names the key, the value and what is allowed.
     """
-    data = read_config(path)
-    for override in overrides or []:
-        apply_override(data, override)
-    return validate(model, data, str(path))
+    return validate(model, read_config(path, overrides), str(path))
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def is_config_path(path: str) -> bool:
+    """Whether it is the name of a YAML file, or of a variant in one."""
+    return path.endswith((".yaml", ".yml")) or _VARIANT.search(path) is not None
+
+
+def read_config(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """The plain data of a config. `file.yaml#a/b` is that file with its variants a and b: what `variants.a`, then
-    `variants.b`, say is put into the rest, section by section, and `{variant}` in any text becomes `a/b`.
+    `variants.b`, say is put into the rest, section by section, then what `overrides` say, and `{variant}` in any text
+    becomes `a/b`.
 
-    Raises: ConfigError.
+    Raises: ConfigError; also where two of the variants set the same key, as two that exclude each other do.
     """
     is_variant = _VARIANT.search(str(path)) and not Path(path).is_file()
     file, _, names = str(path).rpartition(_VARIANT_MARK) if is_variant else (str(path), "", "")
@@ -93,12 +96,20 @@ def read_config(path: str | Path) -> dict[str, Any]:
     variants = data.pop("variants", {})
     if not isinstance(variants, dict) or not all(isinstance(each, dict) for each in variants.values()):
         raise ConfigError(f"{file}: variants: write `name: {{key: value}}` for each")
+    set_by: dict[str, str] = {}
     for name in names.split("/") if names else []:
         if name not in variants:
             raise ConfigError(
                 f"{path}: has no variant {name!r}; use {', '.join(map(str, variants)) or 'the file alone'}"
             )
+        for key in _leaves(variants[name]):
+            for other, by in set_by.items():
+                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                    raise ConfigError(f"{path}: the variants {by!r} and {name!r} both set {key}; name one of them")
+        set_by |= dict.fromkeys(_leaves(variants[name]), name)
         data = _merged(data, variants[name])
+    for override in overrides or []:
+        apply_override(data, override)
     return {key: _with_name(value, names, file) for key, value in data.items()}
 
 
@@ -118,6 +129,14 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
 _VARIANT_MARK = "#"
 _VARIANT = re.compile(r"\.ya?ml#[^#]*$")
 _NAME = "{variant}"
+
+
+def _leaves(changes: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of the values that are no sections."""
+    found = []
+    for key, value in changes.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [f"{prefix}{key}"]
+    return found
 
 
 def _merged(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

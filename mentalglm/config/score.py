@@ -2,6 +2,7 @@
 
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -51,6 +52,9 @@ class InputConfig(ConfigModel):
     `invalid_input`), or score all and flag them `duplicate_id`. Reads the ids of the whole input first."""
     sample_rows: int | None = Field(default=None, ge=1)
     """Score only about so many rows, to try something: whole shards (`shard_rows`), spread evenly over the input."""
+    local_only: bool = False
+    """The posts may not leave the cluster: an endpoint elsewhere (engine openai) is refused. Here are localhost,
+    private addresses, names without a dot, and those that end in `.local` or `.internal`."""
 
     @model_validator(mode="after")
     def _distinct_columns(self) -> "InputConfig":
@@ -237,6 +241,14 @@ class VllmEngineConfig(ConfigModel):
         return value
 
 
+def _is_near(host: str) -> bool:
+    """Whether a host is on this machine or in a private network, by its name or address alone."""
+    try:
+        return ip_address(host).is_private  # 127.0.0.1 and ::1 too
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
+
+
 class OpenAIEngineConfig(ConfigModel):
     """Any endpoint that speaks the OpenAI chat API: GLM-4-plus, GPT-4, a vLLM server."""
 
@@ -379,6 +391,17 @@ class ScoreConfig(ConfigModel):
                 f"output.uri {self.output.uri!r} lies inside input.uri {self.input.uri!r}, or the other way round: the "
                 "results would be read as posts; name a folder beside it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stays_here(self) -> "ScoreConfig":
+        if self.input.local_only and isinstance(self.engine, OpenAIEngineConfig):
+            host = str(urlsplit(self.engine.base_url).hostname)
+            if not _is_near(host):
+                raise ValueError(
+                    f"engine.base_url is at {host}, and input.local_only = true: these posts may not leave the "
+                    "cluster; name a server in it, or another engine"
+                )
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,8 @@ from mentalglm.tasks import Prompt
 
 _CONTENT = "\ue000content\ue001"  # private use: occurs in no template
 _PROBE = "你好，世界 hello"
+_LEAST_SHARE = 4
+"""A post has at least one of so many parts of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class ChatEncoder:
         self._full = backend
         self._plain = without_special_tokens(backend)
         self._frames: dict[str | None, _Frame] = {}
+        self._checked: set[tuple[_Frame, str]] = set()
         self._lock = threading.Lock()
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt | None]:
@@ -62,6 +65,8 @@ class ChatEncoder:
                 entry.flags = ("special_token_in_text",)
             if not entry.frame.piecewise:
                 self._break_special_tokens(entry)
+        for entry in entries:
+            self._check_preamble(entry)
         for frame in {entry.frame for entry in entries}:
             batch = [entry for entry in entries if entry.frame is frame]
             encoder = self._plain if frame.piecewise else self._full
@@ -80,7 +85,6 @@ class ChatEncoder:
         budget = self._max_prompt_tokens - len(frame.head_ids) - len(frame.tail_ids)
         if len(entry.ids) > budget:
             if self._overlong == "fail" or not self._truncate(entry, budget):
-                self._check_preamble(entry, budget)
                 return None
             entry.flags = (*entry.flags, "text_truncated")
         if frame.piecewise and not self._special_ids.isdisjoint(entry.ids):
@@ -91,14 +95,21 @@ class ChatEncoder:
                 return None
         return EncodedPrompt([*frame.head_ids, *entry.ids, *frame.tail_ids], entry.flags, frame.in_thought)
 
-    def _check_preamble(self, entry: "_Entry", budget: int) -> None:
-        """Raises: ConfigError where no post fits behind what stands first in every prompt."""
-        if entry.prompt.preamble and (num_tokens := len(self._encode_run(entry, ""))) >= budget:
+    def _check_preamble(self, entry: "_Entry") -> None:
+        """Raises: ConfigError where what stands first in every prompt leaves a post less than a quarter of it: a model
+        that reads the beginnings of posts alone would look worse than it is."""
+        preamble, frame = entry.prompt.preamble, entry.frame
+        if not preamble or (frame, preamble) in self._checked:  # of which there are as many as examples, and one more
+            return
+        num_tokens = len(frame.head_ids) + len(self._encode_run(entry, "")) + len(frame.tail_ids)
+        if _LEAST_SHARE * (self._max_prompt_tokens - num_tokens) < self._max_prompt_tokens:
             raise ConfigError(
                 f"generation.max_prompt_tokens = {self._max_prompt_tokens}: the prompt without its post has "
-                f"{num_tokens} tokens, its instruction and examples included, and there is room for {max(budget, 0)}; "
-                "raise it, or lower prompt.examples.per_label"
+                f"{num_tokens} tokens, its instruction and examples included, which leaves less than a quarter for the "
+                f"post; set it to {-(-num_tokens * _LEAST_SHARE // (_LEAST_SHARE - 1))} or more, or lower "
+                "prompt.examples.per_label"
             )
+        self._checked.add((frame, preamble))
 
     def _truncate(self, entry: "_Entry", budget: int) -> bool:
         """Cuts the post to its longest beginning with which the run fits; False where nothing would be left."""

@@ -107,11 +107,6 @@ def align(
     _refuse(gold_ids, _bits(pc.and_(is_ok, predictions["labels"].is_null())), "predictions: {} are ok without labels")
     labels = pc.if_else(is_ok, predictions["labels"], pa.scalar(None, predictions.schema.field("labels").type))
     predicted, num_out_of_set = _labels(labels, task.answerable)
-    if num_out_of_set.any() and not predicted.any():
-        raise InputError(
-            f"predictions: none of their {num_out_of_set.sum()} labels is one of {task.name}; name the task that they "
-            f"answer, or give slugs ({', '.join(task.answerable[:_SHOWN])}, ...)"
-        )
     if is_single:
         several = predicted.sum(axis=1) + num_out_of_set > 1
         _refuse(gold_ids, several, f"predictions: {{}} have several labels, and {task.name} ({task.kind}) has one")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -47,15 +47,17 @@ class Level:
     predicted: Bits
     num_out_of_set: Integers
     """(num_rows,)."""
+    is_read: Bits
+    """(num_rows,): whether anything was taken from the answer."""
 
     def contributions(self) -> npt.NDArray[np.uint8]:
         """See `metrics.contributions`."""
-        return contributions(self.gold, self.predicted, self.num_out_of_set)
+        return contributions(self.gold, self.predicted, self.num_out_of_set, self.is_read)
 
     @property
     def is_exact(self) -> Bits:
         """See `metrics.exact_rows`."""
-        return exact_rows(self.gold, self.predicted, self.num_out_of_set)
+        return exact_rows(self.gold, self.predicted, self.num_out_of_set, self.is_read)
 
     @cached_property
     def counts(self) -> Counts:
@@ -76,7 +78,7 @@ class Level:
         `names_others`."""
         others = np.maximum(self.num_out_of_set, names_others) if self.name != "parent" else self.num_out_of_set
         predicted = self.predicted & has_form[:, None]
-        return Level(self.name, self.slugs, self.average, self.positive, self.gold, predicted, others)
+        return replace(self, predicted=predicted, num_out_of_set=others, is_read=self.is_read & has_form)
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,12 @@ class Evaluation:
         if self.task.positive is not None:
             positive = self.task.answerable.index(self.task.positive)
         name = "child" if self.task.kind == "hierarchical" else "label"
-        lowest = Level(name, self.task.answerable, average, positive, rows.gold, rows.predicted, rows.num_out_of_set)
+        slugs, others = self.task.answerable, rows.num_out_of_set
+        lowest = Level(name, slugs, average, positive, rows.gold, rows.predicted, others, rows.is_ok)
         if self.task.kind != "hierarchical":
             return (lowest,)
-        none = np.zeros_like(rows.num_out_of_set)
-        parents = parents_of(self.task)
-        return (Level("parent", parents, average, None, rows.gold_parents, rows.predicted_parents, none), lowest)
+        gold, predicted, none = rows.gold_parents, rows.predicted_parents, np.zeros_like(others)
+        return (Level("parent", parents_of(self.task), average, None, gold, predicted, none, rows.is_ok), lowest)
 
     @property
     def headline(self) -> float:
@@ -149,8 +151,8 @@ class Evaluation:
         parents = rows.predicted_parents | implied_parents(self.task, rows.predicted)
         gold = np.concatenate([rows.gold_parents, rows.gold], axis=1)
         predicted = np.concatenate([parents, rows.predicted], axis=1)
-        counts = Counts.from_sums(contributions(gold, predicted, rows.num_out_of_set).sum(axis=0, dtype=np.float64))
-        return counts.average("micro")
+        each = contributions(gold, predicted, rows.num_out_of_set, rows.is_ok)
+        return Counts.from_sums(each.sum(axis=0, dtype=np.float64)).average("micro")
 
     def consistency(self) -> dict[str, int]:
         """How the two levels of the predictions fit: rows with a child whose parent is not among `parents`; rows whose

@@ -33,7 +33,8 @@ class Gold:
     clusters: dict[str, str] | None
     """Post id -> what it is resampled with."""
     source: dict[str, Any]
-    """What they are from: `sha256` of the file, or what made the run whose labels they are."""
+    """What they are from: `sha256` of the file, and `labels_sha256` of the ids and labels in it; or what made the run
+    whose labels they are."""
 
 
 def read_gold_file(task: Task, config: GoldConfig) -> Gold:
@@ -71,7 +72,13 @@ def read_gold_file(task: Task, config: GoldConfig) -> Gold:
         )
     if not labels:
         raise InputError(f"{where}: holds no rows; give a file with at least one label")
-    return Gold(labels, clusters or None, {"sha256": hashlib.sha256(data).hexdigest()})
+    source = {"sha256": hashlib.sha256(data).hexdigest(), "labels_sha256": _digest(labels)}
+    return Gold(labels, clusters or None, source)
+
+
+def _digest(labels: dict[str, tuple[Slug, ...]]) -> str:
+    """sha256 of ids and labels, in whatever file, column and order they stand."""
+    return hashlib.sha256(json.dumps(sorted(labels.items())).encode()).hexdigest()
 
 
 def _labels_of_run(task: Task, config: GoldConfig) -> Gold:

@@ -38,6 +38,7 @@ def evaluate_run(config: EvalConfig, *, dry_run: bool = False) -> dict[str, Any]
     job = _Job(config, task, read_gold_file(task, config.gold))
     predictions = job.read(config.predictions, config.adapter)
     evaluation = job.evaluate(predictions)
+    _check_task(evaluation)
 
     metrics = evaluation.to_json() | {"num_without_gold": predictions.num_rows - len(job.gold.labels)}
     if config.training is not None:
@@ -132,6 +133,16 @@ class _Job:
             "versions": code_version() | {"numpy": np.__version__},
             "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _check_task(evaluation: Evaluation) -> None:
+    """Raises: InputError for predictions of another task, or labels that are no slugs: all of them would be wrong."""
+    num_out_of_set, slugs = evaluation.rows.num_out_of_set.sum(), evaluation.task.answerable
+    if num_out_of_set and not evaluation.rows.predicted.any():
+        raise InputError(
+            f"predictions: none of their {num_out_of_set} labels is one of {evaluation.task.name}; name the task that "
+            f"they answer, or give slugs: {', '.join(slugs[:5])}{', ...' if len(slugs) > 5 else ''}"
+        )
 
 
 def _scores_of(evaluation: Evaluation, number: int) -> Any:

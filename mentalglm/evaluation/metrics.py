@@ -79,18 +79,19 @@ class Counts:
         return Scores(*(divide((each * weights).sum(-1), weights.sum(-1)) for each in self.per_label()))
 
 
-def contributions(gold: Bits, predicted: Bits, num_out_of_set: Integers) -> npt.NDArray[np.uint8]:
+def contributions(gold: Bits, predicted: Bits, num_out_of_set: Integers, is_read: Bits) -> npt.NDArray[np.uint8]:
     """What each row adds to `Counts`: (num_rows, 3 * num_labels + 3), from (num_rows, num_labels) twice and
-    (num_rows,)."""
-    is_exact = exact_rows(gold, predicted, num_out_of_set)
+    (num_rows,) twice."""
+    is_exact = exact_rows(gold, predicted, num_out_of_set, is_read)
     others = np.stack([np.minimum(num_out_of_set, 255), is_exact, np.ones_like(is_exact)], axis=1)
     found: npt.NDArray[np.uint8] = np.concatenate([gold & predicted, predicted, gold, others], axis=1).astype(np.uint8)
     return found
 
 
-def exact_rows(gold: Bits, predicted: Bits, num_out_of_set: Integers) -> Bits:
-    """(num_rows,): whether the predicted labels are the gold ones, no more and no less."""
-    is_exact: Bits = (gold == predicted).all(axis=1) & (num_out_of_set == 0)
+def exact_rows(gold: Bits, predicted: Bits, num_out_of_set: Integers, is_read: Bits) -> Bits:
+    """(num_rows,): whether the predicted labels are the gold ones, no more and no less. What could not be read never
+    is: where no label is gold, it would be right for having said nothing."""
+    is_exact: Bits = (gold == predicted).all(axis=1) & (num_out_of_set == 0) & is_read
     return is_exact
 
 

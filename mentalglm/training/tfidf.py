@@ -99,7 +99,8 @@ def train_baseline(config: BaselineConfig) -> BaselineRecord:
             raise ConfigError(
                 f"output.uri = {uri}: holds a baseline with other settings ({'; '.join(changes)}); name another folder"
             )
-        return found
+        if storage.has_files(storage.join(uri, "model")):  # else made again, which gives the same
+            return found
 
     data = _data(config, task, records)
     scores = _cross_validate(config, settings, data)
@@ -184,7 +185,8 @@ def _f1(task: Task, targets: Bits, probabilities: Floats, threshold: float) -> f
     for row, chances in enumerate(probabilities.tolist()):
         labels = chosen_labels(task, threshold, dict(zip(task.answerable, chances, strict=True)))
         predicted[row] = [slug in labels for slug in task.answerable]
-    counts = Counts.from_sums(contributions(targets, predicted, np.zeros(len(targets), np.int64)).sum(0, dtype=float))
+    others, is_read = np.zeros(len(targets), np.int64), np.ones(len(targets), np.bool_)
+    counts = Counts.from_sums(contributions(targets, predicted, others, is_read).sum(0, dtype=float))
     positive = None if task.positive is None else task.answerable.index(task.positive)
     average: Any = task.metric.removesuffix("_f1")
     return float(counts.average(average, positive).f1)

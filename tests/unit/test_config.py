@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from mentalglm.cli import JOBS
 from mentalglm.config import ScoreConfig, load_config, load_yaml
@@ -139,6 +140,45 @@ def test_overrides_are_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
         load_config(ScoreConfig, path, ["tasks.a=1"])
 
 
+def test_variants_that_say_the_same_key_exclude_each_other(tmp_path: Path) -> None:
+    variants = {
+        "echo": {"engine": {"kind": "echo"}, "tasks": ["suicide_risk"]},
+        "vllm": {"engine": {"kind": "vllm"}},
+        "whole": {"engine": None},
+        "near": {"input": {"id_column": "id"}},
+    }
+    path = write(tmp_path, MINIMAL | {"variants": variants})
+    assert load_config(ScoreConfig, f"{path}#near/echo").input.id_column == "id"
+    for names in ("echo/vllm", "whole/vllm", "vllm/whole"):
+        with pytest.raises(ConfigError, match=r"the variants '\w+' and '\w+' both set engine[.a-z]*; name one"):
+            load_config(ScoreConfig, f"{path}#{names}")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_near"),
+    [
+        ("localhost:8000", True),
+        ("127.0.0.1", True),
+        ("[::1]:8000", True),
+        ("10.1.2.3", True),
+        ("vllm", True),
+        ("vllm.internal", True),
+        ("api.openai.com", False),
+        ("8.8.8.8", False),
+        ("internal.example.com", False),
+    ],
+)
+def test_posts_that_may_not_leave_the_cluster_go_to_no_endpoint_elsewhere(host: str, is_near: bool) -> None:
+    engine = {"kind": "openai", "base_url": f"http://{host}/v1", "model": "m"}
+    data = MINIMAL | {"engine": engine, "input": {**MINIMAL["input"], "local_only": True}}
+    if is_near:
+        ScoreConfig.model_validate(data)
+    else:
+        with pytest.raises(ValidationError, match=r"input\.local_only = true: these posts may not leave the cluster"):
+            ScoreConfig.model_validate(data)
+    ScoreConfig.model_validate(MINIMAL | {"engine": engine})
+
+
 def test_a_variant_says_more_and_has_the_last_word(tmp_path: Path) -> None:
     data = MINIMAL | {
         "output": {"uri": "out/{variant}", "keep_text": True},
@@ -161,6 +201,7 @@ def test_a_variant_says_more_and_has_the_last_word(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ConfigError, match=words):
             load_config(ScoreConfig, name)
+    assert load_config(ScoreConfig, f"{path}#echo", ["output.uri=mine/{variant}"]).output.uri == "mine/echo"
     folder = tmp_path / "a.yaml#b"
     folder.mkdir()
     assert load_config(ScoreConfig, write(folder, MINIMAL)).shard_rows == 2048  # a mark in a folder's name is none

@@ -18,6 +18,7 @@ from mentalglm.config import (
     load_yaml,
 )
 from mentalglm.config.base import json_schema, read_config
+from mentalglm.errors import ConfigError
 from mentalglm.evaluation.paper import load_table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -65,6 +66,13 @@ def test_a_cell_is_scored_evaluated_and_put_into_its_table(row: str, column: str
             pattern = tables.tables[name].evaluations
             assert pattern is not None
             assert pattern.replace("{row}", row).replace("{column}", column) == evaluated.output.uri
+
+
+def test_clinical_texts_go_to_no_endpoint_of_others() -> None:
+    load_config(ScoreConfig, config("score", "baichuan2_chat/clinical"))  # its server is here
+    for row in ("gpt_4_fs", "glm_4_plus_zs"):
+        with pytest.raises(ConfigError, match=r"input\.local_only = true"):
+            load_config(ScoreConfig, CONFIGS / "score" / f"paper.yaml#{row}/clinical")
 
 
 def test_what_is_scored_has_been_trained() -> None:

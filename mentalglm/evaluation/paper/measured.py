@@ -45,6 +45,8 @@ class Measurement:
     row: str
     column: str
     uri: str
+    where: str
+    """The key of the config that names it."""
     metrics: Mapping[str, Any]
     """Of its `metrics.json`."""
 
@@ -121,7 +123,17 @@ class FilledTable:
                 yield f"{where}: held against the labels of a run, not of people."
             seen = (each.metrics.get("without_training_texts") or {}).get("num_in_training")
             if seen:
-                yield f"{where}: the text of {seen} rows was trained on; metrics.json has the figures without them."
+                yield (
+                    f"{where}: texts that are in the training file of its eval job: {seen}; metrics.json has the "
+                    "figures without them."
+                )
+        for column in self.table.columns:
+            of_column = [each.metrics["provenance"] for each in self.measurements if each.column == column]
+            title = self.table.columns[column].title
+            if len({each["task"]["digest"] for each in of_column}) > 1:
+                yield f"{title}: evaluated by task files that differ; evaluate again, all by one."
+            if len({each["predictions"].get("parser") for each in of_column}) > 1:
+                yield f"{title}: answers were read by versions of the parser that differ."
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
@@ -167,9 +179,9 @@ def fill(name: str, table: PaperTable, config: TableConfig) -> FilledTable:
             uri = config.evaluations.replace("{row}", row).replace("{column}", column)
             if (row, column) not in named and storage.exists(storage.join(uri, "metrics.json")):
                 measurements.append(_read(f"{key}.evaluations", row, column, table.columns[column], uri))
-    _check_each_is_used_once(key, measurements)
+    _check_each_is_used_once(measurements)
     if table.rows_share_gold:
-        _check_gold(key, measurements)
+        _check_gold(measurements)
     return FilledTable(name, table, tuple(measurements))
 
 
@@ -191,53 +203,56 @@ def _read(where: str, row: str, column: str, wanted: Column, uri: str) -> Measur
     try:
         metrics = json.loads(data)
         found, levels, provenance = metrics["task"], levels_of(metrics), metrics["provenance"]
-        _ = provenance["gold"], provenance["predictions"]["run_id"]
+        _ = provenance["gold"], provenance["task"]["digest"], metrics["n"], metrics["num_parsed"]
+        _ = provenance["predictions"]["run_id"], provenance["predictions"]["adapter"]
+        averages = {name: level["average"] for name, level in levels.items()}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{where} = {uri}: its metrics.json is not one of `mentalglm eval`; evaluate again") from None
     if found != wanted.task:
         raise ConfigError(f"{where} = {uri}: evaluates {found}; the column is of {wanted.task}: name one of that task")
     for level in wanted.levels:
-        average = levels[level]["average"] if level in levels else None
+        average = averages.get(level)
         if average != wanted.average:
             raise ConfigError(
                 f"{where} = {uri}: has the {average} average of level {level}; the column is of {wanted.average}: "
                 "evaluate with the built-in task"
             )
-    return Measurement(row, column, uri, metrics)
+    return Measurement(row, column, uri, where, metrics)
 
 
-def _check_each_is_used_once(key: str, measurements: list[Measurement]) -> None:
+def _check_each_is_used_once(measurements: list[Measurement]) -> None:
     used: dict[str, Measurement] = {}
     for each in measurements:
         place = storage.absolute(each.uri).rstrip("/")
         other = used.setdefault(place, each)
         if other is not each:
             raise ConfigError(
-                f"{key}.rows.{each.row}.{each.column} = {each.uri}: fills {other.row}.{other.column} too; an "
+                f"{each.where} = {each.uri}: fills {other.row}.{other.column} too; an "
                 "evaluation is of one method: name each once"
             )
 
 
-def _check_gold(key: str, measurements: list[Measurement]) -> None:
+def _check_gold(measurements: list[Measurement]) -> None:
     first: dict[str, Measurement] = {}
     for each in measurements:
         other = first.setdefault(each.column, each)
         if _gold(each) is None:
             raise InputError(
-                f"{key}.rows.{each.row}.{each.column} = {each.uri}: is held against the labels of a run, not of "
+                f"{each.where} = {each.uri}: is held against the labels of a run, not of "
                 "people; evaluate against a gold file"
             )
         if _gold(other) != _gold(each):
             raise InputError(
-                f"{key}.rows.{each.row}.{each.column} = {each.uri}: its gold labels are not those of "
+                f"{each.where} = {each.uri}: its gold labels are not those of "
                 f"{other.row}.{other.column} ({str(_gold(each))[:12]}, {str(_gold(other))[:12]}); methods are compared "
                 "on the same ones: evaluate both with one gold file"
             )
 
 
 def _gold(measurement: Measurement) -> str | None:
-    """sha256 of the file; None where the labels of a run stand for gold."""
-    found: str | None = measurement.metrics["provenance"]["gold"].get("sha256")
+    """What tells one set of labels from another; None where the labels of a run stand for gold."""
+    gold = measurement.metrics["provenance"]["gold"]
+    found: str | None = gold.get("labels_sha256") or gold.get("sha256")  # of the file, from earlier versions
     return found
 
 

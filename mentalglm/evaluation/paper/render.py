@@ -19,8 +19,8 @@ from mentalglm.manifest import code_version
 _METRICS = {"f1": "F1", "precision": "P", "recall": "R"}
 _EMPTY = "–"
 LEGEND = (
-    "Figures in per cent. Quoted: as the paper prints them. Measured: by runs of this system, with 95 % bootstrap "
-    f"intervals over posts. {_EMPTY}: not printed, or not measured."
+    "Figures in per cent. Quoted: as the paper prints them. Measured: by runs of this system, answers read "
+    f"leniently, with 95 % bootstrap intervals over posts. {_EMPTY}: not printed, or not measured."
 )
 _CELLS = pa.schema(
     [
@@ -357,7 +357,7 @@ _TEX: Mapping[str, str] = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",
     "–": "--",
     "\n": " ",
 }

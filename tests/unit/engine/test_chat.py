@@ -1,5 +1,6 @@
 """Prompts to token ids: GLM-4's template to the token, and posts that cannot break out of their place."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -173,6 +174,19 @@ def test_a_long_post_is_cut_and_its_examples_are_not() -> None:
 def test_examples_that_leave_no_room_for_a_post_are_the_config_s_fault(overlong: str) -> None:
     with pytest.raises(ConfigError, match=r"max_prompt_tokens = 200: .*lower prompt\.examples\.per_label"):
         encoder(max_prompt_tokens=200, overlong=overlong).encode([with_examples(9, "短")])
+
+
+def test_examples_leave_a_post_a_quarter_of_the_prompt_or_the_config_says_how_much_it_needs() -> None:
+    prompt = with_examples(9, "短")
+    [whole] = encoder(max_prompt_tokens=9999).encode([prompt])
+    assert whole is not None
+    num_others = len(whole.token_ids) - 1  # the post is one token, or little more
+    with pytest.raises(ConfigError, match="less than a quarter for the post") as caught:
+        encoder(max_prompt_tokens=num_others + 20).encode([prompt])
+    wanted = int(re.search(r"set it to (\d+)", str(caught.value))[1])  # type: ignore[index]
+    assert encoder(max_prompt_tokens=wanted).encode([prompt]) == [whole]
+    with pytest.raises(ConfigError, match="less than a quarter"):
+        encoder(max_prompt_tokens=wanted - 1).encode([prompt])
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, sentence_piece()], ids=["byte_level", "sentence_piece"])

@@ -16,7 +16,7 @@ def random_rows(
     generator = np.random.default_rng(seed)
     gold = generator.random((num_rows, num_labels)) < 0.15
     predicted = gold ^ (generator.random((num_rows, num_labels)) < 0.08)
-    return contributions(gold, predicted, np.zeros(num_rows, dtype=np.int64))
+    return contributions(gold, predicted, np.zeros(num_rows, dtype=np.int64), np.ones(num_rows, dtype=np.bool_))
 
 
 def micro_f1(sums: Floats) -> Floats:

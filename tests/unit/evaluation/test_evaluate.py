@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, hamming_loss, precision_recall_fscor
 
 from mentalglm.errors import InputError
 from mentalglm.evaluation import Evaluation, evaluate
+from mentalglm.evaluation.compare import compare
 from mentalglm.evaluation.rows import row_table
 from mentalglm.tasks import Task, load_task, parse_answer
 
@@ -80,7 +81,11 @@ def test_scores_are_scikit_learn_s(task: Task, data: st.DataObject) -> None:
     per_label = precision_recall_fscore_support(true, predicted, average=None, zero_division=0)
     for mine, theirs in zip((*level.counts.per_label(), level.counts.support), per_label, strict=True):
         np.testing.assert_allclose(mine, theirs)
-    assert float(level.counts.accuracy) == pytest.approx(accuracy_score(true, predicted))
+    is_unread = np.array([[each is None] for each in labels], dtype=int)  # as if it were a label that is never gold
+    unread = (
+        np.concatenate([side, column], axis=1) for side, column in ((true, 0 * is_unread), (predicted, is_unread))
+    )
+    assert float(level.counts.accuracy) == pytest.approx(accuracy_score(*unread))
     assert float(level.counts.hamming_loss) == pytest.approx(hamming_loss(true, predicted))
 
 
@@ -109,6 +114,15 @@ def test_what_could_not_be_read_is_neither_dropped_nor_a_class() -> None:
     assert (scores["precision"], scores["recall"]) == (1.0, 0.5)
     assert scores["per_label"]["low_risk"]["recall"] == 0.5
     assert scores["confusion"]["high_risk"] == {"low_risk": 0, "high_risk": 2, "no_result": 2}
+
+
+def test_what_could_not_be_read_is_not_right_where_no_label_is_gold() -> None:
+    gold: dict[str, list[str]] = {f"r{row}": [] for row in range(4)}
+    read = table([[], [], None, None], flags=flags([], [], [], []))
+    found = evaluate(DISTORTION, gold, read, num_bootstrap=200)
+    assert found.to_json()["accuracy"] == 0.5
+    assert row_table(found)["hit"].to_pylist() == [True, True, False, False]
+    assert compare(found, evaluate(DISTORTION, gold, table([[]] * 4), num_bootstrap=0))["label"].num_only_other == 2
 
 
 def test_labels_of_a_row_that_is_not_ok_do_not_count() -> None:

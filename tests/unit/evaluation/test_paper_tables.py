@@ -21,7 +21,7 @@ from mentalglm.tasks import load_task
 
 TASKS = {"sos_hl_1k": "suicide_risk", "socialcd_3k": "cognitive_distortion", "cp": "cognitive_pathway"}
 NUM_ROWS = 60
-HOSTILE = r"[x] * & 50% _ # {y} \z ~ ^ $1$ <script>alert(1)</script> | 风险"
+HOSTILE = r"""[x] * & 50% _ # {y} \z ~ ^ $1$ "q" <script>alert(1)</script> | 风险"""
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,8 @@ def test_what_is_no_evaluation_or_of_other_posts_is_refused(folder: Path) -> Non
     assert [leaf.level for leaf in filled.table.leaves.values()] == ["label", "label", "child"]
     path = folder / "cp" / "metrics.json"
     metrics = json.loads(path.read_text())
-    del metrics["provenance"]["gold"]["sha256"]  # as of an evaluation against the labels of a run
+    for name in ("sha256", "labels_sha256"):  # as of an evaluation against the labels of a run
+        del metrics["provenance"]["gold"][name]
     path.write_text(json.dumps(metrics))
     [filled] = write_tables(config(folder, "table_s1", rows={"test_set": {"cp": str(folder / "cp")}}))
     assert "Test set, CP: held against the labels of a run" in markdown(Sheet(filled))
@@ -227,6 +228,11 @@ def test_what_is_no_evaluation_or_of_other_posts_is_refused(folder: Path) -> Non
         write_tables(config(folder, rows={"bert": {"cp": str(folder / "cp")}}))
     path.write_text(path.read_text().replace('"average": "micro"', '"average": "macro"'))
     with pytest.raises(ConfigError, match=r"rows\.bert\.cp = .*macro average of level parent; the column is of micro"):
+        write_tables(config(folder, rows={"bert": {"cp": str(folder / "cp")}}))
+    whole = json.loads(path.read_text())
+    del whole["provenance"]["predictions"]["adapter"]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match="is not one of `mentalglm eval`"):
         write_tables(config(folder, rows={"bert": {"cp": str(folder / "cp")}}))
     path.write_text("{}")
     with pytest.raises(InputError, match="is not one of `mentalglm eval`"):
@@ -269,11 +275,56 @@ def test_latex_shows_every_character_and_each_row_is_whole(folder: Path) -> None
     assert unescaped.count("{") == unescaped.count("}")
 
 
+def test_gold_labels_are_compared_and_not_the_file_that_holds_them(folder: Path) -> None:
+    """Two annotators in one file are two; the same labels in another file, in another order, are one."""
+    again = folder / "again.jsonl"
+    lines = (folder / "cp.jsonl").read_text().splitlines()
+    again.write_text("\n".join(lines[::-1]) + "\n")
+    rows = [json.loads(line) for line in lines]
+    second = [each["label"] for each in [*rows[1:], rows[0]]]
+    both = folder / "both.jsonl"
+    both.write_text("".join(json.dumps(row | {"b": b}) + "\n" for row, b in zip(rows, second, strict=True)))
+    for name, gold in {"again": {"uri": again}, "a": {"uri": both}, "b": {"uri": both, "label_column": "b"}}.items():
+        data = {
+            "task": "cognitive_pathway",
+            "predictions": str(folder / "cp-other.parquet"),
+            "gold": {key: str(value) for key, value in gold.items()},
+            "output": {"uri": str(folder / "by" / name)},
+            "num_bootstrap": 0,
+        }
+        evaluate_run(EvalConfig.model_validate(data))
+    first, same = str(folder / "cp"), str(folder / "by" / "again")
+    write_tables(config(folder, rows={"bert": {"cp": first}, "mentalglm": {"cp": same}}))
+    rows_of = {"bert": {"cp": str(folder / "by" / "a")}, "mentalglm": {"cp": str(folder / "by" / "b")}}
+    with pytest.raises(InputError, match=r"rows\.mentalglm\.cp = .*its gold labels are not those of bert\.cp"):
+        write_tables(config(folder, rows=rows_of))
+    shutil.copytree(folder / "by" / "b", folder / "pattern" / "bert" / "cp")
+    by_pattern = {"rows": {"mentalglm": rows_of["bert"]}, "evaluations": str(folder / "pattern" / "{row}" / "{column}")}
+    with pytest.raises(InputError, match=r"tables\.table_4\.evaluations = .*its gold labels are not those"):
+        write_tables(config(folder, **by_pattern))
+
+
+def test_other_task_files_and_parsers_in_a_column_are_told(folder: Path) -> None:
+    shutil.copytree(folder / "cp", folder / "other")
+    path = folder / "other" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["provenance"]["task"]["digest"] = "0" * 64
+    metrics["provenance"]["predictions"]["parser"] = 1
+    metrics["without_training_texts"] = {"num_in_training": 1}
+    path.write_text(json.dumps(metrics))
+    rows = {"bert": {"cp": str(folder / "cp")}, "mentalglm": {"cp": str(folder / "other")}}
+    [filled] = write_tables(config(folder, rows=rows))
+    text = markdown(Sheet(filled))
+    assert "CP: evaluated by task files that differ" in text
+    assert "CP: answers were read by versions of the parser that differ" in text
+    assert "MentalGLM, CP: texts that are in the training file of its eval job: 1;" in text
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX on this machine")
 def test_latex_compiles(folder: Path) -> None:
     text = hostile(folder)["table_4.tex"].decode().replace("风险", "")  # Chinese wants XeLaTeX
     (folder / "table.tex").write_text(text, encoding="utf-8")
-    document = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}"
+    document = r"\documentclass{article}\usepackage{booktabs,graphicx}"
     (folder / "main.tex").write_text(document + r"\begin{document}\input{table}\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

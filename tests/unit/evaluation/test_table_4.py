@@ -1,5 +1,6 @@
 """Table 4 of the paper, every number of it, from the counts that stand behind it."""
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 
@@ -34,6 +35,7 @@ COUNTS = {
     "mentalglm_chat": [(103, 118), (547, 737), (764, 946), (461, 952)],
 }
 PAPER = load_table("table_4")
+ENCODERS = ("bert", "chinese_bert_wwm", "roberta_wwm", "chinese_mentalbert")
 CELLS = [
     pytest.param(task, level, *counts, PAPER.rows[row].quoted[leaf], id=f"{row}-{leaf}")
     for row, columns in COUNTS.items()
@@ -113,3 +115,22 @@ def test_claims_of_the_paper_have_wide_intervals(num_hits: int, num_predicted: i
     """MentalGLM-chat and Chinese MentalBERT on suicide risk, by a bootstrap of the counts that was made before this."""
     found = evaluation_with(RISK, None, 250, 124, num_hits, num_predicted, num_bootstrap=10_000).ci95["label"]["f1"]
     assert [100 * end for end in found] == pytest.approx([low, high], abs=0.5)
+
+
+def test_a_note_says_which_cells_are_cut_off_and_which_are_rounded() -> None:
+    [note] = [note for note in PAPER.notes if "Cut off" in note.text]
+    found = {"cut off": set(), "rounded": set()}  # type: dict[str, set[tuple[str, str]]]
+    for row, columns in COUNTS.items():
+        for (num_gold, counts), leaf in zip(
+            zip([each[1] for each in COLUMNS.values()], columns, strict=True), PAPER.leaves, strict=True
+        ):
+            if counts is None or row not in PAPER.rows:
+                continue
+            hits, num_predicted = counts
+            exact = (200 * hits / (num_predicted + num_gold), 100 * hits / num_predicted, 100 * hits / num_gold)
+            for value, printed in zip(exact, PAPER.rows[row].quoted[leaf], strict=True):
+                if round(value, 2) != math.floor(value * 100 + 1e-9) / 100:  # one that can tell
+                    found["rounded" if abs(round(value, 2) - printed) < 1e-9 else "cut off"].add((row, leaf))
+    assert found["cut off"] <= {(row, leaf) for row in note.rows for leaf in note.columns}
+    assert not found["rounded"] & {(row, leaf) for row in ENCODERS for leaf in note.columns}
+    assert {leaf for row, leaf in found["rounded"] if row in ENCODERS} == {"cp_parent", "cp_child"}

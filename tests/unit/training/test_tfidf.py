@@ -1,6 +1,7 @@
 """The baseline: it is scikit-learn's regression, kept as plain numbers."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ def test_the_same_call_finds_it_done_and_another_is_refused(tmp_path: Path) -> N
     first = train_baseline(config(tmp_path, RISK))
     again = train_baseline(config(tmp_path, RISK))
     assert first == again
+    shutil.rmtree(tmp_path / "out" / "model")
+    assert train_baseline(config(tmp_path, RISK)).digest == first.digest
+    assert (tmp_path / "out" / "model" / "README.md").is_file()
     other = train_baseline(config(tmp_path, RISK, output={"uri": str(tmp_path / "other")}))
     assert other.digest == first.digest
     assert "records" in (tmp_path / "out" / "model" / "README.md").read_text()
