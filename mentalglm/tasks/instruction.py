@@ -36,6 +36,8 @@ def render_instruction(task: Task) -> str:
     words = _WORDS[task.language]
     has_one = task.kind in ("binary", "multiclass")
     reason = task.explanation.replace("{explanation}", words["explanation"])
+    if task.examples and not any(example.explanation for example in task.examples):
+        reason = ""  # else the form would be one thing and the answers that follow it another
     own = [label.answer for slug in task.answerable if (label := task.by_slug[slug]).answer is not None]
     names = [task.name_of(slug) for slug in task.answerable if task.by_slug[slug].answer is None]
     lines = []

@@ -184,7 +184,7 @@ def check_scores(row: dict[str, Any], label_scores: str) -> None:
             assert {label for label, score in scores.items() if score > 0.5} == named
 
 
-@pytest.mark.parametrize("explain", ["none", "positive"])
+@pytest.mark.parametrize("explain", [pytest.param("none", marks=pytest.mark.long), "positive"])
 def test_what_is_not_explained_has_the_same_labels_for_fewer_tokens(
     demo_run: tuple[Path, pa.Table], explain: str
 ) -> None:
@@ -298,6 +298,7 @@ def test_real_posts_go_through_the_job(tmp_path: Path, shared_data: Path) -> Non
     assert sum(leaks) == 0  # a number, not the text, if this ever fails
 
 
+@pytest.mark.long
 def test_a_real_chat_model_of_another_family_goes_through_the_job(tmp_path: Path, smollm2: Path) -> None:
     builtin = yaml.safe_load((files("mentalglm.tasks") / "builtin/imhi/imhi_dreaddit_en.yaml").read_text())
     # Words that no model says by itself: its own answers are not read, whatever they are on this machine.

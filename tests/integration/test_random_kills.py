@@ -352,7 +352,9 @@ def num_bytes_read(proxy: FaultProxy, input_key: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("place", "seed"), [("disk", 14), ("s3", 41)])  # those need few starts of Ray
+@pytest.mark.parametrize(
+    ("place", "seed"), [("disk", 14), pytest.param("s3", 41, marks=pytest.mark.long)]
+)  # few starts of Ray
 @pytest.mark.parametrize("subject", ["echo"], indirect=True)
 def test_the_table_is_the_same_after_ten_kills(
     subject: Subject, place: str, seed: int, s3: str, fault_proxy: FaultProxy, tmp_path: Path

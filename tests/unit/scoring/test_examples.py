@@ -143,6 +143,14 @@ def test_the_form_that_is_told_is_read_back(name: str) -> None:
         assert after in form
 
 
+@pytest.mark.parametrize("explanation", [None, "没有计划"])
+def test_the_form_has_a_reason_where_the_examples_have_one(explanation: str | None) -> None:
+    example = {"text": "短", "labels": ("low_risk",), "explanation": explanation}
+    task = Task.model_validate(RISK.model_dump() | {"names_labels": True, "examples": [example]})
+    instruction = render_prompt(task, "x").preamble.partition("\n\n")[0]
+    assert ("理由" in instruction) == (explanation is not None)
+
+
 @pytest.mark.parametrize("kind", ["tfidf", "encoder"])
 def test_what_reads_the_post_alone_has_no_prompt(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "score.yaml"
