@@ -269,6 +269,7 @@ class _Loop:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "num_tokens": window.num_tokens,
             "tokens_per_s": window.num_tokens / window.seconds,
+            "num_workers": self.num_workers,
             "step_s": window.seconds / window.num_steps,
             "save_s": self.save_s,
             "elapsed_s": time.perf_counter() - self.started,
