@@ -38,26 +38,57 @@ def rank(seed: int, *names: str) -> bytes:
 def draw(
     task: Task, candidates: Sequence[Candidate], size: int | Mapping[Slug, int], *, name: str, seed: int
 ) -> list[Stratum]:
-    """So many posts of the task, or of each of its labels; no text and no post twice. The same candidates give the same
-    sample in whatever order they come, and another size only adds posts or leaves some out.
+    """So many posts of the task, or of each of its labels; no text twice. As many as there can be: where a label finds
+    no more posts, it takes over one that another label can replace. The same candidates give the same sample in
+    whatever order they come, and another number of posts of the task only adds some or leaves some out.
 
     Labels with the fewest candidates draw first, so that common ones do not use up the posts of rare ones.
-    Raises: ConfigError where `size` names a label that the task does not have.
+    `candidates`: each post once. Raises: ConfigError where `size` names a label that the task does not have.
     """
     strata = _strata(task, size, name)
     order = sorted(candidates, key=lambda each: rank(seed, task.name, each.post_id))
-    drawn: set[str] = set()
-    drawn_ids: set[str] = set()
-    by_scarcity = sorted(strata, key=lambda stratum: sum(_is_in(stratum)(each) for each in order))
-    for stratum in by_scarcity:
-        for each in filter(_is_in(stratum), order):
-            if len(stratum.drawn) == stratum.num_asked:
+    fitting = [list(filter(_is_in(stratum), order)) for stratum in strata]
+    places = _Places(fitting)
+    for number in sorted(range(len(strata)), key=lambda number: len(fitting[number])):
+        for _ in range(strata[number].num_asked):
+            if not places.add(number, {number}):
                 break
-            if each.text_hash not in drawn and each.post_id not in drawn_ids:
-                drawn.add(each.text_hash)
-                drawn_ids.add(each.post_id)
-                stratum.drawn.append(each)
+    for number, stratum in enumerate(strata):
+        stratum.drawn = places.of(number)
     return strata
+
+
+class _Places:
+    """Which stratum each drawn text is for. A text that is drawn once stays drawn; it may move to another stratum."""
+
+    def __init__(self, fitting: Sequence[Sequence[Candidate]]) -> None:
+        """`fitting`: the candidates of each stratum, in their order."""
+        self.by_text: list[dict[str, Candidate]] = [{} for _ in fitting]
+        """For each stratum the first candidate of each text."""
+        for by_text, candidates in zip(self.by_text, fitting, strict=True):
+            for each in candidates:
+                by_text.setdefault(each.text_hash, each)
+        self.unseen = [iter(by_text) for by_text in self.by_text]
+        self.stratum_of: dict[str, int] = {}
+
+    def add(self, stratum: int, asked: set[int]) -> bool:
+        """One text more for the stratum: the next that is free, else one of another stratum that can itself get one
+        more (an augmenting path, so that in the end no larger sample exists). `asked`: strata not to ask again."""
+        for text in self.unseen[stratum]:
+            if text not in self.stratum_of:
+                self.stratum_of[text] = stratum
+                return True
+        for text, other in self.stratum_of.items():
+            if text in self.by_text[stratum] and other not in asked:
+                asked.add(other)
+                if self.add(other, asked):
+                    self.stratum_of[text] = stratum
+                    return True
+        return False
+
+    def of(self, stratum: int) -> list[Candidate]:
+        """What is drawn for it, in the order of the candidates."""
+        return [each for text, each in self.by_text[stratum].items() if self.stratum_of.get(text) == stratum]
 
 
 def shortfalls(strata: Sequence[Stratum]) -> Iterator[str]:

@@ -3,9 +3,12 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mentalglm.errors import ConfigError
 from mentalglm.evaluation.review.sample import Candidate, draw, shortfalls
@@ -44,6 +47,37 @@ def test_rare_labels_are_not_used_up_by_common_ones() -> None:
         assert [(each.label, len(each.drawn)) for each in strata] == list(size.items())
         assert all(each.label in candidate.labels for each in strata for candidate in each.drawn)
         assert len(set(ids(strata))) == 25
+
+
+DRAWN_FROM = ("labeling", "mental_filter", "magnification")
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.sets(st.sampled_from(DRAWN_FROM))), max_size=12),
+    st.dictionaries(st.sampled_from(DRAWN_FROM), st.integers(1, 4), min_size=1),
+    st.integers(0, 50),
+)
+def test_no_larger_sample_exists(posts: list[tuple[int, set[str]]], size: dict[str, int], seed: int) -> None:
+    candidates = [Candidate(f"p{row}", f"hash{text}", tuple(labels)) for row, (text, labels) in enumerate(posts)]
+    strata = draw(DISTORTION, candidates, size, name="x", seed=seed)
+    found = [each for stratum in strata for each in stratum.drawn]
+    assert len({each.text_hash for each in found}) == len(found)
+    assert all(stratum.label in each.labels for stratum in strata for each in stratum.drawn)
+    assert all(len(stratum.drawn) <= stratum.num_asked for stratum in strata)
+    places = [label for label, number in size.items() for _ in range(number)]
+    fits = np.zeros((8, len(places)), dtype=int)
+    for text, labels in posts:
+        fits[text] |= [label in labels for label in places]
+    most = maximum_bipartite_matching(csr_matrix(fits), perm_type="column")
+    assert len(found) == (most >= 0).sum()
+
+
+def test_a_post_moves_to_another_label_where_that_frees_a_place() -> None:
+    labels = {"x": ("labeling", "mental_filter"), "y": ("labeling", "mental_filter"), "v": ("labeling",)}
+    candidates = [Candidate(name, name, of) for name, of in (labels | {"w": ("mental_filter",)}).items()]
+    for seed in range(12):
+        strata = draw(DISTORTION, candidates, {"labeling": 2, "mental_filter": 2}, name="x", seed=seed)
+        assert [len(each.drawn) for each in strata] == [2, 2]
 
 
 def test_what_is_not_there_is_told() -> None:
