@@ -87,11 +87,15 @@ def export(config: ReviewConfig, *, dry_run: bool = False) -> Export:
         return found
     _check_same(key, digest)
     told = _key(config, found, items, {run: each.provenance for run, each in runs.items()})
-    storage.put(key, json.dumps(told, ensure_ascii=False, indent=1).encode())
-    for expert, page in pages.items():
-        html = render_page(
+    rendered = {
+        page: render_page(
             digest, expert, _order(items, config.seed, expert), language=config.language, contact=config.contact
         )
+        for expert, page in pages.items()
+    }
+    # The key last of what can fail and first of what is written: it holds the folder, so none without pages may stay.
+    storage.put(key, json.dumps(told, ensure_ascii=False, indent=1).encode())
+    for page, html in rendered.items():
         storage.put(page, html.encode())
     return found
 
@@ -146,9 +150,9 @@ def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> lis
         for number, (name, run) in enumerate(config.runs.items()):
             columns = (*_COLUMNS, "explanation", *(["text"] if number == 0 else []))
             found = _explained(run, task, columns, list(hashes))
-            for row in found.table.to_pylist():
-                if hashes[row["post_id"]] == row["text_hash"]:
-                    rows[task.name, name, row["post_id"]] = row
+            of_posts = [row for row in found.table.to_pylist() if hashes[row["post_id"]] == row["text_hash"]]
+            _check_labels(task, run.uri, of_posts)
+            rows |= {(task.name, name, row["post_id"]): row for row in of_posts}
             if number == 0:
                 of_task = read_posts(config.posts, found)
                 of_task = read_posts(PostsConfig(), found) if of_task is None else of_task
@@ -177,6 +181,15 @@ def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> lis
             )
         )
     return items
+
+
+def _check_labels(task: Task, uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    slugs = {slug for row in rows for slug in (*(row["labels"] or ()), *(row.get("parents") or ()))}
+    if unknown := sorted(slugs - task.by_slug.keys()):
+        raise InputError(
+            f"runs: {uri} has labels that {task.name} does not have: {', '.join(unknown)}; score it again with the "
+            "task as it is now, or review it with the task that it was scored with"
+        )
 
 
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:

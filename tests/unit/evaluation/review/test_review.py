@@ -2,11 +2,14 @@
 
 import copy
 import json
+import shutil
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -131,6 +134,34 @@ def test_posts_that_are_not_those_that_were_scored_are_refused(
     changed = ReviewConfig.model_validate(config.model_dump() | {"posts": {"uri": str(tmp_path / "changed.parquet")}})
     with pytest.raises(InputError, match=r"posts: 12 of 12 posts are not there .* posts\.uri"):
         export(changed)
+    assert not Path(config.output.uri).exists()
+
+
+def test_labels_that_the_task_does_not_have_are_named_and_do_not_block_the_folder(
+    config: ReviewConfig, runs: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / RUNS[1]
+    shutil.copytree(runs / RUNS[1], copied)
+    part = copied / "data" / "task=suicide_risk" / "part-0.parquet"
+    table = pq.read_table(part)
+    labels = pa.array([["old_label"]] * len(table), pa.list_(pa.string()))
+    pq.write_table(table.set_column(table.column_names.index("labels"), "labels", labels), part)
+    changes = {"runs": {RUNS[0]: {"uri": str(runs / RUNS[0])}, RUNS[1]: {"uri": str(copied)}}}
+    changed = ReviewConfig.model_validate(config.model_dump() | changes)
+    with pytest.raises(InputError, match=r"beta_system has labels that suicide_risk does not have: old_label; "):
+        export(changed)
+    assert not Path(config.output.uri).exists()
+    pq.write_table(table, part)
+    assert export(changed).pages
+
+
+def test_a_page_that_cannot_be_made_leaves_no_key(config: ReviewConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise KeyError("old_label")
+
+    monkeypatch.setattr(sys.modules[export.__module__], "render_page", fail)
+    with pytest.raises(KeyError):
+        export(config)
     assert not Path(config.output.uri).exists()
 
 
