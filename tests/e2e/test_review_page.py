@@ -167,15 +167,26 @@ def test_a_saved_file_is_read_where_it_belongs_alone(
     fresh.close()
 
 
-def test_it_says_so_where_the_browser_keeps_nothing(browser: Browser, review: tuple[Path, Export]) -> None:
+def test_it_says_so_where_the_browser_keeps_nothing(
+    browser: Browser, review: tuple[Path, Export], tmp_path: Path
+) -> None:
     context = browser.new_context(offline=True)
     context.add_init_script(
         "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
     )
     page = opened(context, review)
-    expect(page.get_by_role("alert", include_hidden=True)).to_contain_text("这个浏览器不会保留您的评分")
+    warning = page.get_by_role("alert").filter(has_text="这个浏览器不会保留您的评分")
+    expect(warning).to_be_visible()
     rate(page, 1, 1, 1)
     expect(page.locator("#progress")).to_have_attribute("value", "1")
+    page.set_input_files("#file", saved(page, tmp_path))  # neither a file that is read nor one that is refused hides it
+    expect(page.get_by_role("status")).to_have_text("已从文件读入 1 条。")
+    expect(warning).to_be_visible()
+    (tmp_path / "other.json").write_text("{}")
+    page.set_input_files("#file", tmp_path / "other.json")
+    expect(page.get_by_role("alert").filter(has_text="这不是本页面保存的评分文件。")).to_be_visible()
+    expect(warning).to_be_visible()
+    rate(page, 1, 1, 1)
     asked: list[str] = []
     page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
     page.reload()

@@ -17,6 +17,7 @@
     } catch {
       keeps = false;
     }
+    $("no-storage").hidden = keeps;
     if (!items[state.position]) state.position = 0;
   }
 
@@ -26,7 +27,7 @@
       localStorage.setItem(storageKey, JSON.stringify(state));
     } catch {
       keeps = false;
-      notify(word("no_storage"));
+      $("no-storage").hidden = false;
     }
   }
 
@@ -70,7 +71,6 @@
     $("comment").placeholder = word("comment_hint");
     $("keys").replaceChildren(...words().keys.flatMap(([keys, what]) => [element("dt", keys), element("dd", what)]));
     $("start").textContent = word(items.some((item) => !isEmpty(item)) ? "resume" : "start");
-    if (!keeps) notify(word("no_storage"));
   }
 
   function notify(text) {
