@@ -143,13 +143,15 @@ def test_a_saved_file_is_read_where_it_belongs_alone(
     content = json.loads(file.read_text(encoding="utf-8"))
     fresh = browser.new_context(offline=True)
     page = opened(fresh, review)
-    changed: dict[str, Any] = {
-        "这不是本页面保存的评分文件。": {"format": "other"},
-        "这个文件属于另一个样本，不能用在这里。": content | {"sample": "0" * 64},
-        "这个文件是另一位专家（expert_b）的，不能用在这里。": content | {"expert": "expert_b"},
-        "这个文件在保存之后被改动过，因此没有读入。": content | {"ratings": {"i1": {"consistency": 0}}},
-    }
-    for message, data in changed.items():
+    changed: list[tuple[str, Any]] = [
+        ("这不是本页面保存的评分文件。", {"format": "other"}),
+        ("这个文件属于另一个样本，不能用在这里。", content | {"sample": "0" * 64}),
+        ("这个文件是另一位专家（expert_b）的，不能用在这里。", content | {"expert": "expert_b"}),
+        ("这个文件在保存之后被改动过，因此没有读入。", content | {"ratings": {"i1": {"consistency": 0}}}),
+        ("这不是本页面保存的评分文件。", {"format": "other"}),
+        ("这个文件在保存之后被改动过，因此没有读入。", content | {"saved_at": "2026-01-31T12:00:00Z"}),
+    ]
+    for message, data in changed:
         (tmp_path / "other.json").write_text(json.dumps(data), encoding="utf-8")
         page.set_input_files("#file", tmp_path / "other.json")
         expect(page.get_by_role("alert")).to_have_text(message)

@@ -214,12 +214,12 @@
   }
 
   // Files. The checksum is over one spelling of the content, so another layout of the JSON does not change it.
-  function checksum(ratings) {
+  function checksum(savedAt, ratings) {
     const rows = Object.keys(ratings)
       .sort()
       .map((id) => [id, ...dimensions.map((each) => ratings[id][each] ?? null), ratings[id].comment ?? ""]);
     let crc = -1;
-    for (const byte of new TextEncoder().encode(JSON.stringify([data.sample, data.expert, rows]))) {
+    for (const byte of new TextEncoder().encode(JSON.stringify([data.sample, data.expert, savedAt, rows]))) {
       crc ^= byte;
       for (let bit = 0; bit < 8; bit += 1) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
     }
@@ -228,14 +228,15 @@
 
   function save() {
     const ratings = Object.fromEntries(items.filter((item) => !isEmpty(item)).map((item) => [item.id, ratingOf(item)]));
+    const savedAt = new Date().toISOString();
     const file = {
       format: data.format,
       sample: data.sample,
       expert: data.expert,
-      saved_at: new Date().toISOString(),
+      saved_at: savedAt,
       num_items: items.length,
       ratings,
-      checksum: checksum(ratings),
+      checksum: checksum(savedAt, ratings),
     };
     const blob = new Blob([JSON.stringify(file, null, 1)], { type: "application/json" });
     const name = `ratings-${data.expert}-${data.sample.slice(0, 8)}.json`;
@@ -252,7 +253,7 @@
     if (file?.format !== data.format || typeof file.ratings !== "object" || !file.ratings) return word("wrong_file");
     if (file.sample !== data.sample) return word("wrong_sample");
     if (file.expert !== data.expert) return word("wrong_expert", { expert: String(file.expert) });
-    return checksum(file.ratings) === file.checksum ? null : word("edited_file");
+    return checksum(file.saved_at, file.ratings) === file.checksum ? null : word("edited_file");
   }
 
   async function load(blob) {

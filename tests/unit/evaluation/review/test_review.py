@@ -63,10 +63,11 @@ def write_ratings(
         "expert": expert,
         "saved_at": "2026-11-27T02:22:14.672Z",
         "ratings": ratings,
-        "checksum": checksum(key["sample"], expert, ratings),
-    } | copy.deepcopy(changes or {})
+    }
+    content["checksum"] = checksum(key["sample"], expert, content["saved_at"], ratings)
+    content |= copy.deepcopy(changes or {})
     if seal and changes and all(isinstance(each, dict) for each in dict(content["ratings"]).values()):
-        content["checksum"] = checksum(content["sample"], content["expert"], content["ratings"])
+        content["checksum"] = checksum(content["sample"], content["expert"], content["saved_at"], content["ratings"])
     (folder / "ratings").mkdir(exist_ok=True)
     path = folder / "ratings" / f"{expert}.json"
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -255,7 +256,12 @@ def test_three_experts_and_missing_scores(config: ReviewConfig) -> None:
         ({"ratings": []}, "is no file of ratings"),
         ({"ratings": {"i01": 3}}, "is no file of ratings"),
         ({"sample": "0" * 64}, "is of another sample"),
-        ({"expert": "nobody"}, "is none of this review"),
+        ({"expert": "nobody"}, "expert = 'nobody' is none of this review; it has expert_a, expert_b"),
+        (
+            {"saved_at": "2026 | <img src=x>\n\n# injected"},
+            r"saved_at = '2026 \| <img src=x>\\n\\n# injected' is no date",
+        ),
+        ({"saved_at": ""}, "saved_at = '' is no date and time; give one like"),
         ({"ratings": {"i99": {"consistency": 1}}}, "'i99' is no item of this review"),
         ({"ratings": {"i01": {"consistency": 4}}}, r"i01\.consistency is out of range; use a whole number from 0 to 3"),
         ({"ratings": {"i01": {"consistency": True}}}, "out of range"),
@@ -280,6 +286,11 @@ def test_edited_files_and_second_files_of_an_expert_are_found(config: ReviewConf
     with pytest.raises(InputError, match="has been changed since the page saved it"):
         import_ratings(config, partial=True)
     assert import_ratings(config, partial=True, edited=True)["experts"]["expert_b"]["was_edited"]
+    write_ratings(config, "expert_b", scored, {"saved_at": "2026-11-28\n02:22:14.672Z"}, seal=False)
+    with pytest.raises(InputError, match="has been changed since the page saved it"):
+        import_ratings(config)
+    found = import_ratings(config, edited=True)["experts"]["expert_b"]
+    assert (found["was_edited"], found["saved_at"]) == (True, "2026-11-28T02:22:14+00:00")
     again = edited.with_name("again.json")
     write_ratings(config, "expert_b", scored).rename(again)
     write_ratings(config, "expert_b", scored)
