@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mentalglm import storage
@@ -28,6 +30,11 @@ WARNING = (
 
 _NEEDED = ("post_id", "labels", "text_hash")
 _COLUMNS = (*_NEEDED, "parents")
+_TEXT = ("post_id", "text_hash")
+_BATCH = 10_000
+"""Rows that are Python's at once."""
+
+Digests = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +74,12 @@ def export(config: ReviewConfig, *, dry_run: bool = False) -> Export:
     storage.configure(config.s3)
     drawn: list[tuple[Task, Candidate]] = []
     strata: list[Stratum] = []
-    runs: dict[str, Predictions] = {}
+    provenance: dict[str, dict[str, Any]] = {}
     for name, size in config.sample.items():
         task = load_task(name)
         if any(task.name == each.task for each in strata):
             raise ConfigError(f"sample.{name}: {task.name} is named twice; name each task once")
-        runs = {run: _explained(each, task, _COLUMNS) for run, each in config.runs.items()}
-        of_task = draw(task, _candidates(task, runs), size, name=name, seed=config.seed)
+        of_task = draw(task, _candidates(task, config.runs, provenance), size, name=name, seed=config.seed)
         strata += of_task
         drawn += [(task, candidate) for stratum in of_task for candidate in stratum.drawn]
     if not drawn:
@@ -86,7 +92,7 @@ def export(config: ReviewConfig, *, dry_run: bool = False) -> Export:
     if dry_run:
         return found
     _check_same(key, digest)
-    told = _key(config, found, items, {run: each.provenance for run, each in runs.items()})
+    told = _key(config, found, items, provenance)
     rendered = {
         page: render_page(
             digest, expert, _order(items, config.seed, expert), language=config.language, contact=config.contact
@@ -119,26 +125,57 @@ def _explained(
     """The rows of a run that have an explanation."""
     found = read_predictions(run.uri, task, run.adapter, only, columns=columns, which="explained")
     table = found.table
-    if missing := [column for column in _NEEDED if column not in table.column_names]:
+    if missing := [column for column in _NEEDED if column in columns and column not in table.column_names]:
         raise InputError(f"runs: {run.uri} has no column {', '.join(missing)}; give a run, or Parquet like one")
     ids = table["post_id"].cast(pa.string())
     return replace(found, table=table.set_column(table.column_names.index("post_id"), "post_id", ids))
 
 
-def _candidates(task: Task, runs: Mapping[str, Predictions]) -> list[Candidate]:
+def _candidates(
+    task: Task, runs: Mapping[str, ReviewedRunConfig], provenance: dict[str, dict[str, Any]]
+) -> Iterator[Candidate]:
     """The posts that every run has explained, each with the same text; labels are those of the first run. Ids that come
-    twice are left out."""
-    tables = [run.table for run in runs.values()]
-    places = [Counter(zip(*_columns(table, "post_id", "text_hash"), strict=True)) for table in tables]
-    num_of_id = Counter(post_id for post_id, _ in places[0].elements())
-    first = tables[0]
-    parents = first["parents"].to_pylist() if "parents" in first.column_names else [None] * len(first)
-    columns = zip(*_columns(first, "post_id", "text_hash", "labels"), parents, strict=True)
-    return [
-        Candidate(post_id, text_hash, (*(labels or ()), *(above or ())) or (NO_LABEL,))
-        for post_id, text_hash, labels, above in columns
-        if num_of_id[post_id] == 1 and all(each[post_id, text_hash] == 1 for each in places)
-    ]
+    twice are left out. Puts what made each run into `provenance`.
+
+    One run is in memory at a time. Of the others there are but eight bytes for each post, so that two different posts
+    are taken for one with a chance of one in thousands, even of a hundred million; then both are left out.
+    """
+    first, *others = runs.items()
+    shared: Digests | None = None
+    for run, each in others:
+        found = _explained(each, task, _TEXT)
+        provenance[run] = found.provenance
+        once = _once(_digests(found.table, *_TEXT))
+        shared = once if shared is None else np.intersect1d(shared, once, assume_unique=True)
+    found = _explained(first[1], task, _COLUMNS)
+    provenance[first[0]] = found.provenance
+    ids = _digests(found.table, "post_id")
+    is_shared = np.isin(ids, _once(ids))
+    if shared is not None:
+        is_shared &= np.isin(_digests(found.table, *_TEXT), shared)
+    above = "parents" if "parents" in found.table.column_names else None
+    for row in _rows(found.table.filter(pa.array(is_shared))):
+        labels = (*(row["labels"] or ()), *((above and row[above]) or ()))
+        yield Candidate(row["post_id"], row["text_hash"], labels or (NO_LABEL,))
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=_BATCH):
+        yield from batch.to_pylist()
+
+
+def _digests(table: pa.Table, *names: str) -> Digests:
+    """A number for each row: the same where the columns hold the same."""
+    spelled = (repr(tuple(row.values())).encode() for row in _rows(table.select(names)))
+    numbers = (int.from_bytes(hashlib.blake2b(each, digest_size=8).digest()) for each in spelled)
+    return np.fromiter(numbers, np.uint64, len(table))
+
+
+def _once(digests: Digests) -> Digests:
+    """Those that do not come twice."""
+    values, counts = np.unique(digests, return_counts=True)
+    found: Digests = values[counts == 1]
+    return found
 
 
 def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> list[Item]:
@@ -190,10 +227,6 @@ def _check_labels(task: Task, uri: str, rows: Sequence[Mapping[str, Any]]) -> No
             f"runs: {uri} has labels that {task.name} does not have: {', '.join(unknown)}; score it again with the "
             "task as it is now, or review it with the task that it was scored with"
         )
-
-
-def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    return [table[name].to_pylist() for name in names]
 
 
 def _order(items: Sequence[Item], seed: int, expert: str) -> list[Item]:

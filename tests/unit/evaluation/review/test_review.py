@@ -166,6 +166,29 @@ def test_a_page_that_cannot_be_made_leaves_no_key(config: ReviewConfig, monkeypa
     assert not Path(config.output.uri).exists()
 
 
+def test_posts_that_the_runs_do_not_share_are_not_drawn(config: ReviewConfig, runs: Path, tmp_path: Path) -> None:
+    for run, change in zip(RUNS, (twice, otherwise), strict=True):
+        shutil.copytree(runs / run, tmp_path / run)
+        part = tmp_path / run / "data" / "task=suicide_risk" / "part-0.parquet"
+        pq.write_table(pa.Table.from_pylist(change(pq.read_table(part).to_pylist()), pq.read_schema(part)), part)
+    changes = {"runs": {run: {"uri": str(tmp_path / run)} for run in RUNS}, "sample": {"suicide_risk": 5000}}
+    found = export(ReviewConfig.model_validate(config.model_dump() | changes))
+    ids = [row["post_id"] for row in pq.read_table(runs / "posts.parquet").to_pylist()]
+    key = json.loads(Path(found.key).read_text(encoding="utf-8"))
+    assert sorted(item["post_id"] for item in key["items"]) == sorted([*ids[4:], *ids[4:]])
+    assert list(key["runs"]) == list(RUNS)
+
+
+def twice(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first post again, as it is; the second one with another text."""
+    return [*rows, rows[0], rows[1] | {"text_hash": "0" * 64}]
+
+
+def otherwise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The third post with another text, the fourth without an explanation."""
+    return [*rows[:2], rows[2] | {"text_hash": "0" * 64}, rows[3] | {"explanation": " "}, *rows[4:]]
+
+
 def test_an_import_tells_scores_agreement_and_differences(config: ReviewConfig) -> None:
     export(config)
     key = json.loads((Path(config.output.uri) / "key.json").read_text(encoding="utf-8"))
