@@ -197,6 +197,39 @@ def test_it_says_so_where_the_browser_keeps_nothing(
     context.close()
 
 
+def test_when_all_is_in_a_file_scores_and_comments_can_be_removed(
+    context: BrowserContext, review: tuple[Path, Export]
+) -> None:
+    page, other = opened(context, review), opened(context, review)
+    page.set_viewport_size({"width": 320, "height": 800})
+    for _ in range(4):
+        rate(page, 2, 2, 1)
+    finished = page.get_by_role("dialog", name="全部评完了，谢谢")
+    forget = finished.get_by_role("button", name="从浏览器中删除评分")
+    expect(forget).to_be_disabled()
+    expect(finished.get_by_role("status")).to_have_text("有 4 条的改动还没有存入文件")
+    assert page.evaluate("finished.scrollWidth <= finished.clientWidth")
+    with page.expect_download():
+        page.locator("#save-at-end").click()
+    expect(finished.get_by_role("status")).to_have_text("已全部存入文件")
+    expect(other.locator("#progress")).to_have_attribute("value", "4")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    forget.click()
+    expect(page.locator("#progress")).to_have_attribute("value", "4")
+    page.once("dialog", lambda dialog: dialog.accept())
+    forget.click()
+    expect(finished).to_be_hidden()
+    expect(page.get_by_role("status")).to_have_text("这个浏览器里已没有您的评分和备注。")
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.endsWith('expert_a'))") == []
+    for each in (page, other):
+        expect(each.locator("#progress")).to_have_attribute("value", "0")
+        expect(each.locator("input:checked")).to_have_count(0)
+    rate(other, 3)
+    assert "expert_a" in str(page.evaluate("Object.keys(localStorage)"))
+    assert page.evaluate("Object.values(localStorage).join().match(/consistency/g).length") == 1
+    assert page.errors == []  # type: ignore[attr-defined]
+
+
 def test_what_posts_and_answers_hold_is_text_and_nothing_else(context: BrowserContext, tmp_path: Path) -> None:
     posts = list(generate_posts(len(HOSTILE), seed=3))
     hostile = [

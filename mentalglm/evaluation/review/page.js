@@ -6,7 +6,8 @@
   const $ = (id) => document.getElementById(id);
 
   // State: what is kept in the browser and, of it, `ratings` in the file.
-  let state = { ratings: {}, position: 0, language: data.language, unsaved: [], seenGuide: false };
+  const nothing = () => ({ ratings: {}, position: 0, unsaved: [] });
+  let state = { ...nothing(), language: data.language, seenGuide: false };
   let keeps = true;
 
   function restore() {
@@ -109,6 +110,8 @@
     $("done").textContent = word("progress", { done, total: items.length });
     const number = state.unsaved.length;
     $("in-file").textContent = number ? word("not_in_file", { number }) : done ? word("in_file") : "";
+    $("in-file-at-end").textContent = $("in-file").textContent;
+    $("forget").disabled = number > 0 || !done;
     $("in-file").classList.toggle("waiting", number > 0);
     $("next").textContent = word(state.position === items.length - 1 ? "finish" : "next");
   }
@@ -249,6 +252,24 @@
     announce(word("saved", { name }));
   }
 
+  // Nothing stays in this browser, also where another tab has the page open.
+  function forget() {
+    if (!confirm(word("forget_asks"))) return;
+    try {
+      localStorage.removeItem(storageKey);
+    } catch {
+      // A browser that keeps nothing.
+    }
+    startAnew();
+    $("finished").close();
+    announce(word("forgotten"));
+  }
+
+  function startAnew() {
+    state = { ...state, ...nothing() };
+    showItem();
+  }
+
   function refusal(file) {
     if (file?.format !== data.format || typeof file.ratings !== "object" || !file.ratings) return word("wrong_file");
     if (file.sample !== data.sample) return word("wrong_sample");
@@ -309,10 +330,8 @@
     showItem();
   });
   $("save").addEventListener("click", save);
-  $("save-at-end").addEventListener("click", () => {
-    save();
-    $("finished").close();
-  });
+  $("save-at-end").addEventListener("click", save);
+  $("forget").addEventListener("click", forget);
   $("load").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async ({ target }) => {
     if (target.files[0]) await load(target.files[0]);
@@ -336,7 +355,8 @@
     focusOn(firstOpen(), { preventScroll: true });
   });
   window.addEventListener("storage", ({ key, newValue }) => {
-    if (key !== storageKey || !newValue) return; // another tab of this page
+    if (key !== storageKey) return; // another tab of this page
+    if (!newValue) return startAnew();
     state = { ...JSON.parse(newValue), position: state.position, language: state.language };
     showItem();
   });
