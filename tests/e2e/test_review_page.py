@@ -197,6 +197,23 @@ def test_it_says_so_where_the_browser_keeps_nothing(
     context.close()
 
 
+def test_it_asks_before_scores_that_are_in_no_file_are_left(
+    context: BrowserContext, review: tuple[Path, Export], tmp_path: Path
+) -> None:
+    page = opened(context, review)
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.reload()
+    assert asked == []
+    rate(page, 1, 1, 1)
+    page.reload()
+    assert asked == ["beforeunload"]  # a private window forgets what it keeps until then
+    expect(page.locator("#progress")).to_have_attribute("value", "1")
+    saved(page, tmp_path)
+    page.reload()
+    assert asked == ["beforeunload"]
+
+
 def test_when_all_is_in_a_file_scores_and_comments_can_be_removed(
     context: BrowserContext, review: tuple[Path, Export]
 ) -> None:
@@ -228,6 +245,20 @@ def test_when_all_is_in_a_file_scores_and_comments_can_be_removed(
     assert "expert_a" in str(page.evaluate("Object.keys(localStorage)"))
     assert page.evaluate("Object.values(localStorage).join().match(/consistency/g).length") == 1
     assert page.errors == []  # type: ignore[attr-defined]
+
+
+def test_a_slip_of_the_last_score_is_mended_by_another_digit(
+    context: BrowserContext, review: tuple[Path, Export]
+) -> None:
+    page = opened(context, review)
+    for key in "3213":
+        page.keyboard.press(key)
+    for dimension, score in zip(DIMENSIONS, (3, 2, 3), strict=True):
+        expect(page.locator(f"fieldset[data-dimension={dimension}] input[value='{score}']")).to_be_checked()
+    page.keyboard.press("Enter")
+    page.locator("#next").focus()
+    page.keyboard.press("0")  # where nothing is rated yet it is the first score
+    expect(page.locator("fieldset[data-dimension=consistency] input[value='0']")).to_be_checked()
 
 
 def test_what_posts_and_answers_hold_is_text_and_nothing_else(context: BrowserContext, tmp_path: Path) -> None:

@@ -167,8 +167,10 @@
     }
     const here = dimensionAt(target);
     const steps = { ArrowUp: -1, ArrowDown: 1 };
-    if (/^[0-9]$/.test(key) && scores.includes(Number(key)) && (here || target === document.body)) {
-      scoreByKey(here ?? firstOpen(), Number(key));
+    // The last score leads to the next button: a slip of it is mended by another digit there.
+    const scored = here ?? (target === $("next") && isComplete(current()) ? dimensions.at(-1) : firstOpen());
+    if (/^[0-9]$/.test(key) && scores.includes(Number(key)) && (here || [document.body, $("next")].includes(target))) {
+      scoreByKey(scored, Number(key));
     } else if (here && key in steps) {
       const next = dimensions[dimensions.indexOf(here) + steps[key]];
       if (next) focusOn(next);
@@ -361,7 +363,7 @@
     showItem();
   });
   window.addEventListener("beforeunload", (event) => {
-    if (!keeps && state.unsaved.length) event.preventDefault();
+    if (state.unsaved.length) event.preventDefault();
   });
 
   restore();
