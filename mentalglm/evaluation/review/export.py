@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,7 @@ def _candidates(
     first, *others = runs.items()
     shared: Digests | None = None
     for run, each in others:
-        found = _explained(each, task, _TEXT)
-        provenance[run] = found.provenance
-        once = _once(_digests(found.table, *_TEXT))
+        once, provenance[run] = _texts_once(task, each)
         shared = once if shared is None else np.intersect1d(shared, once, assume_unique=True)
     found = _explained(first[1], task, _COLUMNS)
     provenance[first[0]] = found.provenance
@@ -154,9 +153,15 @@ def _candidates(
     if shared is not None:
         is_shared &= np.isin(_digests(found.table, *_TEXT), shared)
     above = "parents" if "parents" in found.table.column_names else None
-    for row in _rows(found.table.filter(pa.array(is_shared))):
+    for row in compress(_rows(found.table), is_shared):
         labels = (*(row["labels"] or ()), *((above and row[above]) or ()))
         yield Candidate(row["post_id"], row["text_hash"], labels or (NO_LABEL,))
+
+
+def _texts_once(task: Task, run: ReviewedRunConfig) -> tuple[Digests, dict[str, Any]]:
+    """Ids with their texts that do not come twice in the run, and what made it."""
+    found = _explained(run, task, _TEXT)
+    return _once(_digests(found.table, *_TEXT)), found.provenance
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
