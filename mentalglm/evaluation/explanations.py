@@ -1,7 +1,7 @@
 """What can be counted of explanations: how many there are, how long, and whether what they quote stands in the post."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,16 +19,18 @@ from mentalglm.tasks import Task
 from mentalglm.tasks.text import fold
 from mentalglm.tasks.vocabulary import vocabulary_of
 
-# Pairs of marks; what stands inside the outer ones is the quote. Some writers open and close with the same curly mark.
-# A right single mark between letters is an apostrophe. The straight one is left out: it mostly is one. Marks of titles
-# (《》) quote nothing.
+# Pairs of marks; what stands inside the outer ones is the quote. Some writers open and close with the same curly mark;
+# others forget to close, so that an opening mark with one closing mark of its own behind it begins a new quote. A right
+# single mark between letters is an apostrophe. The straight one is left out: it mostly is one. Marks of titles (《》)
+# quote nothing.
 _QUOTE = re.compile(
-    r"“([^“”]+)[“”]|”([^“”]+)”|「([^「」]+)」|『([^『』]+)』|\"([^\"\n]+)\"|＂([^＂\n]+)＂|«([^«»]+)»"
+    r"“([^“”]+)(?:”|“(?![^“”]+”(?![^“”]+”)))|”([^“”]+)”|「([^「」]+)」|『([^『』]+)』|〝([^〝〞〟]+)[〞〟]"
+    r"|\"([^\"\n]+)\"|＂([^＂\n]+)＂|«([^«»]+)»|‹([^‹›]+)›"
     r"|(?<![A-Za-z])‘((?:[^‘’]|(?<=[A-Za-z])’(?=[A-Za-z]))+)’"
 )
 _LEFT_OUT = re.compile(r"[\[(](?:[…⋯]+|\.{2,})[\])]|[…⋯]+|\.{3,}|。{2,}")
 """What stands for words of the post that a quote leaves out; folded."""
-_SPACE_AND_QUOTES = re.compile(r"[\s\"'“”‘’「」『』«»]+")
+_SPACE_AND_QUOTES = re.compile(r"[\s\"'“”‘’「」『』〝〞〟«»‹›]+")
 _OUTER_MARKS = " ,.;:!?~、。-—_"
 _PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -51,25 +53,32 @@ def quotes(explanation: str) -> list[str]:
 
 def count_quotes(task: Task, explanation: str, post: str) -> QuoteCount:
     """Looks up each quote in the post. Both are normalised as posts are; width, case, script, white space and inner
-    quotation marks do not count, nor do punctuation marks at the ends of a quote. Where a quote has an ellipsis, its
-    parts must come in their order."""
+    quotation marks do not count, nor do punctuation marks at the ends of a quote; one of nothing else is no quote.
+    Where a quote has an ellipsis, its parts must come in their order."""
     vocabulary = vocabulary_of(task)
     bare_post = _bare(post)
     num_quotes = num_missing = num_names = 0
     for quote in quotes(normalise(explanation)[0]):
         if vocabulary.entry_of(quote) is not None:
             num_names += 1
-        else:
+        elif parts := _parts(quote):
             num_quotes += 1
-            num_missing += not _is_in(quote, bare_post)
+            num_missing += not _are_in(parts, bare_post)
     return QuoteCount(num_quotes, num_missing, num_names)
 
 
 def count_explanations(
-    task: Task, predictions: Predictions, posts: PostsConfig | None, *, num_bootstrap: int, seed: int
+    task: Task,
+    predictions: Predictions,
+    posts: PostsConfig | None,
+    *,
+    clusters: Mapping[str, str] | None = None,
+    num_bootstrap: int,
+    seed: int,
 ) -> dict[str, Any] | None:
     """What `metrics.json` holds under `explanations`, of the predictions that are ok; None where they have no column of
-    that name. Quotes are counted where the posts can be had: see `read_posts`.
+    that name. Quotes are counted where the posts can be had: see `read_posts`. `clusters`: post id -> what is resampled
+    together; None: each post is by itself.
 
     Raises: InputError where `posts` cannot be read.
     """
@@ -89,19 +98,30 @@ def count_explanations(
     }
     texts = read_posts(posts, replace(predictions, table=explained)) if len(explained) else None
     if texts is not None:
-        found["quotes"] = _quotes(task, explained, texts, num_bootstrap, seed)
+        found["quotes"] = _quotes(task, explained, texts, clusters, num_bootstrap, seed)
     return found
 
 
-def _quotes(task: Task, explained: pa.Table, texts: Mapping[str, str], num_bootstrap: int, seed: int) -> dict[str, Any]:
-    counts = list(_counts(task, explained, texts))
+def _quotes(
+    task: Task,
+    explained: pa.Table,
+    texts: Mapping[str, str],
+    clusters: Mapping[str, str] | None,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    ids, counts = [], []
+    for post_id, counted in _counts(task, explained, texts):
+        ids.append(post_id)
+        counts.append(counted)
     sums = np.array([(each.num_quotes, each.num_not_in_post, each.num_names) for each in counts]).reshape(-1, 3)
     num_quotes, num_missing, num_names = (int(each) for each in sums.sum(axis=0))
     share_missing, ends = None, None
     if num_quotes:
         share_missing = num_missing / num_quotes
         if num_bootstrap:
-            drawn = resampled_sums(sums[:, :2].astype(np.int64), None, num_bootstrap, seed)
+            numbers = np.unique([clusters[each] for each in ids], return_inverse=True)[1] if clusters else None
+            drawn = resampled_sums(sums[:, :2].astype(np.int64), numbers, num_bootstrap, seed)
             ends = interval(drawn[:, 1] / np.maximum(drawn[:, 0], 1))
     return {
         "num_checked": len(counts),
@@ -116,11 +136,11 @@ def _quotes(task: Task, explained: pa.Table, texts: Mapping[str, str], num_boots
     }
 
 
-def _counts(task: Task, explained: pa.Table, texts: Mapping[str, str]) -> Iterator[QuoteCount]:
+def _counts(task: Task, explained: pa.Table, texts: Mapping[str, str]) -> Iterator[tuple[str, QuoteCount]]:
     ids = explained["post_id"].cast(pa.string()).to_pylist()
     for post_id, explanation in zip(ids, explained["explanation"].cast(pa.string()).to_pylist(), strict=True):
         if post_id in texts:
-            yield count_quotes(task, explanation, texts[post_id])
+            yield post_id, count_quotes(task, explanation, texts[post_id])
 
 
 def _lengths(lengths: Integers) -> dict[str, float]:
@@ -128,14 +148,18 @@ def _lengths(lengths: Integers) -> dict[str, float]:
     return {"mean": float(lengths.mean()), **{f"p{percent:02d}": float(value) for percent, value in ends}}
 
 
-def _is_in(quote: str, bare_post: str) -> bool:
+def _parts(quote: str) -> list[str]:
+    """What the quote says, without what it leaves out; none where it is punctuation alone."""
+    return [bare for part in _LEFT_OUT.split(fold(quote)) if (bare := _bare(part).strip(_OUTER_MARKS))]
+
+
+def _are_in(parts: Sequence[str], bare_post: str) -> bool:
     position = 0
-    for part in _LEFT_OUT.split(fold(quote)):
-        bare = _bare(part).strip(_OUTER_MARKS)
-        position = bare_post.find(bare, position)
+    for part in parts:
+        position = bare_post.find(part, position)
         if position < 0:
             return False
-        position += len(bare)
+        position += len(part)
     return True
 
 

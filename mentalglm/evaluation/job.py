@@ -98,7 +98,12 @@ class _Job:
         """What is counted of the explanations, if there are some."""
         config = self.config
         found = count_explanations(
-            self.task, predictions, config.posts, num_bootstrap=config.num_bootstrap, seed=config.seed
+            self.task,
+            predictions,
+            config.posts,
+            clusters=self.gold.clusters,
+            num_bootstrap=config.num_bootstrap,
+            seed=config.seed,
         )
         return found if found and (found["num_explained"] or config.posts is not None) else None
 

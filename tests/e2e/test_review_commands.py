@@ -56,10 +56,10 @@ def test_from_a_scored_run_to_agreement(run: Run, tmp_path: Path) -> None:
             "format": key["format"],
             "sample": key["sample"],
             "expert": expert,
-            "saved_at": "",
+            "saved_at": "2026-01-31T12:00:00Z",
             "ratings": ratings,
         }
-        content["checksum"] = checksum(key["sample"], expert, ratings)
+        content["checksum"] = checksum(key["sample"], expert, content["saved_at"], ratings)
         (tmp_path / "review" / "ratings" / f"{expert}.json").write_text(json.dumps(content))
     imported = run("mentalglm", "review", "import", "review.yaml")
     assert imported.returncode == 0, imported.stderr

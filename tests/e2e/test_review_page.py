@@ -143,13 +143,15 @@ def test_a_saved_file_is_read_where_it_belongs_alone(
     content = json.loads(file.read_text(encoding="utf-8"))
     fresh = browser.new_context(offline=True)
     page = opened(fresh, review)
-    changed: dict[str, Any] = {
-        "这不是本页面保存的评分文件。": {"format": "other"},
-        "这个文件属于另一个样本，不能用在这里。": content | {"sample": "0" * 64},
-        "这个文件是另一位专家（expert_b）的，不能用在这里。": content | {"expert": "expert_b"},
-        "这个文件在保存之后被改动过，因此没有读入。": content | {"ratings": {"i1": {"consistency": 0}}},
-    }
-    for message, data in changed.items():
+    changed: list[tuple[str, Any]] = [
+        ("这不是本页面保存的评分文件。", {"format": "other"}),
+        ("这个文件属于另一个样本，不能用在这里。", content | {"sample": "0" * 64}),
+        ("这个文件是另一位专家（expert_b）的，不能用在这里。", content | {"expert": "expert_b"}),
+        ("这个文件在保存之后被改动过，因此没有读入。", content | {"ratings": {"i1": {"consistency": 0}}}),
+        ("这不是本页面保存的评分文件。", {"format": "other"}),
+        ("这个文件在保存之后被改动过，因此没有读入。", content | {"saved_at": "2026-01-31T12:00:00Z"}),
+    ]
+    for message, data in changed:
         (tmp_path / "other.json").write_text(json.dumps(data), encoding="utf-8")
         page.set_input_files("#file", tmp_path / "other.json")
         expect(page.get_by_role("alert")).to_have_text(message)
@@ -167,21 +169,96 @@ def test_a_saved_file_is_read_where_it_belongs_alone(
     fresh.close()
 
 
-def test_it_says_so_where_the_browser_keeps_nothing(browser: Browser, review: tuple[Path, Export]) -> None:
+def test_it_says_so_where_the_browser_keeps_nothing(
+    browser: Browser, review: tuple[Path, Export], tmp_path: Path
+) -> None:
     context = browser.new_context(offline=True)
     context.add_init_script(
         "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
     )
     page = opened(context, review)
-    expect(page.get_by_role("alert", include_hidden=True)).to_contain_text("这个浏览器不会保留您的评分")
+    warning = page.get_by_role("alert").filter(has_text="这个浏览器不会保留您的评分")
+    expect(warning).to_be_visible()
     rate(page, 1, 1, 1)
     expect(page.locator("#progress")).to_have_attribute("value", "1")
+    page.set_input_files("#file", saved(page, tmp_path))  # neither a file that is read nor one that is refused hides it
+    expect(page.get_by_role("status")).to_have_text("已从文件读入 1 条。")
+    expect(warning).to_be_visible()
+    (tmp_path / "other.json").write_text("{}")
+    page.set_input_files("#file", tmp_path / "other.json")
+    expect(page.get_by_role("alert").filter(has_text="这不是本页面保存的评分文件。")).to_be_visible()
+    expect(warning).to_be_visible()
+    rate(page, 1, 1, 1)
     asked: list[str] = []
     page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
     page.reload()
     assert asked == ["beforeunload"]
     expect(page.locator("#progress")).to_have_attribute("value", "0")
     context.close()
+
+
+def test_it_asks_before_scores_that_are_in_no_file_are_left(
+    context: BrowserContext, review: tuple[Path, Export], tmp_path: Path
+) -> None:
+    page = opened(context, review)
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.reload()
+    assert asked == []
+    rate(page, 1, 1, 1)
+    page.reload()
+    assert asked == ["beforeunload"]  # a private window forgets what it keeps until then
+    expect(page.locator("#progress")).to_have_attribute("value", "1")
+    saved(page, tmp_path)
+    page.reload()
+    assert asked == ["beforeunload"]
+
+
+def test_when_all_is_in_a_file_scores_and_comments_can_be_removed(
+    context: BrowserContext, review: tuple[Path, Export]
+) -> None:
+    page, other = opened(context, review), opened(context, review)
+    page.set_viewport_size({"width": 320, "height": 800})
+    for _ in range(4):
+        rate(page, 2, 2, 1)
+    finished = page.get_by_role("dialog", name="全部评完了，谢谢")
+    forget = finished.get_by_role("button", name="从浏览器中删除评分")
+    expect(forget).to_be_disabled()
+    expect(finished.get_by_role("status")).to_have_text("有 4 条的改动还没有存入文件")
+    assert page.evaluate("finished.scrollWidth <= finished.clientWidth")
+    with page.expect_download():
+        page.locator("#save-at-end").click()
+    expect(finished.get_by_role("status")).to_have_text("已全部存入文件")
+    expect(other.locator("#progress")).to_have_attribute("value", "4")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    forget.click()
+    expect(page.locator("#progress")).to_have_attribute("value", "4")
+    page.once("dialog", lambda dialog: dialog.accept())
+    forget.click()
+    expect(finished).to_be_hidden()
+    expect(page.get_by_role("status")).to_have_text("这个浏览器里已没有您的评分和备注。")
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.endsWith('expert_a'))") == []
+    for each in (page, other):
+        expect(each.locator("#progress")).to_have_attribute("value", "0")
+        expect(each.locator("input:checked")).to_have_count(0)
+    rate(other, 3)
+    assert "expert_a" in str(page.evaluate("Object.keys(localStorage)"))
+    assert page.evaluate("Object.values(localStorage).join().match(/consistency/g).length") == 1
+    assert page.errors == []  # type: ignore[attr-defined]
+
+
+def test_a_slip_of_the_last_score_is_mended_by_another_digit(
+    context: BrowserContext, review: tuple[Path, Export]
+) -> None:
+    page = opened(context, review)
+    for key in "3213":
+        page.keyboard.press(key)
+    for dimension, score in zip(DIMENSIONS, (3, 2, 3), strict=True):
+        expect(page.locator(f"fieldset[data-dimension={dimension}] input[value='{score}']")).to_be_checked()
+    page.keyboard.press("Enter")
+    page.locator("#next").focus()
+    page.keyboard.press("0")  # where nothing is rated yet it is the first score
+    expect(page.locator("fieldset[data-dimension=consistency] input[value='0']")).to_be_checked()
 
 
 def test_what_posts_and_answers_hold_is_text_and_nothing_else(context: BrowserContext, tmp_path: Path) -> None:

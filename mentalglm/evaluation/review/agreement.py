@@ -53,11 +53,15 @@ def weighted_kappa(scores: Floats, num_scores: int, resampling: Resampling) -> S
     """Cohen's kappa (1968) with quadratic weights; of more than two experts its mean over the pairs (Light, 1971).
 
     `scores`: (num_experts, num_items), whole numbers from 0 to below `num_scores`, NaN where one is missing. Each pair
-    is compared on the items that both have rated. Of one pair it is scikit-learn's `cohen_kappa_score` with
-    `weights="quadratic"`.
+    is compared on the items that both have rated; where one has none, there is no mean. Of one pair it is
+    scikit-learn's `cohen_kappa_score` with `weights="quadratic"`.
     """
     is_rated = ~np.isnan(scores)
     pairs = list(combinations(range(len(scores)), 2))
+    is_used = is_rated.sum(axis=0) > 1
+    have_common = [(is_rated[first] & is_rated[second]).any() for first, second in pairs]
+    if any(have_common) and not all(have_common):
+        return Statistic(None, None, int(is_used.sum()), "two of the experts have rated no item in common")
     cells = np.zeros((scores.shape[1], len(pairs), num_scores, num_scores))
     for number, (first, second) in enumerate(pairs):
         items = np.flatnonzero(is_rated[first] & is_rated[second])
@@ -71,7 +75,7 @@ def weighted_kappa(scores: Floats, num_scores: int, resampling: Resampling) -> S
         found: Floats = np.mean(1 - _divide(observed * table.sum((-2, -1)), expected), axis=-1)
         return found
 
-    return _statistic(kappa, cells, is_rated.sum(axis=0) > 1, resampling)
+    return _statistic(kappa, cells, is_used, resampling)
 
 
 def intraclass_correlation(scores: Floats, resampling: Resampling) -> dict[Literal["single", "average"], Statistic]:

@@ -5,8 +5,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mentalglm import storage
@@ -28,6 +31,11 @@ WARNING = (
 
 _NEEDED = ("post_id", "labels", "text_hash")
 _COLUMNS = (*_NEEDED, "parents")
+_TEXT = ("post_id", "text_hash")
+_BATCH = 10_000
+"""Rows that are Python's at once."""
+
+Digests = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +75,12 @@ def export(config: ReviewConfig, *, dry_run: bool = False) -> Export:
     storage.configure(config.s3)
     drawn: list[tuple[Task, Candidate]] = []
     strata: list[Stratum] = []
-    runs: dict[str, Predictions] = {}
+    provenance: dict[str, dict[str, Any]] = {}
     for name, size in config.sample.items():
         task = load_task(name)
         if any(task.name == each.task for each in strata):
             raise ConfigError(f"sample.{name}: {task.name} is named twice; name each task once")
-        runs = {run: _explained(each, task, _COLUMNS) for run, each in config.runs.items()}
-        of_task = draw(task, _candidates(task, runs), size, name=name, seed=config.seed)
+        of_task = draw(task, _candidates(task, config.runs, provenance), size, name=name, seed=config.seed)
         strata += of_task
         drawn += [(task, candidate) for stratum in of_task for candidate in stratum.drawn]
     if not drawn:
@@ -86,12 +93,16 @@ def export(config: ReviewConfig, *, dry_run: bool = False) -> Export:
     if dry_run:
         return found
     _check_same(key, digest)
-    told = _key(config, found, items, {run: each.provenance for run, each in runs.items()})
-    storage.put(key, json.dumps(told, ensure_ascii=False, indent=1).encode())
-    for expert, page in pages.items():
-        html = render_page(
+    told = _key(config, found, items, provenance)
+    rendered = {
+        page: render_page(
             digest, expert, _order(items, config.seed, expert), language=config.language, contact=config.contact
         )
+        for expert, page in pages.items()
+    }
+    # The key last of what can fail and first of what is written: it holds the folder, so none without pages may stay.
+    storage.put(key, json.dumps(told, ensure_ascii=False, indent=1).encode())
+    for page, html in rendered.items():
         storage.put(page, html.encode())
     return found
 
@@ -115,26 +126,61 @@ def _explained(
     """The rows of a run that have an explanation."""
     found = read_predictions(run.uri, task, run.adapter, only, columns=columns, which="explained")
     table = found.table
-    if missing := [column for column in _NEEDED if column not in table.column_names]:
+    if missing := [column for column in _NEEDED if column in columns and column not in table.column_names]:
         raise InputError(f"runs: {run.uri} has no column {', '.join(missing)}; give a run, or Parquet like one")
     ids = table["post_id"].cast(pa.string())
     return replace(found, table=table.set_column(table.column_names.index("post_id"), "post_id", ids))
 
 
-def _candidates(task: Task, runs: Mapping[str, Predictions]) -> list[Candidate]:
+def _candidates(
+    task: Task, runs: Mapping[str, ReviewedRunConfig], provenance: dict[str, dict[str, Any]]
+) -> Iterator[Candidate]:
     """The posts that every run has explained, each with the same text; labels are those of the first run. Ids that come
-    twice are left out."""
-    tables = [run.table for run in runs.values()]
-    places = [Counter(zip(*_columns(table, "post_id", "text_hash"), strict=True)) for table in tables]
-    num_of_id = Counter(post_id for post_id, _ in places[0].elements())
-    first = tables[0]
-    parents = first["parents"].to_pylist() if "parents" in first.column_names else [None] * len(first)
-    columns = zip(*_columns(first, "post_id", "text_hash", "labels"), parents, strict=True)
-    return [
-        Candidate(post_id, text_hash, (*(labels or ()), *(above or ())) or (NO_LABEL,))
-        for post_id, text_hash, labels, above in columns
-        if num_of_id[post_id] == 1 and all(each[post_id, text_hash] == 1 for each in places)
-    ]
+    twice are left out. Puts what made each run into `provenance`.
+
+    One run is in memory at a time. Of the others there are but eight bytes for each post, so that two different posts
+    are taken for one with a chance of one in thousands, even of a hundred million; then both are left out.
+    """
+    first, *others = runs.items()
+    shared: Digests | None = None
+    for run, each in others:
+        once, provenance[run] = _texts_once(task, each)
+        shared = once if shared is None else np.intersect1d(shared, once, assume_unique=True)
+    found = _explained(first[1], task, _COLUMNS)
+    provenance[first[0]] = found.provenance
+    ids = _digests(found.table, "post_id")
+    is_shared = np.isin(ids, _once(ids))
+    if shared is not None:
+        is_shared &= np.isin(_digests(found.table, *_TEXT), shared)
+    above = "parents" if "parents" in found.table.column_names else None
+    for row in compress(_rows(found.table), is_shared):
+        labels = (*(row["labels"] or ()), *((above and row[above]) or ()))
+        yield Candidate(row["post_id"], row["text_hash"], labels or (NO_LABEL,))
+
+
+def _texts_once(task: Task, run: ReviewedRunConfig) -> tuple[Digests, dict[str, Any]]:
+    """Ids with their texts that do not come twice in the run, and what made it."""
+    found = _explained(run, task, _TEXT)
+    return _once(_digests(found.table, *_TEXT)), found.provenance
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=_BATCH):
+        yield from batch.to_pylist()
+
+
+def _digests(table: pa.Table, *names: str) -> Digests:
+    """A number for each row: the same where the columns hold the same."""
+    spelled = (repr(tuple(row.values())).encode() for row in _rows(table.select(names)))
+    numbers = (int.from_bytes(hashlib.blake2b(each, digest_size=8).digest()) for each in spelled)
+    return np.fromiter(numbers, np.uint64, len(table))
+
+
+def _once(digests: Digests) -> Digests:
+    """Those that do not come twice."""
+    values, counts = np.unique(digests, return_counts=True)
+    found: Digests = values[counts == 1]
+    return found
 
 
 def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> list[Item]:
@@ -146,9 +192,9 @@ def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> lis
         for number, (name, run) in enumerate(config.runs.items()):
             columns = (*_COLUMNS, "explanation", *(["text"] if number == 0 else []))
             found = _explained(run, task, columns, list(hashes))
-            for row in found.table.to_pylist():
-                if hashes[row["post_id"]] == row["text_hash"]:
-                    rows[task.name, name, row["post_id"]] = row
+            of_posts = [row for row in found.table.to_pylist() if hashes[row["post_id"]] == row["text_hash"]]
+            _check_labels(task, run.uri, of_posts)
+            rows |= {(task.name, name, row["post_id"]): row for row in of_posts}
             if number == 0:
                 of_task = read_posts(config.posts, found)
                 of_task = read_posts(PostsConfig(), found) if of_task is None else of_task
@@ -179,8 +225,13 @@ def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> lis
     return items
 
 
-def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    return [table[name].to_pylist() for name in names]
+def _check_labels(task: Task, uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    slugs = {slug for row in rows for slug in (*(row["labels"] or ()), *(row.get("parents") or ()))}
+    if unknown := sorted(slugs - task.by_slug.keys()):
+        raise InputError(
+            f"runs: {uri} has labels that {task.name} does not have: {', '.join(unknown)}; score it again with the "
+            "task as it is now, or review it with the task that it was scored with"
+        )
 
 
 def _order(items: Sequence[Item], seed: int, expert: str) -> list[Item]:

@@ -6,7 +6,8 @@
   const $ = (id) => document.getElementById(id);
 
   // State: what is kept in the browser and, of it, `ratings` in the file.
-  let state = { ratings: {}, position: 0, language: data.language, unsaved: [], seenGuide: false };
+  const nothing = () => ({ ratings: {}, position: 0, unsaved: [] });
+  let state = { ...nothing(), language: data.language, seenGuide: false };
   let keeps = true;
 
   function restore() {
@@ -17,6 +18,7 @@
     } catch {
       keeps = false;
     }
+    $("no-storage").hidden = keeps;
     if (!items[state.position]) state.position = 0;
   }
 
@@ -26,7 +28,7 @@
       localStorage.setItem(storageKey, JSON.stringify(state));
     } catch {
       keeps = false;
-      notify(word("no_storage"));
+      $("no-storage").hidden = false;
     }
   }
 
@@ -70,7 +72,6 @@
     $("comment").placeholder = word("comment_hint");
     $("keys").replaceChildren(...words().keys.flatMap(([keys, what]) => [element("dt", keys), element("dd", what)]));
     $("start").textContent = word(items.some((item) => !isEmpty(item)) ? "resume" : "start");
-    if (!keeps) notify(word("no_storage"));
   }
 
   function notify(text) {
@@ -109,6 +110,8 @@
     $("done").textContent = word("progress", { done, total: items.length });
     const number = state.unsaved.length;
     $("in-file").textContent = number ? word("not_in_file", { number }) : done ? word("in_file") : "";
+    $("in-file-at-end").textContent = $("in-file").textContent;
+    $("forget").disabled = number > 0 || !done;
     $("in-file").classList.toggle("waiting", number > 0);
     $("next").textContent = word(state.position === items.length - 1 ? "finish" : "next");
   }
@@ -164,8 +167,10 @@
     }
     const here = dimensionAt(target);
     const steps = { ArrowUp: -1, ArrowDown: 1 };
-    if (/^[0-9]$/.test(key) && scores.includes(Number(key)) && (here || target === document.body)) {
-      scoreByKey(here ?? firstOpen(), Number(key));
+    // The last score leads to the next button: a slip of it is mended by another digit there.
+    const scored = here ?? (target === $("next") && isComplete(current()) ? dimensions.at(-1) : firstOpen());
+    if (/^[0-9]$/.test(key) && scores.includes(Number(key)) && (here || [document.body, $("next")].includes(target))) {
+      scoreByKey(scored, Number(key));
     } else if (here && key in steps) {
       const next = dimensions[dimensions.indexOf(here) + steps[key]];
       if (next) focusOn(next);
@@ -214,12 +219,12 @@
   }
 
   // Files. The checksum is over one spelling of the content, so another layout of the JSON does not change it.
-  function checksum(ratings) {
+  function checksum(savedAt, ratings) {
     const rows = Object.keys(ratings)
       .sort()
       .map((id) => [id, ...dimensions.map((each) => ratings[id][each] ?? null), ratings[id].comment ?? ""]);
     let crc = -1;
-    for (const byte of new TextEncoder().encode(JSON.stringify([data.sample, data.expert, rows]))) {
+    for (const byte of new TextEncoder().encode(JSON.stringify([data.sample, data.expert, savedAt, rows]))) {
       crc ^= byte;
       for (let bit = 0; bit < 8; bit += 1) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
     }
@@ -228,14 +233,15 @@
 
   function save() {
     const ratings = Object.fromEntries(items.filter((item) => !isEmpty(item)).map((item) => [item.id, ratingOf(item)]));
+    const savedAt = new Date().toISOString();
     const file = {
       format: data.format,
       sample: data.sample,
       expert: data.expert,
-      saved_at: new Date().toISOString(),
+      saved_at: savedAt,
       num_items: items.length,
       ratings,
-      checksum: checksum(ratings),
+      checksum: checksum(savedAt, ratings),
     };
     const blob = new Blob([JSON.stringify(file, null, 1)], { type: "application/json" });
     const name = `ratings-${data.expert}-${data.sample.slice(0, 8)}.json`;
@@ -248,11 +254,29 @@
     announce(word("saved", { name }));
   }
 
+  // Nothing stays in this browser, also where another tab has the page open.
+  function forget() {
+    if (!confirm(word("forget_asks"))) return;
+    try {
+      localStorage.removeItem(storageKey);
+    } catch {
+      // A browser that keeps nothing.
+    }
+    startAnew();
+    $("finished").close();
+    announce(word("forgotten"));
+  }
+
+  function startAnew() {
+    state = { ...state, ...nothing() };
+    showItem();
+  }
+
   function refusal(file) {
     if (file?.format !== data.format || typeof file.ratings !== "object" || !file.ratings) return word("wrong_file");
     if (file.sample !== data.sample) return word("wrong_sample");
     if (file.expert !== data.expert) return word("wrong_expert", { expert: String(file.expert) });
-    return checksum(file.ratings) === file.checksum ? null : word("edited_file");
+    return checksum(file.saved_at, file.ratings) === file.checksum ? null : word("edited_file");
   }
 
   async function load(blob) {
@@ -308,10 +332,8 @@
     showItem();
   });
   $("save").addEventListener("click", save);
-  $("save-at-end").addEventListener("click", () => {
-    save();
-    $("finished").close();
-  });
+  $("save-at-end").addEventListener("click", save);
+  $("forget").addEventListener("click", forget);
   $("load").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async ({ target }) => {
     if (target.files[0]) await load(target.files[0]);
@@ -335,12 +357,13 @@
     focusOn(firstOpen(), { preventScroll: true });
   });
   window.addEventListener("storage", ({ key, newValue }) => {
-    if (key !== storageKey || !newValue) return; // another tab of this page
+    if (key !== storageKey) return; // another tab of this page
+    if (!newValue) return startAnew();
     state = { ...JSON.parse(newValue), position: state.position, language: state.language };
     showItem();
   });
   window.addEventListener("beforeunload", (event) => {
-    if (!keeps && state.unsaved.length) event.preventDefault();
+    if (state.unsaved.length) event.preventDefault();
   });
 
   restore();

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from mentalglm import storage
@@ -33,6 +34,7 @@ class RatingFile:
     uri: str
     expert: str
     saved_at: str
+    """ISO 8601, to the second."""
     ratings: Mapping[str, Rating]
     """By item id; items that were not touched are not in it."""
     was_edited: bool
@@ -80,14 +82,14 @@ def read_rating_files(
     return {expert: found[expert] for expert in key["experts"] if expert in found}
 
 
-def checksum(sample: str, expert: str, ratings: Mapping[str, Mapping[str, Any]]) -> str:
+def checksum(sample: str, expert: str, saved_at: str, ratings: Mapping[str, Mapping[str, Any]]) -> str:
     """CRC-32 (8 hex digits) over the content in one spelling; page.js computes the same. It tells a change by hand, not
     one by somebody who wants to hide it."""
     rows = [
         [item, *(ratings[item].get(name) for name in DIMENSIONS), ratings[item].get("comment") or ""]
         for item in sorted(ratings)
     ]
-    spelled = json.dumps([sample, expert, rows], ensure_ascii=False, separators=(",", ":"))
+    spelled = json.dumps([sample, expert, saved_at, rows], ensure_ascii=False, separators=(",", ":"))
     return f"{zlib.crc32(replace_surrogates(spelled).encode()):08x}"
 
 
@@ -103,13 +105,20 @@ def _read(uri: str, key: Mapping[str, Any]) -> RatingFile:
         given: dict[str, dict[str, Any]] = content["ratings"]
         if not isinstance(given, dict) or not all(isinstance(each, dict) for each in given.values()):
             raise TypeError
-        was_edited = checksum(sample, expert, given) != content.get("checksum")
+        was_edited = checksum(sample, expert, saved_at, given) != content.get("checksum")
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{uri}: is no file of ratings that a page has saved; name one") from None
     if sample != key["sample"]:
         raise InputError(f"{uri}: is of another sample ({sample[:12]}, not {key['sample'][:12]}); name its own review")
     if expert not in key["experts"]:
-        raise InputError(f"{uri}: its expert is none of this review; it has {', '.join(key['experts'])}")
+        raise InputError(f"{uri}: expert = {expert[:40]!r} is none of this review; it has {', '.join(key['experts'])}")
+    try:
+        saved = datetime.fromisoformat(saved_at).isoformat(timespec="seconds")
+    except ValueError:
+        raise InputError(
+            f"{uri}: saved_at = {saved_at[:40]!r} is no date and time; give one like 2026-01-31T12:00:00Z, or have the "
+            "file saved again"
+        ) from None
     problems = list(_problems(given, {item["id"] for item in key["items"]}))
     if problems:
         raise InputError(f"{uri}: {problems[0]}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
@@ -120,7 +129,7 @@ def _read(uri: str, key: Mapping[str, Any]) -> RatingFile:
         )
         for item, each in given.items()
     }
-    return RatingFile(uri, expert, saved_at, ratings, was_edited)
+    return RatingFile(uri, expert, saved, ratings, was_edited)
 
 
 def _problems(given: Mapping[str, Mapping[str, Any]], known: set[str]) -> Iterator[str]:

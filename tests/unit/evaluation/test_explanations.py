@@ -31,6 +31,12 @@ DISTORTION = load_task("cognitive_distortion")
         ("“他说‘没用’”", ["他说‘没用’"]),
         ("“我累“，”你也是”", ["我累", "你也是"]),  # curly marks the wrong way round
         ("She says ‘I can’t go on’ and doesn't 'mean' it", ["I can’t go on"]),
+        ("说“很累。又写“没有希望”", ["没有希望"]),  # the first is never closed
+        ("说“很累。又写“没有希望”，“不想活”", ["没有希望", "不想活"]),
+        ("“我累“和”你也是”", ["我累", "你也是"]),
+        ("他说“妈妈讲“没用””", ["没用"]),
+        ("说「很累。又写「没有希望」", ["没有希望"]),
+        ("〝我很累〞〝没人〟‹懂›", ["我很累", "没人", "懂"]),
         ("《活着》是书名", []),
         ("没有闭合“的引号", []),
         ("“”空的“ ”", []),
@@ -61,6 +67,11 @@ def test_quotes_are_found_by_their_marks(explanation: str, found: list[str]) -> 
 def test_a_quote_is_in_the_post_in_whatever_spelling(quote: str, post: str, is_there: bool) -> None:
     counted = count_quotes(RISK, f"说“{quote}”。", post)
     assert (counted.num_quotes, counted.num_not_in_post) == (1, int(not is_there))
+
+
+@pytest.mark.parametrize("quote", ["，", "……", "？！", "。 —", "[...]"])
+def test_punctuation_alone_is_no_quote(quote: str) -> None:
+    assert count_quotes(RISK, f"说“{quote}”，又说“很累”", "我很累，……？！").num_quotes == 1
 
 
 def test_names_of_labels_in_quotation_marks_are_no_quotes() -> None:
@@ -154,6 +165,15 @@ def test_eval_counts_them_with_the_posts_beside(folder: Path) -> None:
     assert "Of 4 quotes in 3 of them, 1 (25.00 %" in table
     assert "1 explanations whose post was not found are left out" in table
     assert not any("金丝雀".encode() in path.read_bytes() for path in (folder / "out").iterdir())
+
+
+def test_the_interval_is_over_the_clusters_of_the_gold_labels(folder: Path) -> None:
+    rows = [{"post_id": str(row), "label": "high_risk", "of": "a"} for row in range(10)]
+    (folder / "gold.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    gold = {"uri": str(folder / "gold.jsonl"), "cluster_column": "of"}
+    posts = {"uri": str(folder / "posts.jsonl"), "id_column": "id", "text_column": "content"}
+    told = evaluate_run(config(folder, posts=posts, gold=gold))["explanations"]["quotes"]
+    assert told["ci95"] == [0.25, 0.25]  # all are drawn together
 
 
 def test_without_the_posts_quotes_are_not_counted_and_a_missing_address_is_told(folder: Path) -> None:

@@ -147,6 +147,14 @@ def test_what_cannot_be_told_is_null_with_a_reason(scores: Floats) -> None:
         assert found.reason
 
 
+def test_a_pair_of_experts_without_an_item_in_common_is_the_reason_that_is_told() -> None:
+    scores = np.array([[0, 1, 2, 3, np.nan, np.nan], [0, 1, 2, 3, 2, 0], [np.nan] * 4 + [2, 0]])
+    found = weighted_kappa(scores, 4, point(scores))
+    assert (found.value, found.num_items) == (None, 6)
+    assert found.reason == "two of the experts have rated no item in common"
+    assert weighted_kappa(scores[:2], 4, point(scores)).value == pytest.approx(1)
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     """Experts whose scores are right with a known chance: the intervals of small samples against a very large one."""
 

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import shutil
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -60,10 +63,11 @@ def write_ratings(
         "expert": expert,
         "saved_at": "2026-11-27T02:22:14.672Z",
         "ratings": ratings,
-        "checksum": checksum(key["sample"], expert, ratings),
-    } | copy.deepcopy(changes or {})
+    }
+    content["checksum"] = checksum(key["sample"], expert, content["saved_at"], ratings)
+    content |= copy.deepcopy(changes or {})
     if seal and changes and all(isinstance(each, dict) for each in dict(content["ratings"]).values()):
-        content["checksum"] = checksum(content["sample"], content["expert"], content["ratings"])
+        content["checksum"] = checksum(content["sample"], content["expert"], content["saved_at"], content["ratings"])
     (folder / "ratings").mkdir(exist_ok=True)
     path = folder / "ratings" / f"{expert}.json"
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -132,6 +136,57 @@ def test_posts_that_are_not_those_that_were_scored_are_refused(
     with pytest.raises(InputError, match=r"posts: 12 of 12 posts are not there .* posts\.uri"):
         export(changed)
     assert not Path(config.output.uri).exists()
+
+
+def test_labels_that_the_task_does_not_have_are_named_and_do_not_block_the_folder(
+    config: ReviewConfig, runs: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / RUNS[1]
+    shutil.copytree(runs / RUNS[1], copied)
+    part = copied / "data" / "task=suicide_risk" / "part-0.parquet"
+    table = pq.read_table(part)
+    labels = pa.array([["old_label"]] * len(table), pa.list_(pa.string()))
+    pq.write_table(table.set_column(table.column_names.index("labels"), "labels", labels), part)
+    changes = {"runs": {RUNS[0]: {"uri": str(runs / RUNS[0])}, RUNS[1]: {"uri": str(copied)}}}
+    changed = ReviewConfig.model_validate(config.model_dump() | changes)
+    with pytest.raises(InputError, match=r"beta_system has labels that suicide_risk does not have: old_label; "):
+        export(changed)
+    assert not Path(config.output.uri).exists()
+    pq.write_table(table, part)
+    assert export(changed).pages
+
+
+def test_a_page_that_cannot_be_made_leaves_no_key(config: ReviewConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise KeyError("old_label")
+
+    monkeypatch.setattr(sys.modules[export.__module__], "render_page", fail)
+    with pytest.raises(KeyError):
+        export(config)
+    assert not Path(config.output.uri).exists()
+
+
+def test_posts_that_the_runs_do_not_share_are_not_drawn(config: ReviewConfig, runs: Path, tmp_path: Path) -> None:
+    for run, change in zip(RUNS, (twice, otherwise), strict=True):
+        shutil.copytree(runs / run, tmp_path / run)
+        part = tmp_path / run / "data" / "task=suicide_risk" / "part-0.parquet"
+        pq.write_table(pa.Table.from_pylist(change(pq.read_table(part).to_pylist()), pq.read_schema(part)), part)
+    changes = {"runs": {run: {"uri": str(tmp_path / run)} for run in RUNS}, "sample": {"suicide_risk": 5000}}
+    found = export(ReviewConfig.model_validate(config.model_dump() | changes))
+    ids = [row["post_id"] for row in pq.read_table(runs / "posts.parquet").to_pylist()]
+    key = json.loads(Path(found.key).read_text(encoding="utf-8"))
+    assert sorted(item["post_id"] for item in key["items"]) == sorted([*ids[4:], *ids[4:]])
+    assert list(key["runs"]) == list(RUNS)
+
+
+def twice(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first post again, as it is; the second one with another text."""
+    return [*rows, rows[0], rows[1] | {"text_hash": "0" * 64}]
+
+
+def otherwise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The third post with another text, the fourth without an explanation."""
+    return [*rows[:2], rows[2] | {"text_hash": "0" * 64}, rows[3] | {"explanation": " "}, *rows[4:]]
 
 
 def test_an_import_tells_scores_agreement_and_differences(config: ReviewConfig) -> None:
@@ -224,7 +279,12 @@ def test_three_experts_and_missing_scores(config: ReviewConfig) -> None:
         ({"ratings": []}, "is no file of ratings"),
         ({"ratings": {"i01": 3}}, "is no file of ratings"),
         ({"sample": "0" * 64}, "is of another sample"),
-        ({"expert": "nobody"}, "is none of this review"),
+        ({"expert": "nobody"}, "expert = 'nobody' is none of this review; it has expert_a, expert_b"),
+        (
+            {"saved_at": "2026 | <img src=x>\n\n# injected"},
+            r"saved_at = '2026 \| <img src=x>\\n\\n# injected' is no date",
+        ),
+        ({"saved_at": ""}, "saved_at = '' is no date and time; give one like"),
         ({"ratings": {"i99": {"consistency": 1}}}, "'i99' is no item of this review"),
         ({"ratings": {"i01": {"consistency": 4}}}, r"i01\.consistency is out of range; use a whole number from 0 to 3"),
         ({"ratings": {"i01": {"consistency": True}}}, "out of range"),
@@ -249,6 +309,11 @@ def test_edited_files_and_second_files_of_an_expert_are_found(config: ReviewConf
     with pytest.raises(InputError, match="has been changed since the page saved it"):
         import_ratings(config, partial=True)
     assert import_ratings(config, partial=True, edited=True)["experts"]["expert_b"]["was_edited"]
+    write_ratings(config, "expert_b", scored, {"saved_at": "2026-11-28\n02:22:14.672Z"}, seal=False)
+    with pytest.raises(InputError, match="has been changed since the page saved it"):
+        import_ratings(config)
+    found = import_ratings(config, edited=True)["experts"]["expert_b"]
+    assert (found["was_edited"], found["saved_at"]) == (True, "2026-11-28T02:22:14+00:00")
     again = edited.with_name("again.json")
     write_ratings(config, "expert_b", scored).rename(again)
     write_ratings(config, "expert_b", scored)
