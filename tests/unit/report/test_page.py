@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -264,7 +265,7 @@ def test_text_is_there_only_where_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(50, 50, 0)}, kept=KEPT)
-    with pytest.raises(InputError, match="holds no run of a score job"):
+    with pytest.raises(InputError, match="holds no run of a score job; give the folder"):
         page_of(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"evaluations = .*metrics.json"):
         page_of(run, evaluations=[str(tmp_path)])
@@ -282,6 +283,55 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
         page_of(run)
     with pytest.raises(ValueError, match=r"ends in \.html"):
         ReportConfig.model_validate({"runs": [str(run)], "output": {"uri": "report.pdf"}})
+
+
+@pytest.mark.parametrize("num_posts", [1, 2, 30])
+def test_small_runs_have_pages(tmp_path: Path, num_posts: int) -> None:
+    """Of two runs, and of two tasks that are joined."""
+    rows = {"suicide_risk": risk_rows(num_posts, 0, 0), "cognitive_distortion": distortion_rows({}, num_posts)}
+    runs = [write_run(tmp_path / name, rows) for name in ("a", "b")]
+    assert 'id="agreement"' in page_of(*runs)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"task": 3, "tasks": 4, "data": [], "provenance": null}'])
+def test_files_that_are_damaged_or_foreign_are_one_line(tmp_path: Path, text: str) -> None:
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(50, 50, 0)})
+    for name in ("metrics.json", "stage.json"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"evaluations = .*metrics\.json.*; give a folder"):
+        page_of(run, evaluations=[str(tmp_path)])
+    with pytest.raises(InputError, match=r"training = .*stage\.json.*; give the output"):
+        page_of(run, training=[str(tmp_path)])
+    for name, fix in (("_run/run.json", "delete it"), ("manifest.json", "restore it")):
+        (run / name).write_text(text)
+        with pytest.raises(InputError, match=rf"runs = .*{name}.*{fix}"):
+            page_of(run)
+        (run / "_run" / "run.json").unlink(missing_ok=True)
+
+
+def test_metrics_without_a_level_are_one_line(tmp_path: Path) -> None:
+    rows = risk_rows(50, 50, 0)
+    run = write_run(tmp_path / "run", {"suicide_risk": rows})
+    metrics = metrics_of("suicide_risk", {each["post_id"]: each["labels"] for each in rows}, rows, "run")
+    del metrics["per_label"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"evaluations = .*has no per_label; give a folder"):
+        page_of(run, evaluations=[str(tmp_path)])
+
+
+def test_predictions_that_are_damaged_or_foreign_are_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(500, 500, 0)})
+    (file,) = (run / "data").rglob("*.parquet")
+    whole = file.read_bytes()
+    table = pa.table({"a": [1, 2]})
+    pages_gone = whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :]
+    for data in (b"garbage", b"PAR1" + b"garbage" * 100 + b"PAR1", whole[: len(whole) // 2], pages_gone, b""):
+        file.write_bytes(data)
+        with pytest.raises(InputError, match="restore data/"):
+            page_of(run)
+    pq.write_table(table, file)
+    with pytest.raises(InputError, match="restore data/"):
+        page_of(run)
 
 
 def test_tasks_and_configs_that_are_gone_leave_their_slugs(tmp_path: Path) -> None:

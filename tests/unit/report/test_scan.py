@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from mentalglm.report.scan import Buckets, count, hash_texts, join
 from mentalglm.report.sources import LabelSet, Run, Side
@@ -91,6 +92,19 @@ def test_rows_are_joined_by_id(tmp_path: Path) -> None:
             for each in shared
         )
     assert joined.here[first] == sum(slugs[first] in (mine[each]["labels"] or ()) for each in shared)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2])
+def test_runs_of_hardly_any_rows_are_joined_too(tmp_path: Path, num_rows: int) -> None:
+    """Most buckets are empty then."""
+    buckets = [Buckets(tmp_path / name) for name in ("a", "b")]
+    for each in buckets:
+        each.add(
+            hash_texts(pa.array([f"p{number}" for number in range(num_rows)], pa.string())), np.ones(num_rows, int)
+        )
+        each.close()
+    joined = join(*buckets, 1, 1)
+    assert (joined.num_rows, joined.num_same, joined.both.tolist()) == (num_rows, num_rows, [[num_rows]])
 
 
 def test_equal_texts_alone_have_equal_hashes() -> None:
