@@ -47,8 +47,9 @@ class Counts:
     num_none: int
     """Rows with a result to which no label applies."""
     num_explained: int
+    """Rows with a result and an explanation."""
     histograms: dict[str, Integers]
-    """`confidence`, `probability` -> (NUM_BARS,); rows that have one."""
+    """`confidence`, `probability` -> (NUM_BARS,); rows with a result that have one."""
     by_day: dict[int, Integers]
     """Day -> rows of it, then rows of each label."""
     date_column: str | None
@@ -168,7 +169,8 @@ class _Counter:
     def add(self, batch: pa.RecordBatch) -> None:
         counts, names = self.counts, batch.schema.names
         status = batch["status"].cast(pa.string())
-        is_ok = pc.equal(status, "ok").to_numpy(zero_copy_only=False).astype(bool)
+        has_result = pc.fill_null(pc.equal(status, "ok"), False)
+        is_ok = has_result.to_numpy(zero_copy_only=False)
         counts.num_rows += batch.num_rows
         counts.statuses.update(_tally(status))
         hot = self._labels(batch)
@@ -182,10 +184,10 @@ class _Counter:
         if "explanation" in names:
             explained = batch["explanation"]
             is_there = explained if pa.types.is_boolean(explained.type) else explained.is_valid()
-            counts.num_explained += int(pc.sum(is_there).as_py() or 0)
+            counts.num_explained += int(pc.sum(pc.and_(is_there, has_result)).as_py() or 0)
         for name in ("confidence", "probability"):
             if name in names:
-                self._add_to_histogram(name, batch[name])
+                self._add_to_histogram(name, batch[name].filter(has_result))
         if counts.date_column in names:
             self._add_days(dates.days(batch[counts.date_column]), hot)
         if self._buckets is not None:

@@ -115,6 +115,95 @@ def test_a_rare_label_is_hidden_whatever_it_is(tmp_path: Path, num_rare: int) ->
     assert not [each for each in cells(html) if each.isdigit() and int(each) < 10]
 
 
+def line_of(html: str, words: str) -> list[str]:
+    """Numbers of the first row of a table that begins with these words."""
+    found = re.search(rf'<th scope="row"[^>]*>(?:<bdi>|<code>)?{words}<.*?</tr>', html, flags=re.DOTALL)
+    assert found is not None, words
+    return cells(found[0])
+
+
+def test_posts_with_a_result_of_which_a_few_have_no_explanation_or_confidence_are_not_told(tmp_path: Path) -> None:
+    """300 posts, 10 failed: 287 of 290 explained, and 284 with a confidence."""
+    rows = risk_rows(90, 200, 10)
+    for at, each in enumerate(rows[:290]):
+        each |= {"explanation": "x" if at < 287 else None, "confidence": 0.905 if at < 284 else None}
+        each |= {"probability": None}
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}))
+    assert line_of(html, "with an explanation")[0] == "281 – 290"
+    assert "262 – 290" in cells(html), "with those below and above, of which each may be 9; and not to 284"
+    assert not {"287", "284"} & set(cells(html))
+
+
+def test_the_posts_above_one_half_and_those_with_the_label_do_not_tell_of_the_few_that_differ(tmp_path: Path) -> None:
+    """100 have the label, 103 a probability above one half."""
+    rows = risk_rows(100, 200, 0)
+    for each in rows[100:103]:
+        each["probability"] = 0.97
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}))
+    assert line_of(html, "high suicide risk")[0] == "100"
+    assert not {"103", "197"} & set(cells(html))
+    assert "72 – 110" in cells(html), "with those below and above, of which each may be 9; and not to 103"
+
+
+def test_a_parent_does_not_tell_how_few_of_its_posts_a_child_has_not(tmp_path: Path) -> None:
+    """Of 100 with a parent, 97 have the one child; of 140 with another parent, 100, but all but 3 of those with a high
+    risk, and all but 3 on the first day."""
+    labels = [["emotional_effect"] if at < 97 or 100 <= at < 103 else ["behavioural_effect"] for at in range(140)]
+    labels += [["labeling"] if at < 97 else ["mental_filter"] for at in range(100)] + [[]] * 260
+    days = [at % 4 for at in range(500)]
+    days[97:100], days[103:140] = [0] * 3, [1 + at % 3 for at in range(37)]
+    rows = [
+        row(at, each, parents=["consequence"] if at < 140 else ["belief"] if each else [], created_at=day(days[at]))
+        for at, each in enumerate(labels)
+    ]
+    risk = [row(at, ["high_risk" if at < 60 or 97 <= at < 100 or at >= 450 else "low_risk"]) for at in range(500)]
+    html = page_of(write_run(tmp_path / "scored", {"cognitive_pathway": rows, "suicide_risk": risk}, kept=KEPT))
+    assert line_of(html, "belief")[0] == "100"
+    assert line_of(html, "labeling")[0].endswith("– 100")
+    assert line_of(html, "consequence")[0] == "140"
+    assert line_of(html, "emotional effect")[0] == "100"
+    together = html[html.index("Labels together with") :]
+    assert line_of(together, "consequence") == ["45.0 %"]
+    assert line_of(together, "emotional effect") == ["·"]
+    by_day = line_of(html[html.index('id="task-1-time"') :], "2025-01-01")
+    assert "29" in by_day
+    assert "26" not in by_day
+
+
+def test_labels_do_not_tell_of_the_few_with_a_result_that_have_them_not(tmp_path: Path) -> None:
+    """120 posts, 20 failed, and of the other 100 all but 3 have one of two labels."""
+    labels = [["labeling", "mental_filter"]] * 97 + [["mental_filter"]] * 3 + [None] * 20
+    html = page_of(write_run(tmp_path / "scored", {"cognitive_distortion": [row(*each) for each in enumerate(labels)]}))
+    assert line_of(html, "labeling")[0] == "91 – 100"
+
+
+def test_flags_are_in_an_order_that_tells_nothing(tmp_path: Path) -> None:
+    rows = risk_rows(150, 150, 0)
+    for at in range(300):
+        rows[at]["flags"] = ["many"] * (at < 50) + ["b_rare"] * (at < 9) + ["a_rare"] * (at < 2)
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}))
+    assert "of none too" not in html, "no status but ok is on the page, which tells that none failed"
+    assert html.index("<code>many") < html.index("<code>a_rare") < html.index("<code>b_rare")
+
+
+def test_two_labels_that_are_not_told_together_have_one_sign(tmp_path: Path) -> None:
+    """10 have the one, all of them the other: of another pair it is none. Whoever reads the page cannot tell which."""
+    labels = [["labeling", "mental_filter"]] * 10 + [["mental_filter"]] * 40 + [["magnification"]] * 50
+    pairs = [
+        *labels,
+        *([["personalization", "mind_reading"]] * 30),
+        *([["personalization"]] * 30),
+        *([["mind_reading"]] * 30),
+        *([[]] * 200),
+    ]
+    rows = [row(at, each) for at, each in enumerate(pairs)]
+    html = page_of(write_run(tmp_path / "scored", {"cognitive_distortion": rows}))
+    together = html[html.index("-together") :]
+    signs = re.findall(r'<td class="withheld">(.*?)</td>', together[: together.index("</table>")])
+    assert signs
+    assert set(signs) == {"·"}
+
+
 def test_nothing_is_told_of_a_handful_of_posts(tmp_path: Path) -> None:
     rows = risk_rows(3, 5, 0)
     html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}, kept=KEPT))

@@ -50,8 +50,12 @@ def test_counts_are_those_of_a_loop(tmp_path: Path) -> None:
     assert found.pairs[3, 8] == sum({slugs[3], slugs[8]} <= labels for labels in named)
     assert found.num_none == sum(each["labels"] == [] for each in rows)
     assert found.num_explained == sum(each["explanation"] is not None for each in rows)
-    assert found.histograms["confidence"].sum() == sum(each["confidence"] is not None for each in rows)
-    assert found.histograms["confidence"][99] >= sum(each["confidence"] == 1.0 for each in rows)
+    assert found.histograms["confidence"].sum() == sum(
+        each["confidence"] is not None and each["status"] == "ok" for each in rows
+    )
+    assert found.histograms["confidence"][99] >= sum(
+        each["confidence"] == 1.0 and each["status"] == "ok" for each in rows
+    )
     by_day = Counter(each["day"].toordinal() for each in rows if each["day"])
     assert {day: int(sums[0]) for day, sums in found.by_day.items()} == by_day
     day = next(iter(by_day))
