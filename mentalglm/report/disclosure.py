@@ -94,16 +94,17 @@ class Disclosure:
         return wider.part(number, *(told for _, told in wholes), beside=[told for _, told in beside])
 
     def partition(
-        self, cells: Mapping[KeyT, int], weights: Mapping[KeyT, int] | None = None
+        self, cells: Mapping[KeyT, int], weights: Mapping[KeyT, int] | None = None, told: Count | None = None
     ) -> dict[KeyT, Count] | None:
-        """The parts of a total that is shown. None where the total is too small to be taken apart into so many: that
-        depends on the total alone, so it tells nothing of the parts. `weights`, here and below: what the largest part
-        is by, if not by the cells. Sides that are shown beside each other have the same: two models say nearly the same
-        of the same posts, so the part that is a range on one side must not be exact on the other."""
+        """The parts of a total that is shown, or of which `told` is. None where the total is too small to be taken
+        apart into so many: that depends on the total alone, so it tells nothing of the parts. `weights`, here and
+        below: what the largest part is by, if not by the cells. Sides that are shown beside each other have the same:
+        two models say nearly the same of the same posts, so the part that is a range on one side must not be exact on
+        the other."""
         if sum(cells.values()) < self.limit * len(cells):
             return None
         hidden = {key: self.hidden for key, number in cells.items() if number < self.limit}
-        return _absorbed(cells, hidden, None, weights)
+        return _absorbed(cells, hidden, (sum(cells.values()), told) if told else None, weights)
 
     def overlapping(
         self,
