@@ -272,6 +272,64 @@ def test_two_runs_side_by_side_with_their_agreement(tmp_path: Path) -> None:
     assert cells(html[html.index("by label</h3>") :])[:3] == ["270", "30", "50"]
 
 
+def test_equal_labels_do_not_tell_of_the_few_that_failed_on_one_side(tmp_path: Path) -> None:
+    """Of 600 posts 30 differ: 15 are of high risk here alone, 12 there alone, and 3 that are low there failed here."""
+    rows = risk_rows(200, 400, 0)
+    others = [dict(each) for each in rows]
+    for at in range(30):
+        if at < 15:
+            others[at]["labels"] = ["low_risk"]
+        elif at < 27:
+            others[585 - at]["labels"] = ["high_risk"]
+        else:
+            rows[550 + at] |= {"status": "parse_failed", "labels": None}
+    html = page_of(*(write_run(tmp_path / n, {"suicide_risk": each}) for n, each in (("a", rows), ("b", others))))
+    agreement = html[html.index('id="agreement"') :]
+    assert cells(agreement[agreement.index("by label</h3>") :])[1:3] == ["15", "12"]
+    assert line_of(agreement, "suicide risk")[1] == "93.8 – 95.5 %"
+
+
+def test_posts_of_one_run_alone_are_not_told_by_those_in_common(tmp_path: Path) -> None:
+    """3 are in the first run alone, 20 in the second."""
+    rows = risk_rows(200, 420, 0)
+    runs = [write_run(tmp_path / name, {"suicide_risk": each}) for name, each in (("a", rows[:600]), ("b", rows[3:]))]
+    agreement = page_of(*runs).split('id="agreement"')[1]
+    assert line_of(agreement, "suicide risk")[0] == "590 – 600"
+
+
+def test_nearly_all_results_of_a_post_with_equal_text_are_a_range(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(100, 200, 0)})
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["output"]["num_copied"] = 297
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    html = page_of(run)
+    assert "291&hairsp;–&hairsp;300" in html
+    assert "297" not in html
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(7, False), (60, True)])
+def test_scores_and_numbers_of_few_validation_records_are_hidden(tmp_path: Path, number: int, is_told: bool) -> None:
+    fingerprint = {
+        "tasks": {"suicide_risk": "0" * 64}, "train": {"digest": "1" * 64, "num_records": 500}, "model": "2" * 64,
+        "validation": {"digest": "4" * 64, "num_records": number},
+    }  # fmt: skip
+    scores = {"suicide_risk": 0.735, "score": 0.614}
+    record = {
+        "name": "s1", "start_from": "base", "best_step": 40, "best_score": 0.614, "num_steps": 50, "seconds": 80.0,
+        "fingerprint": fingerprint, "validations": [{"step": 40, "scores": scores, "seconds": 3.0, "error": None}],
+        "data": {"num_train_records": 500, "num_validation_records": number, "num_validated_records": number},
+        "unvalidated_tasks": [], "finished_at": "2026-11-27T00:00:00+00:00", "digest": "3" * 64, "versions": {},
+    }  # fmt: skip
+    (tmp_path / "stage.json").write_text(json.dumps(record))
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(100, 200, 0)})
+    training = page_of(run, training=[str(tmp_path)]).split('id="training"')[1].split("<section")[0]
+    assert ("73.5" in cells(training), "61.4" in training) == (is_told, is_told)
+    assert ("Validation F1" in training, "by step; the numbers" in training) == (True, is_told)
+    assert "num_records" not in training
+    assert "7" not in cells(training)
+    assert "<bdi>7</bdi>" not in training
+
+
 def test_adapters_of_a_run_are_compared(tmp_path: Path) -> None:
     rows = {
         f"suicide_risk/adapter={name}": risk_rows(number, 500 - number, 0)
