@@ -98,7 +98,8 @@ class Page:
     stages: list[StageView]
     examples: list[Examples]
     rules: Disclosure
-    date_column: str | None
+    date_columns: list[tuple[str, str]]
+    """Name of a run, and of its column of days."""
     versions: Mapping[str, str]
 
 

@@ -1,6 +1,7 @@
 """What a score run has found: statuses, labels, labels over time and together, confidence; each count as it may be
 told."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -17,6 +18,7 @@ from mentalglm.report.sources import LabelName, LabelSet, Side
 
 NONE = "no label applies"
 STATUS = "status: "
+_OUTSIDE = -1
 _AMPLE = 10
 """Posts of a bin, on average and in limits, that let labels of a tenth of the posts be told."""
 
@@ -317,6 +319,8 @@ class PostLine:
     told: list[list[Count] | None]
     chart: TimeChart
     """Of each run: its adapters have the same posts."""
+    outside: list[tuple[str, Count]]
+    """Name of a run, and its posts that are in no bin, if there are any."""
 
 
 def post_line(
@@ -324,11 +328,14 @@ def post_line(
 ) -> PostLine | None:
     """`counts`: of one task for each side, all tasks have the same posts. None where posts have no dates, or are too
     few."""
-    spans = [(min(each.by_day), max(each.by_day)) for each in counts if each is not None and each.by_day]
-    if not spans:
+    posts: Counter[int] = Counter()
+    for each in counts:
+        posts.update({day: int(row[0]) for day, row in each.by_day.items()} if each is not None else {})
+    if not posts:
         return None
-    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
-    choices = [dates.bins(first, last, each) for each in ([unit] if unit != "auto" else dates.units_for(first, last))]
+    first, last = dates.usual_span(posts)
+    units = [unit] if unit != "auto" else dates.units_for(first, last)
+    choices = [dates.bins(first, last, each) for each in units]
     most = max(each.num_dated for each in counts if each is not None)
     # Enough for the labels to be told bin by bin too; else what there is.
     ample = [bins for bins in choices if most >= _AMPLE * rules.limit * len(bins.starts)]
@@ -337,21 +344,25 @@ def post_line(
         if any(told is not None for told in found):
             numbers = [None if each is None else _numbers(each, bins, 0) for each in counts]
             of_runs = [at for at, side in enumerate(sides) if side.adapter == side.run.adapters[0]]
-            shown = [found[at] for at in of_runs]
+            shown = [_in_bins(found[at]) for at in of_runs]
             totals = [each.num_rows if (each := counts[at]) else 0 for at in of_runs]
             chart = _time_chart(None, bins, shown, [None] * len(shown), totals, is_wide=True)
-            return PostLine(bins, numbers, found, chart)
+            outside = [(sides[at].run.name, told[_OUTSIDE]) for at in of_runs if _OUTSIDE in (told := found[at] or {})]
+            return PostLine(bins, numbers, [_in_bins(each) for each in found], chart, outside)
     return None
 
 
-def _posts(counts: Counts, bins: dates.Bins, rules: Disclosure) -> list[Count] | None:
+def _posts(counts: Counts, bins: dates.Bins, rules: Disclosure) -> dict[int, Count] | None:
+    """Of each bin, and outside."""
     if not counts.by_day:
         return None
     numbers = _numbers(counts, bins, 0)
-    undated = counts.num_rows - counts.num_dated
-    cells: dict[int, int] = dict(enumerate(numbers)) | ({-1: undated} if undated else {})
-    found = rules.partition(cells)
-    return None if found is None else [found[at] for at in range(len(numbers))]
+    outside = counts.num_rows - sum(numbers)
+    return rules.partition(dict(enumerate(numbers)) | ({_OUTSIDE: outside} if outside else {}))
+
+
+def _in_bins(told: Mapping[int, Count] | None) -> list[Count] | None:
+    return None if told is None else [count for at, count in told.items() if at != _OUTSIDE]
 
 
 def _numbers(counts: Counts, bins: dates.Bins, column: int) -> list[int]:

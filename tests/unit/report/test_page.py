@@ -96,7 +96,7 @@ def test_few_failures_are_hidden_and_so_is_what_they_could_be_worked_out_from(tm
     html = page_of(run)
     assert "1,237" in html
     assert "1,228&hairsp;–&hairsp;1,237" in html
-    html = re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL)  # coordinates
+    html = re.sub(r"<svg.*?</svg>|<code>.*?</code>", "", html, flags=re.DOTALL)  # coordinates, digests
     for secret in ("1,230", "1230", "819", "99.4", "66.2", ">7<"):
         assert secret not in html, secret
     assert "411" in html
@@ -328,6 +328,42 @@ def test_scores_and_numbers_of_few_validation_records_are_hidden(tmp_path: Path,
     assert "num_records" not in training
     assert "7" not in cells(training)
     assert "<bdi>7</bdi>" not in training
+
+
+def test_one_post_of_another_decade_leaves_the_others_their_days(tmp_path: Path) -> None:
+    rows = risk_rows(1000, 2000, 0)
+    for at, each in enumerate(rows):
+        each["created_at"] = datetime(2024, 3, 1) + timedelta(days=at % 30)
+    rows[0]["created_at"] = datetime(1991, 5, 4)
+    html = page_of(write_run(tmp_path / "run", {"suicide_risk": rows}, kept=KEPT))
+    time = html.split('id="time"')[1].split("</section>")[0]
+    assert "Posts by day" in time
+    assert line_of(time, "2024-03-03") == ["100"]
+    assert "1991" not in time
+    assert "Not drawn, with no day or one far from the others: <span" in time, "it is one, which is not told"
+    assert "92 – 101" in cells(time), "nor by the sum of the others"
+    without = page_of(write_run(tmp_path / "without", {"suicide_risk": rows[1:]}, kept=KEPT))
+    assert "Not drawn" not in without
+
+
+def test_the_column_of_days_is_told_of_each_run(tmp_path: Path) -> None:
+    rows = risk_rows(100, 200, 0)
+    others = [each | {"date": each["created_at"]} for each in rows]
+    runs = [
+        write_run(tmp_path / "a", {"suicide_risk": rows}, kept=KEPT),
+        write_run(tmp_path / "b", {"suicide_risk": others}, kept=pa.schema([pa.field("date", pa.timestamp("ms"))])),
+    ]
+    words = "columns <code>created_at</code> of <bdi>a</bdi>, <code>date</code> of <bdi>b</bdi> in the zone"
+    assert words in page_of(*runs)
+    assert "the column <code>created_at</code> in the zone" in page_of(runs[0])
+
+
+def test_tables_can_be_scrolled_with_keys(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path / "run", {"suicide_risk": risk_rows(100, 200, 0)}, kept=KEPT))
+    areas = re.findall(r'<div class="scroll"[^>]*>', html)
+    assert len(areas) > 5
+    for each in areas:
+        assert re.fullmatch(r'<div class="scroll" tabindex="0" role="region" aria-label="Table: [\w\' ]+">', each), each
 
 
 def test_adapters_of_a_run_are_compared(tmp_path: Path) -> None:
