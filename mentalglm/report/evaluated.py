@@ -186,7 +186,8 @@ def _left_few(
     here |= {f"{STATUS}ok": metrics["num_parsed"]}
     there = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
     there |= {STATUS + name: number for name, number in counts.statuses.items()}
-    found = {name for name, number in there.items() if 0 < number - here.get(name, 0) < rules.limit}
+    shown = {name: number for name, number in there.items() if number >= rules.limit}
+    found = {name for name, number in shown.items() if 0 < number - here.get(name, 0) < rules.limit}
     return found if n.is_exact else found | {f"{STATUS}ok"}
 
 

@@ -118,6 +118,17 @@ def test_few_posts_that_are_not_evaluated_are_told_by_no_score_of_a_task_with_on
     assert "are not evaluated" in evaluation
 
 
+def test_what_is_hidden_in_the_run_hides_nothing_of_its_evaluation(tmp_path: Path) -> None:
+    """7 failed, 4 of those with a gold label."""
+    rows = risk_rows(130, 230, 7)
+    gold = {each["post_id"]: each["labels"] or ["low_risk"] for each in rows[30:364]}
+    metrics = metrics_of("suicide_risk", gold, rows, "scored")
+    run = write_run(tmp_path / "scored", {"suicide_risk": rows})
+    evaluation = page_of(run, evaluations=evaluated(tmp_path, metrics)).split('id="evaluation"')[1]
+    assert "–" not in line_of(evaluation, "binary")
+    assert "are not evaluated:" not in evaluation
+
+
 def test_failed_posts_that_are_not_evaluated_are_not_told_where_they_are_few(tmp_path: Path) -> None:
     """23 failed, and 20 of those with a gold label."""
     rows = [*distortion_rows({"labeling": 150, "mental_filter": 100}, 60), *(row(400 + at, None) for at in range(23))]
