@@ -42,18 +42,29 @@ def agreement(names: tuple[str, str], joined: Joined, told: tuple[Told, Told], r
     """Counts of shared posts. The labels of each side are told elsewhere, of all its posts: where posts are not shared,
     what is told of the shared ones stands for itself."""
     enough = joined.num_rows >= _MIN_POSTS and joined.num_rows >= 2 * rules.limit
-    labels = []
-    if enough:
-        wanted = _shown(told[0])
-        labels = [_of_label(label, joined, told, rules) for label in wanted]
+    labels = [_of_label(label, joined, told, rules) for label in _shown(told[0])] if enough else []
+    wholes = [(side.counts.num_rows, exact(side.counts.num_rows)) for side in told]
     return Agreement(
         *names,
-        num_posts=rules.alone(joined.num_rows),
+        num_posts=rules.all_or_part(joined.num_rows, wholes),
         num_only_here=rules.part(joined.num_alone[0], told[0].counts.num_rows) if enough else rules.hidden,
         num_only_there=rules.part(joined.num_alone[1], told[1].counts.num_rows) if enough else rules.hidden,
-        same=Cell(rules.part(joined.num_same, joined.num_rows), joined.num_rows) if enough else None,
+        same=Cell(_same(joined, labels, rules), joined.num_rows) if enough else None,
         labels=labels,
     )
+
+
+def _same(joined: Joined, labels: Sequence[LabelAgreement], rules: Disclosure) -> Count:
+    """Posts that are equal in a label, which can be worked out where it is told, may be a few more: those of which one
+    side has no result, or another label."""
+    found = rules.part(joined.num_same, joined.num_rows)
+    for each in labels:
+        if each.only_here is None or each.only_there is None:
+            continue
+        equal = joined.num_rows - each.only_here.low - each.only_there.low
+        told = rules.all_or_part(joined.num_same, [(equal, exact(equal))])
+        found = Count(min(found.low, told.low), max(found.high, told.high))
+    return found
 
 
 def _shown(told: Told) -> Sequence[LabelName]:

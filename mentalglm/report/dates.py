@@ -26,6 +26,7 @@ _API = r"^\w{3} (?P<m>\w{3}) (?P<d>\d{1,2}) .*(?P<y>\d{4})\s*$"  # Tue May 31 17
 _MILLISECONDS = 100_000_000_000
 
 NO_DAY = 0
+_RARE = 0.001
 
 
 def date_column(names: Sequence[str], wanted: str | None) -> str | None:
@@ -94,12 +95,14 @@ class Bins:
         return [f"{start:%Y-%m}" if self.unit == "month" else start.isoformat() for start in self.starts]
 
     def sums(self, by_day: Mapping[int, npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int64]:
-        """(num_bins, width) out of day -> (width,)."""
+        """(num_bins, width) out of day -> (width,). Days outside are left out."""
         found = np.zeros((len(self.starts), width), np.int64)
-        if by_day:
-            edges = [start.toordinal() for start in self.starts]
-            at = np.searchsorted(edges, list(by_day), side="right") - 1
-            np.add.at(found, at, np.stack(list(by_day.values())))
+        edges = [start.toordinal() for start in self.starts]
+        end = _next(self.starts[-1], self.unit).toordinal()
+        inside = {day: row for day, row in by_day.items() if edges[0] <= day < end}
+        if inside:
+            at = np.searchsorted(edges, list(inside), side="right") - 1
+            np.add.at(found, at, np.stack(list(inside.values())))
         return found
 
 
@@ -110,6 +113,19 @@ def bins(first: int, last: int, unit: Unit) -> Bins:
     while (following := _next(starts[-1], unit)).toordinal() <= last:
         starts.append(following)
     return Bins(unit, tuple(starts))
+
+
+def usual_span(posts: Mapping[int, int]) -> tuple[int, int]:
+    """First and last day, of day -> posts; without the first and the last thousandth of the posts where that makes the
+    units finer: one post of another decade would else make years of the days of all others."""
+    known = sorted(posts)
+    reached = np.cumsum([posts[day] for day in known])
+    usual = (
+        known[int(np.searchsorted(reached, _RARE * reached[-1], side="right"))],
+        known[int(np.searchsorted(reached, (1 - _RARE) * reached[-1], side="left"))],
+    )
+    whole = known[0], known[-1]
+    return whole if units_for(*whole) == units_for(*usual) else usual
 
 
 def units_for(first: int, last: int) -> Sequence[Unit]:

@@ -1,13 +1,15 @@
 """Which counts a page may show, so that it tells of groups of posts and never of a handful.
 
-A cell is a number of posts with something in common. One under the limit, 0 included, is shown as "under the limit" and
-nothing more. That alone protects little: a total less its other parts is the missing part. So where a cell is hidden,
-another one of the same sum, the largest, is shown as a range, exactly as wide as what is hidden leaves it: whoever
-takes the sum apart finds for each hidden cell all values from 0 to the limit less 1, as before. Promised for every sum
-that holds exactly between shown counts:
+A cell is a number of posts with something in common. One under the limit is shown as "under the limit" and nothing
+more, and so is 0 where a cell is there whatever its number, as that of a label is; that there is none at all, of a
+status or a flag, or of posts without a confidence, is told. That alone protects little: a total less its other parts is
+the missing part. So where a cell is hidden, another one of the same sum, the largest, is shown as a range, exactly as
+wide as what is hidden leaves it: whoever takes the sum apart finds for each hidden cell all values from 0 to the limit
+less 1, as before. Promised for every sum that holds exactly between shown counts:
 
 - a total and its parts: statuses and labels of a task, bars of a histogram, rows of a confusion matrix
-- a count and its complement: 297 of 300 tells of 3, so it is shown as 291 to 300
+- a count and its complement in each count that holds it and is shown, which may be all posts, those with a result, or
+  those of a parent label: 297 of 300 tells of 3, so it is shown as 291 to 300
 - a label over time: its bins, its total, and the posts of each bin
 - two labels, or two runs: both, one alone, neither
 
@@ -41,6 +43,10 @@ class Count(NamedTuple):
         return (self.low / total, self.high / total) if total else (0.0, 0.0)
 
 
+Known = tuple[int, Count]
+"""A number, and what is told of it."""
+
+
 def exact(number: int) -> Count:
     """A number that may be told."""
     return Count(number, number)
@@ -61,73 +67,105 @@ class Disclosure:
         """A count that is part of no sum on the page."""
         return exact(number) if number >= self.limit else self.hidden
 
-    def part(self, number: int, total: int) -> Count:
-        """A count of some of `total`, which is shown: neither it nor its complement tells of a few."""
-        if number >= self.limit and total - number >= self.limit:
+    def part(self, number: int, *wholes: int | Count, beside: Sequence[Count] = ()) -> Count:
+        """A count of some of each of `wholes`, which are shown, as the number or as what is told of it: neither the
+        count nor what it leaves of one of them tells of a few. `beside`: shown counts that it may hold nearly, or
+        nearly be held by."""
+        told = [exact(each) if isinstance(each, int) else each for each in wholes]
+        spans = [self.hidden] if number < self.limit else []
+        spans += [Count(each.low - self.limit + 1, each.high) for each in told if each.low - number < self.limit]
+        spans += [
+            Count(each.low - self.limit + 1, each.high + self.limit - 1)
+            for each in beside
+            if each.low - self.limit < number < each.high + self.limit
+        ]
+        if not spans:
             return exact(number)
-        if total - number >= self.limit:
-            return self.hidden
-        return Count(0 if number < self.limit else max(0, total - self.limit + 1), total)
+        high = min([max(span.high for span in spans), *(each.high for each in told)])
+        return Count(max(0, min(span.low for span in spans)), high)
+
+    def all_or_part(self, number: int, wholes: Sequence[Known], beside: Sequence[Known] = ()) -> Count:
+        """As `part`, where being a whole, or the same as what is beside, is told: no post is left then. Of those that
+        are left, never 0, one more may be meant, so that the limit of values is possible all the same."""
+        for known, told in (*wholes, *beside):
+            if number == known:
+                return told
+        wider = Disclosure(self.limit + 1)
+        return wider.part(number, *(told for _, told in wholes), beside=[told for _, told in beside])
 
     def partition(
-        self, cells: Mapping[KeyT, int], weights: Mapping[KeyT, int] | None = None
+        self, cells: Mapping[KeyT, int], weights: Mapping[KeyT, int] | None = None, told: Count | None = None
     ) -> dict[KeyT, Count] | None:
-        """The parts of a total that is shown. None where the total is too small to be taken apart into so many: that
-        depends on the total alone, so it tells nothing of the parts. `weights`, here and below: what the largest part
-        is by, if not by the cells. Sides that are shown beside each other have the same: two models say nearly the same
-        of the same posts, so the part that is a range on one side must not be exact on the other."""
+        """The parts of a total that is shown, or of which `told` is. None where the total is too small to be taken
+        apart into so many: that depends on the total alone, so it tells nothing of the parts. `weights`, here and
+        below: what the largest part is by, if not by the cells. Sides that are shown beside each other have the same:
+        two models say nearly the same of the same posts, so the part that is a range on one side must not be exact on
+        the other."""
         if sum(cells.values()) < self.limit * len(cells):
             return None
         hidden = {key: self.hidden for key, number in cells.items() if number < self.limit}
-        return _absorbed(cells, hidden, None, weights)
+        return _absorbed(cells, hidden, (sum(cells.values()), told) if told else None, weights)
 
     def overlapping(
         self,
         cells: Mapping[KeyT, int],
         total: int,
-        whole: tuple[int, Count] | None = None,
+        *wholes: Count,
+        whole: Known | None = None,
         weights: Mapping[KeyT, int] | None = None,
     ) -> dict[KeyT, Count] | None:
-        """Labels of which a post may have several, and of which nearly each may have one: complements are protected as
-        in `part`, sums as in `partition`. None where `total`, which is shown, is too small. `whole`: what the cells add
-        up to if no post has several of them, such as a parent of these labels, and what is told of that."""
+        """Labels of which a post may have several, and of which nearly each may have one: complements in `total` and
+        in `wholes` are protected as in `part`, sums as in `partition`. None where `total`, which is shown, is too
+        small. `whole`: what the cells add up to if no post has several of them, such as a parent of these labels, and
+        what is told of that."""
         if total < 2 * self.limit:
             return None
-        parts = {key: self.part(number, total) for key, number in cells.items()}
-        return _absorbed(cells, {key: count for key, count in parts.items() if not count.is_exact}, whole, weights)
+        parts = {key: self.part(number, total, *wholes) for key, number in cells.items()}
+        uncertain = {key: count for key, count in parts.items() if not count.is_exact}
+        most = min([total, *(each.high for each in wholes)])
+        # A sum of more than there are posts would tell how many have several labels: moved down, it has the same width.
+        return {
+            key: Count(max(0, count.low - max(0, count.high - most)), min(count.high, most))
+            for key, count in _absorbed(cells, uncertain, whole, weights).items()
+        }
 
     def series(
         self,
         cells: Sequence[int],
-        totals: Sequence[tuple[int, Count]],
+        wholes: Sequence[Sequence[Count]],
         told: Count,
         weights: Sequence[int] | None = None,
     ) -> list[Count] | None:
-        """One label over bins: `cells` add up to a number of which `told` is shown. `totals`: of each bin its posts,
-        and what is told of them. None where there are too few to be told bin by bin."""
+        """One label over bins: `cells` add up to a number of which `told` is shown. `wholes`: what is told of each
+        bin's posts, and of those of its posts that a parent label has. None where there are too few to be told bin by
+        bin."""
         if len(cells) < 2 or sum(cells) < self.limit * len(cells):
             return None
-        parts = {at: self._in_bin(cell, *totals[at]) for at, cell in enumerate(cells)}
+        return self.by_bin(cells, wholes, told, weights)
+
+    def by_bin(
+        self,
+        cells: Sequence[int],
+        wholes: Sequence[Sequence[Count]],
+        told: Count,
+        weights: Sequence[int] | None = None,
+    ) -> list[Count] | None:
+        """As `series`, however few there are. None where there is no bin to tell as it is: then what is told of the
+        posts would narrow the ranges down."""
+        parts = {at: self.part(cell, *wholes[at]) for at, cell in enumerate(cells)}
         uncertain = {at: count for at, count in parts.items() if not count.is_exact}
         if len(uncertain) == len(cells):
-            return list(parts.values()) if _is_open(list(parts.values()), told) else None
+            return None
         found = _absorbed(dict(enumerate(cells)), uncertain, (sum(cells), told), dict(enumerate(weights or cells)))
         return [found[at] for at in range(len(cells))]
 
-    def _in_bin(self, cell: int, total: int, told: Count) -> Count:
-        if told.is_exact:
-            return self.part(cell, total)
-        if cell < self.limit:
-            return self.hidden
-        return exact(cell) if told.low - cell >= self.limit else Count(0, told.high)
-
-    def pair(self, both: int, sides: tuple[tuple[int, Count], tuple[int, Count]], total: int) -> Count | None:
-        """Posts of `total` with two labels. `sides`: of each label its number of posts, and what is told of that. None:
-        withheld, since with what is told of the labels it would tell of those with one alone, or with neither."""
-        if both < self.limit:
-            return self.hidden
+    def pair(self, both: int, sides: tuple[Known, Known], *wholes: Count) -> Count | None:
+        """Posts with two labels, of `wholes`, which are shown: all posts, those with a result. `sides`: of each label.
+        None: withheld, since with what is told of the labels it would tell of few with both, with one alone, or with
+        neither; which of these is not told either, since of a label with hardly more posts than the limit that would
+        tell the number."""
         (here, _), (there, _) = sides
-        rest = (here - both, there - both, total - here - there + both)
+        rest = (both, here - both, there - both, *(each.low - here - there + both for each in wholes))
         if min(rest) < self.limit or not all(told.is_exact for _, told in sides):
             return None
         return exact(both)
@@ -160,22 +198,14 @@ class Disclosure:
         return list(left)
 
 
-def _is_open(parts: Sequence[Count], told: Count) -> bool:
-    """Whether each of the parts may be all that is told of it, for someone who knows what is told of their sum."""
-    low, high = sum(part.low for part in parts), sum(part.high for part in parts)
-    return all(
-        told.low - (high - part.high) <= part.low and told.high - (low - part.low) >= part.high for part in parts
-    )
-
-
 def _absorbed(
     cells: Mapping[KeyT, int],
     uncertain: Mapping[KeyT, Count],
-    whole: tuple[int, Count] | None = None,
+    whole: Known | None = None,
     weights: Mapping[KeyT, int] | None = None,
 ) -> dict[KeyT, Count]:
     """All cells: those that are not exact as told, and the largest other one as what these leave of the sum, which is
-    `whole[0]` and of which `whole[1]` is told."""
+    `whole[0]` and of which `whole[1]` is told; where no other one is exact, the largest as both allow."""
     shown = {key: uncertain.get(key, exact(number)) for key, number in cells.items()}
     slack = (whole[1].low - whole[0], whole[1].high - whole[0]) if whole else (0, 0)
     weights = weights or cells
@@ -185,6 +215,8 @@ def _absorbed(
         return shown
     low = cells[largest] + slack[0] + sum(cells[key] - uncertain[key].high for key in others)
     high = cells[largest] + slack[1] + sum(cells[key] - uncertain[key].low for key in others)
+    if largest in uncertain:
+        low, high = min(low, uncertain[largest].low), max(high, uncertain[largest].high)
     return shown | {largest: Count(max(0, low), high)}
 
 

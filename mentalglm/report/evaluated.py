@@ -3,7 +3,7 @@
 Scores are given in per cent with one digit: `metrics.json` has them all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from mentalglm.evaluation.table import levels_of
 from mentalglm.report import charts
 from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.scan import Counts
-from mentalglm.report.scored import Cell
+from mentalglm.report.scored import STATUS, Cell
 from mentalglm.report.sources import LabelName, LabelSet, Side
 
 SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy"}
@@ -71,7 +71,7 @@ class CalibrationView:
     ece: float
     sensitivities: list[tuple[str, float | None]]
     svg: Markup | None
-    bins: list[tuple[float, Cell, tuple[float, float]]]
+    bins: list[tuple[float, Cell, tuple[float, float] | None]]
     """Mean probability, rows, lowest and highest share of positive rows."""
 
 
@@ -85,7 +85,8 @@ class ComparisonRow:
     p_bootstrap_holm: float | None
     only_this: Count
     only_other: Count
-    p_mcnemar: float
+    p_mcnemar: float | None
+    """None where it would tell a number that is hidden."""
     p_mcnemar_holm: float | None
 
 
@@ -111,6 +112,8 @@ class EvaluationView:
     """Share of what explanations quote that the post does not have."""
     hierarchical: list[Score] = field(default_factory=list)
     """F1, precision, recall."""
+    leaves_few: bool = False
+    """Whether so few posts of the run are not evaluated that what would tell their answers is left out."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -127,19 +130,26 @@ def evaluation_view(
     number = next((at for at, side in enumerate(sides) if _is_of(of, side)), None)
     names = {label.slug: label for label in task.labels}
     counts = scored[number] if number is not None else None
+    n = rules.alone(metrics["n"])
+    if counts is not None:
+        n = rules.all_or_part(metrics["n"], [(counts.num_rows, exact(counts.num_rows))])
     explained = metrics.get("explanations") or {}
     is_explained = explained.get("num_explained", 0) >= rules.limit
-    others = {} if counts is None else dict(zip(task.slugs, counts.labels.tolist(), strict=True))
+    few = _left_few(metrics, task, counts, n, rules)
+    # With one label a row the answers to the other labels, and the scores, tell what is left out of one.
+    leaves_few = bool(few) and "confusion" in metrics
+    levels = [(name, _per_label(level, metrics, names, few, n, rules)) for name, level in levels_of(metrics).items()]
+    supports = {row.label.slug: row.support for _, rows in levels for row in rows}
     return EvaluationView(
         name=sides[number].name if number is not None else _named(of),
         side=number,
-        n=rules.alone(metrics["n"]) if counts is None else _of_some(metrics["n"], counts.num_rows, rules),
-        denominators=list(_denominators(metrics, rules)),
-        rows=list(_score_rows(metrics, rules)),
-        levels=[(name, _per_label(level, metrics, names, others, rules)) for name, level in levels_of(metrics).items()],
-        confusion=_confusion(metrics, rules),
+        n=n,
+        denominators=list(_denominators(metrics, few, n, rules)),
+        rows=_f1_alone(_score_rows(metrics, rules)) if leaves_few else list(_score_rows(metrics, rules)),
+        levels=levels,
+        confusion=None if leaves_few else _confusion(metrics, rules),
         calibration=[
-            _calibration(names.get(slug) or LabelName(slug, slug, "", None), each, rules)
+            calibration_view(names.get(slug) or LabelName(slug, slug, "", None), each, supports.get(slug), n, rules)
             for slug, each in metrics.get("calibration", {}).items()
             if each["num_rows"] >= rules.limit
         ],
@@ -155,8 +165,36 @@ def evaluation_view(
         hierarchical=[Score(metrics["hierarchical"][name]) for name in ("f1", "precision", "recall")]
         if "hierarchical" in metrics and metrics["n"] >= rules.limit
         else [],
+        leaves_few=leaves_few,
         provenance=metrics["provenance"],
     )
+
+
+def _left_few(
+    metrics: Mapping[str, Any], task: LabelSet, counts: Counts | None, n: Count, rules: Disclosure
+) -> set[str]:
+    """Labels and statuses of which the run, whose counts are on the page, has a few posts more than are evaluated: with
+    the number that is evaluated they would be told."""
+    if counts is None:
+        return set()
+    here = {
+        slug: each["num_predicted"]
+        for level in levels_of(metrics).values()
+        for slug, each in level["per_label"].items()
+    }
+    here |= {STATUS + name: number for name, number in metrics["num_failed_by_status"].items()}
+    here |= {f"{STATUS}ok": metrics["num_parsed"]}
+    there = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
+    there |= {STATUS + name: number for name, number in counts.statuses.items()}
+    shown = {name: number for name, number in there.items() if number >= rules.limit}
+    found = {name for name, number in shown.items() if 0 < number - here.get(name, 0) < rules.limit}
+    return found if n.is_exact else found | {f"{STATUS}ok"}
+
+
+def _f1_alone(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+    """Of the headline: with precision, recall or accuracy it would tell how many rows were given the label."""
+    nothing = [Score(None)] * (len(SCORES) - 1)
+    return [ScoreRow(row.name, True, [row.scores[0], *nothing]) for row in rows if row.is_headline]
 
 
 def _quotes(explained: Mapping[str, Any], rules: Disclosure) -> Score | None:
@@ -164,11 +202,6 @@ def _quotes(explained: Mapping[str, Any], rules: Disclosure) -> Score | None:
     if not quotes or quotes["num_with_quote"] < rules.limit:
         return None
     return Score(quotes["share_not_in_post"], *(quotes["ci95"] or (None, None)))
-
-
-def _of_some(number: int, total: int, rules: Disclosure) -> Count:
-    """Of posts of which all but a few may be meant."""
-    return exact(number) if number == total and number >= rules.limit else rules.part(number, total)
 
 
 def _is_of(predictions: Mapping[str, Any], side: Side) -> bool:
@@ -180,10 +213,15 @@ def _named(predictions: Mapping[str, Any]) -> str:
     return f"{name}, {predictions['adapter']}" if predictions["adapter"] else name
 
 
-def _denominators(metrics: Mapping[str, Any], rules: Disclosure) -> Iterator[tuple[str, Cell]]:
+def _denominators(
+    metrics: Mapping[str, Any], few: set[str], told: Count, rules: Disclosure
+) -> Iterator[tuple[str, Cell]]:
+    """`told`: of n."""
     n = metrics["n"]
     failed = {f"status {name}": number for name, number in metrics["num_failed_by_status"].items() if number}
-    parts = rules.partition({"answers that could be read": metrics["num_parsed"], **failed})
+    parts = None
+    if not any(name.startswith(STATUS) for name in few):
+        parts = rules.partition({"answers that could be read": metrics["num_parsed"], **failed}, told=told)
     for name, count in (parts or {}).items():
         yield name, Cell(count, n)
     if n < 2 * rules.limit:
@@ -196,7 +234,8 @@ def _denominators(metrics: Mapping[str, Any], rules: Disclosure) -> Iterator[tup
     }
     for name, number in others.items():
         if number:
-            yield name, Cell(rules.part(number, n), n)
+            parsed = [parts["answers that could be read"]] if parts and "trained" not in name else []
+            yield name, Cell(rules.part(number, told, *parsed), n)
 
 
 def _score_rows(metrics: Mapping[str, Any], rules: Disclosure) -> Iterator[ScoreRow]:
@@ -228,24 +267,25 @@ def _per_label(
     level: Mapping[str, Any],
     metrics: Mapping[str, Any],
     names: Mapping[str, LabelName],
-    others: Mapping[str, int],
+    few: set[str],
+    told_n: Count,
     rules: Disclosure,
 ) -> list[LabelScores]:
+    """`few`: see `_left_few`. With the number of posts that have a label, its scores tell how many were given it."""
     found = level["per_label"]
     supports, predicted = ({slug: each[key] for slug, each in found.items()} for key in ("support", "num_predicted"))
     if "confusion" in metrics:  # one label a row: the rows, and with failures the answers, are taken apart by label
-        told = rules.partition(supports) or {}
-        told_predicted = _columns(metrics, rules)
+        told = rules.partition(supports, told=told_n) or {}
+        told_predicted = {} if few else _columns(metrics, rules)
     else:
-        told = rules.overlapping(supports, metrics["n"]) or {}
-        told_predicted = rules.overlapping(predicted, metrics["n"]) or {}
+        told = rules.overlapping(supports, metrics["n"], told_n) or {}
+        told_predicted = rules.overlapping(predicted, metrics["n"], told_n) or {}
+        told_predicted = {slug: count for slug, count in told_predicted.items() if slug not in few}
     rows = []
     for slug, each in found.items():
         is_enough = min(supports[slug], predicted[slug]) >= rules.limit and slug in told and slug in told_predicted
         scores = {key: each[key] if is_enough else None for key in ("f1", "precision", "recall")}
         label = names.get(slug) or LabelName(slug, slug, "", None)
-        if 0 < others.get(slug, 0) - predicted[slug] < rules.limit:  # so few more are on the page above
-            told_predicted.pop(slug, None)
         rows.append(LabelScores(label, **scores, support=told.get(slug), num_predicted=told_predicted.get(slug)))
     return rows
 
@@ -290,24 +330,33 @@ def _confusion(metrics: Mapping[str, Any], rules: Disclosure) -> Confusion | Non
     return Confusion(columns, rows)
 
 
-def _calibration(label: LabelName, each: Mapping[str, Any], rules: Disclosure) -> CalibrationView:
+def calibration_view(
+    label: LabelName, each: Mapping[str, Any], support: Count | None, n: Count, rules: Disclosure
+) -> CalibrationView:
+    """Rows and positive rows are each one sum over the bins. `support`: told of all rows of the label, `n`: of all
+    rows."""
     bins = [one for one in each["bins"] if one]
-    told = rules.partition(dict(enumerate(one["num_rows"] for one in bins))) or {}
+    rows = [one["num_rows"] for one in bins]
+    positives = [round(one["share_positive"] * one["num_rows"]) for one in bins]
+    num_rows = exact(each["num_rows"]) if n == exact(each["num_rows"]) else rules.part(each["num_rows"], n)
+    is_support = num_rows == n and support is not None and support == exact(each["num_positive"])
+    num_positive = rules.part(each["num_positive"], num_rows, *([support] if support and not is_support else []))
+    told = rules.partition(dict(enumerate(rows)), told=num_rows)
+    of_bins = rules.by_bin(positives, [[told[at]] for at in range(len(bins))], num_positive) if told else None
     shown, points = [], []
     for at, one in enumerate(bins):
-        number = one["num_rows"]
-        if number < rules.limit:
+        if told is None or one["num_rows"] < rules.limit:
             continue
-        positive = rules.part(round(one["share_positive"] * number), number)
-        low, high = (one["share_positive"],) * 2 if positive.is_exact else positive.shares(number)
-        points.append((one["mean_probability"], low, high, number / each["num_rows"]))
-        if at in told:
-            shown.append((one["mean_probability"], Cell(told[at], each["num_rows"]), (low, high)))
+        ends = _ends(of_bins[at], told[at]) if of_bins else None
+        shown.append((one["mean_probability"], Cell(told[at], each["num_rows"]), ends))
+        if ends is not None:
+            weight = (told[at].low + told[at].high) / 2 / each["num_rows"]
+            points.append((one["mean_probability"], *ends, weight))
     words = "share of positive rows by mean probability, in tenths; the numbers are in the table below the chart"
     return CalibrationView(
         label,
-        rules.alone(each["num_rows"]),
-        rules.part(each["num_positive"], each["num_rows"]),
+        num_rows,
+        num_positive,
         each["auroc"],
         each["auprc"],
         each["brier"],
@@ -318,6 +367,11 @@ def _calibration(label: LabelName, each: Mapping[str, Any], rules: Disclosure) -
     )
 
 
+def _ends(part: Count, whole: Count) -> tuple[float, float]:
+    """Least and most that the one may be of the other."""
+    return part.low / whole.high, min(1.0, part.high / whole.low) if whole.low else 1.0
+
+
 def _comparison(
     metrics: Mapping[str, Any], sides: Sequence[Side], rules: Disclosure
 ) -> tuple[str, list[ComparisonRow]] | None:
@@ -326,19 +380,22 @@ def _comparison(
         return None
     of = comparison["against"]
     name = next((side.name for side in sides if _is_of(of, side)), None) or _named(of)
-    rows = [
-        ComparisonRow(
-            level,
-            Score(each["difference"], *(each["ci95"] or (None, None))),
-            each["p_bootstrap"],
-            each["p_bootstrap_holm"],
-            rules.alone(each["num_only_this"]),
-            rules.alone(each["num_only_other"]),
-            each["p_mcnemar"],
-            each["p_mcnemar_holm"],
+    rows = []
+    for level, each in comparison["levels"].items():
+        only_this, only_other = rules.alone(each["num_only_this"]), rules.alone(each["num_only_other"])
+        tells = only_this.is_exact and only_other.is_exact  # the test is of these two numbers alone
+        rows.append(
+            ComparisonRow(
+                level,
+                Score(each["difference"], *(each["ci95"] or (None, None))),
+                each["p_bootstrap"],
+                each["p_bootstrap_holm"],
+                only_this,
+                only_other,
+                each["p_mcnemar"] if tells else None,
+                each["p_mcnemar_holm"] if tells else None,
+            )
         )
-        for level, each in comparison["levels"].items()
-    ]
     return name, rows
 
 

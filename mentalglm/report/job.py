@@ -91,7 +91,7 @@ def write_report(config: ReportConfig) -> str:
         stages=[stage_view(stage, rules) for stage in stages],
         examples=_examples(sides, counts),
         rules=rules,
-        date_column=next((column for column in columns if column is not None), None),
+        date_columns=[(run.name, column) for run, column in zip(runs, columns, strict=True) if column is not None],
         versions=code_version(),
     )
     storage.put(config.output.uri, render(page).encode("utf-8", "replace"))

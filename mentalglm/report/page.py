@@ -1,7 +1,7 @@
 """The page: what is shown of everything, and how numbers and names are written."""
 
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -60,6 +60,8 @@ class StageView:
     stage: Stage
     loss: Markup | None
     validations: Markup | None
+    tells_scores: bool
+    """Whether they are of enough validation records."""
     score_names: list[str]
     data: list[tuple[str, Count]]
     settings: list[tuple[str, Any]]
@@ -96,7 +98,8 @@ class Page:
     stages: list[StageView]
     examples: list[Examples]
     rules: Disclosure
-    date_column: str | None
+    date_columns: list[tuple[str, str]]
+    """Name of a run, and of its column of days."""
     versions: Mapping[str, str]
 
 
@@ -139,12 +142,13 @@ def run_view(run: Run, rules: Disclosure) -> RunView:
     output, throughput = run.manifest["output"], run.manifest.get("throughput") or {}
     engine_s = throughput.get("engine_s", {})
     total = sum(engine_s.values()) or 1.0
+    num_predictions = sum(sum(counts.values()) for counts in output["statuses"].values())
     names = [*(name for name in ENGINE_TIME if name in engine_s), *(engine_s.keys() - ENGINE_TIME.keys())]
     return RunView(
         run=run,
         num_posts=rules.alone(run.num_posts),
         num_unreadable=rules.alone(output["num_unreadable_rows"]) if output["num_unreadable_rows"] else None,
-        num_copied=rules.alone(output["num_copied"]) if output["num_copied"] else None,
+        num_copied=rules.part(output["num_copied"], num_predictions) if output["num_copied"] else None,
         engine_time=[
             TimeShare(name, ENGINE_TIME.get(name, ""), engine_s[name], engine_s[name] / total) for name in names
         ],
@@ -156,7 +160,9 @@ def run_view(run: Run, rules: Disclosure) -> RunView:
 def stage_view(stage: Stage, rules: Disclosure) -> StageView:
     """Curves and settings of a stage."""
     record = stage.record
-    scored = [each for each in record["validations"] if each["error"] is None]
+    # Scores of a few records are of single posts.
+    is_told = record["data"].get("num_validated_records", 0) >= rules.limit
+    scored = [each for each in record["validations"] if each["error"] is None and is_told]
     names = list(dict.fromkeys(name for each in scored for name in each["scores"] if name != "score"))
     steps = [(float(each["step"]), float(each["loss"])) for each in stage.steps if "loss" in each]
     curves = [
@@ -171,9 +177,20 @@ def stage_view(stage: Stage, rules: Disclosure) -> StageView:
     if any(curves):
         words = "F1 on the validation records by step; the numbers are in the table below the chart"
         validations = charts.lines(curves, words, x="step", is_share=True, x_max=last, marks=marks)
-    data = [(name, rules.alone(n)) for name, n in record["data"].items() if n]
+    # The numbers of records are among the data, as they may be told.
     settings = {name: value for name, value in record["fingerprint"].items() if name != "tasks"}
-    return StageView(stage, loss, validations, names, data, list(flattened(settings)))
+    shown = [(name, value) for name, value in flattened(settings) if not name.endswith(".num_records")]
+    return StageView(stage, loss, validations, is_told, names, list(_told_data(record["data"], rules)), shown)
+
+
+def _told_data(data: Mapping[str, int], rules: Disclosure) -> Iterator[tuple[str, Count]]:
+    """Some are parts of the validation records."""
+    whole = data.get("num_validation_records", 0)
+    for name, n in data.items():
+        if name in ("num_validated_records", "num_validation_texts_in_train") and whole and n:
+            yield name, rules.all_or_part(n, [(whole, rules.alone(whole))])
+        elif n:
+            yield name, rules.alone(n)
 
 
 def _spans_decades(points: Sequence[tuple[float, float]]) -> bool:

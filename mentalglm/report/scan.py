@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from mentalglm.errors import InputError
 from mentalglm.report import dates
 from mentalglm.report.sources import LabelSet
 
@@ -46,8 +47,9 @@ class Counts:
     num_none: int
     """Rows with a result to which no label applies."""
     num_explained: int
+    """Rows with a result and an explanation."""
     histograms: dict[str, Integers]
-    """`confidence`, `probability` -> (NUM_BARS,); rows that have one."""
+    """`confidence`, `probability` -> (NUM_BARS,); rows with a result that have one."""
     by_day: dict[int, Integers]
     """Day -> rows of it, then rows of each label."""
     date_column: str | None
@@ -88,8 +90,11 @@ class Buckets:
         for path in self._paths:
             rows = np.fromfile(path, ROW)
             rows = rows[np.argsort(rows["id"], kind="stable")]
-            same = rows["id"][1:] == rows["id"][:-1]
-            yield rows[~(np.append(same, False) | np.append(False, same))]
+            is_new = rows["id"][1:] != rows["id"][:-1]
+            keep = np.ones(len(rows), np.bool_)
+            keep[1:] &= is_new
+            keep[:-1] &= is_new
+            yield rows[keep]
 
 
 def count(
@@ -101,23 +106,34 @@ def count(
     seed: int = 0,
     buckets: Buckets | None = None,
 ) -> Counts:
-    """Reads only the columns that are needed, each once."""
+    """Reads only the columns that are needed, each once. Raises: InputError where a file cannot be read."""
     names = ["status", "labels", "parents", "explanation", "flags", "confidence", "probability"]
     names += [date_column] if date_column else []
     names += ["post_id"] if buckets is not None else []
     names += ["text"] if num_examples else []
     columns = [name for name in dict.fromkeys(names) if name in dataset.schema.names]
     counter = _Counter(task, date_column, num_examples, seed, buckets)
-    projection = _projection(columns, num_examples)
-    # File by file: a scanner of the whole data set reads ahead the further, the more files there are.
-    for fragment in dataset.get_fragments():
-        scanner = fragment.scanner(
-            schema=dataset.schema, columns=projection, batch_size=_BATCH_ROWS, batch_readahead=2, cache_metadata=False
-        )
-        for batch in scanner.to_batches():
-            if batch.num_rows:
-                counter.add(batch)
+    for batch in _batches(dataset, _projection(columns, num_examples)):
+        counter.add(batch)
     return counter.counts
+
+
+def _batches(dataset: pads.Dataset, projection: dict[str, pads.Expression]) -> Iterator[pa.RecordBatch]:
+    """File by file: a scanner of the whole data set reads ahead the further, the more files there are."""
+    for fragment in dataset.get_fragments():
+        try:
+            scanner = fragment.scanner(
+                schema=dataset.schema,
+                columns=projection,
+                batch_size=_BATCH_ROWS,
+                batch_readahead=2,
+                cache_metadata=False,
+            )
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield batch
+        except (OSError, pa.ArrowException):
+            raise InputError(f"runs = {fragment.path}: its predictions cannot be read; restore data/") from None
 
 
 def _projection(columns: Sequence[str], num_examples: int) -> dict[str, pads.Expression]:
@@ -153,7 +169,8 @@ class _Counter:
     def add(self, batch: pa.RecordBatch) -> None:
         counts, names = self.counts, batch.schema.names
         status = batch["status"].cast(pa.string())
-        is_ok = pc.equal(status, "ok").to_numpy(zero_copy_only=False).astype(bool)
+        has_result = pc.fill_null(pc.equal(status, "ok"), False)
+        is_ok = has_result.to_numpy(zero_copy_only=False)
         counts.num_rows += batch.num_rows
         counts.statuses.update(_tally(status))
         hot = self._labels(batch)
@@ -167,10 +184,10 @@ class _Counter:
         if "explanation" in names:
             explained = batch["explanation"]
             is_there = explained if pa.types.is_boolean(explained.type) else explained.is_valid()
-            counts.num_explained += int(pc.sum(is_there).as_py() or 0)
+            counts.num_explained += int(pc.sum(pc.and_(is_there, has_result)).as_py() or 0)
         for name in ("confidence", "probability"):
             if name in names:
-                self._add_to_histogram(name, batch[name])
+                self._add_to_histogram(name, batch[name].filter(has_result))
         if counts.date_column in names:
             self._add_days(dates.days(batch[counts.date_column]), hot)
         if self._buckets is not None:

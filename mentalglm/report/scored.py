@@ -1,6 +1,7 @@
 """What a score run has found: statuses, labels, labels over time and together, confidence; each count as it may be
 told."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -11,12 +12,13 @@ from markupsafe import Markup
 
 from mentalglm.report import charts, dates
 from mentalglm.report.dates import Unit
-from mentalglm.report.disclosure import Count, Disclosure, exact
+from mentalglm.report.disclosure import Count, Disclosure, Known, exact
 from mentalglm.report.scan import NUM_BARS, Counts, Joined
 from mentalglm.report.sources import LabelName, LabelSet, Side
 
 NONE = "no label applies"
 STATUS = "status: "
+_OUTSIDE = -1
 _AMPLE = 10
 """Posts of a bin, on average and in limits, that let labels of a tenth of the posts be told."""
 
@@ -159,9 +161,9 @@ class Told:
                 statuses = {"ok": Count(total - high, total - low), **told}
                 return cls(task, counts, rules, {k: v for k, v in found.items() if k in numbers or k == NONE}, statuses)
             return cls(task, counts, rules, None, rules.partition(dict(counts.statuses)))
-        return cls(
-            task, counts, rules, _overlapping(task, numbers, counts, weights, rules), rules.partition(counts.statuses)
-        )
+        parts = rules.partition(counts.statuses)
+        with_result = [parts["ok"]] if parts and "ok" in parts else []
+        return cls(task, counts, rules, _overlapping(task, numbers, counts, with_result, weights, rules), parts)
 
     def label(self, slug: str) -> Count | None:
         """Of a label, or of NONE."""
@@ -171,22 +173,49 @@ class Told:
         """What is not told as it is."""
         return int(self.counts.labels[self.task.slugs.index(slug)])
 
+    @property
+    def with_result(self) -> list[Known]:
+        """Posts with a result, if something is told of them: all posts with a label, a confidence, an explanation are
+        of these."""
+        told = self.statuses.get("ok") if self.statuses else None
+        return [(self.counts.statuses["ok"], told)] if told is not None else []
+
+    @property
+    def wholes(self) -> list[Count]:
+        """What is told of the posts, and of those of them with a result."""
+        return [exact(self.counts.num_rows), *(told for _, told in self.with_result)]
+
+    @property
+    def with_labels(self) -> list[Count]:
+        """What is told of the posts with each label, and of those with any: a run may explain just these."""
+        labels = self.labels or {}
+        found = [count for count in labels.values() if count != self.rules.hidden]
+        if NONE in labels:
+            none = labels[NONE]
+            found += [Count(told.low - none.high, told.high - none.low) for _, told in self.with_result]
+        return found
+
 
 def _overlapping(
-    task: LabelSet, numbers: Mapping[str, int], counts: Counts, weights: Mapping[str, int], rules: Disclosure
+    task: LabelSet,
+    numbers: Mapping[str, int],
+    counts: Counts,
+    with_result: Sequence[Count],
+    weights: Mapping[str, int],
+    rules: Disclosure,
 ) -> dict[str, Count] | None:
     total = counts.num_rows
     if not task.parents:
-        return rules.overlapping({**numbers, NONE: counts.num_none}, total, None, weights)
+        return rules.overlapping({**numbers, NONE: counts.num_none}, total, *with_result, weights=weights)
     upper = {each.slug: numbers[each.slug] for each in task.parents} | {NONE: counts.num_none}
-    top = rules.overlapping(upper, total, None, weights)
+    top = rules.overlapping(upper, total, *with_result, weights=weights)
     if top is None:
         return None
     found = dict(top)
     for parent in task.parents:
         children = {each.slug: numbers[each.slug] for each in task.answerable if each.parent == parent.slug}
         whole = (sum(children.values()), _of_whole(children, parent, numbers, top))
-        below = rules.overlapping(children, total, whole, weights)
+        below = rules.overlapping(children, total, *with_result, top[parent.slug], whole=whole, weights=weights)
         found |= below or {}
     return found
 
@@ -220,18 +249,27 @@ def task_view(
             matrix for side, each in enumerate(told) if each is not None and (matrix := _matrix(side, each)) is not None
         ],
         histograms=_histograms(told, rules),
-        explained=[_part(rules, each.num_explained, each) if each else Cell(None, 0) for each in counts],
-        flags=[
-            {name: _part(rules, n, each) for name, n in each.flags.most_common()} if each else {} for each in counts
-        ],
+        explained=[_explained(each) if each else Cell(None, 0) for each in told],
+        flags=[_flags(each) if each else {} for each in told],
         across=list(across),
     )
 
 
-def _part(rules: Disclosure, number: int, counts: Counts) -> Cell:
-    if counts.num_rows < rules.limit:
+def _explained(told: Told) -> Cell:
+    total = told.counts.num_rows
+    if total < told.rules.limit:
         return Cell(None, 0)
-    return Cell(rules.part(number, counts.num_rows), counts.num_rows)
+    return Cell(told.rules.part(told.counts.num_explained, *told.wholes, beside=told.with_labels), total)
+
+
+def _flags(told: Told) -> dict[str, Cell]:
+    """Of posts with a result and without one. In an order that tells nothing of those that are hidden."""
+    total = told.counts.num_rows
+    if total < told.rules.limit:
+        return {name: Cell(None, 0) for name in sorted(told.counts.flags)}
+    statuses = [count for count in (told.statuses or {}).values() if count != told.rules.hidden]
+    found = {name: told.rules.part(number, total, beside=statuses) for name, number in told.counts.flags.items()}
+    return {name: Cell(found[name], total) for name in sorted(found, key=lambda name: (-found[name].high, name))}
 
 
 def _statuses(told: Told | None) -> dict[str, Cell] | None:
@@ -281,6 +319,8 @@ class PostLine:
     told: list[list[Count] | None]
     chart: TimeChart
     """Of each run: its adapters have the same posts."""
+    outside: list[tuple[str, Count]]
+    """Name of a run, and its posts that are in no bin, if there are any."""
 
 
 def post_line(
@@ -288,11 +328,14 @@ def post_line(
 ) -> PostLine | None:
     """`counts`: of one task for each side, all tasks have the same posts. None where posts have no dates, or are too
     few."""
-    spans = [(min(each.by_day), max(each.by_day)) for each in counts if each is not None and each.by_day]
-    if not spans:
+    posts: Counter[int] = Counter()
+    for each in counts:
+        posts.update({day: int(row[0]) for day, row in each.by_day.items()} if each is not None else {})
+    if not posts:
         return None
-    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
-    choices = [dates.bins(first, last, each) for each in ([unit] if unit != "auto" else dates.units_for(first, last))]
+    first, last = dates.usual_span(posts)
+    units = [unit] if unit != "auto" else dates.units_for(first, last)
+    choices = [dates.bins(first, last, each) for each in units]
     most = max(each.num_dated for each in counts if each is not None)
     # Enough for the labels to be told bin by bin too; else what there is.
     ample = [bins for bins in choices if most >= _AMPLE * rules.limit * len(bins.starts)]
@@ -301,21 +344,25 @@ def post_line(
         if any(told is not None for told in found):
             numbers = [None if each is None else _numbers(each, bins, 0) for each in counts]
             of_runs = [at for at, side in enumerate(sides) if side.adapter == side.run.adapters[0]]
-            shown = [found[at] for at in of_runs]
+            shown = [_in_bins(found[at]) for at in of_runs]
             totals = [each.num_rows if (each := counts[at]) else 0 for at in of_runs]
             chart = _time_chart(None, bins, shown, [None] * len(shown), totals, is_wide=True)
-            return PostLine(bins, numbers, found, chart)
+            outside = [(sides[at].run.name, told[_OUTSIDE]) for at in of_runs if _OUTSIDE in (told := found[at] or {})]
+            return PostLine(bins, numbers, [_in_bins(each) for each in found], chart, outside)
     return None
 
 
-def _posts(counts: Counts, bins: dates.Bins, rules: Disclosure) -> list[Count] | None:
+def _posts(counts: Counts, bins: dates.Bins, rules: Disclosure) -> dict[int, Count] | None:
+    """Of each bin, and outside."""
     if not counts.by_day:
         return None
     numbers = _numbers(counts, bins, 0)
-    undated = counts.num_rows - counts.num_dated
-    cells: dict[int, int] = dict(enumerate(numbers)) | ({-1: undated} if undated else {})
-    found = rules.partition(cells)
-    return None if found is None else [found[at] for at in range(len(numbers))]
+    outside = counts.num_rows - sum(numbers)
+    return rules.partition(dict(enumerate(numbers)) | ({_OUTSIDE: outside} if outside else {}))
+
+
+def _in_bins(told: Mapping[int, Count] | None) -> list[Count] | None:
+    return None if told is None else [count for at, count in told.items() if at != _OUTSIDE]
 
 
 def _numbers(counts: Counts, bins: dates.Bins, column: int) -> list[int]:
@@ -331,7 +378,9 @@ def _time_line(
     shown = _shown_over_time(task, told)
     found: dict[str, list[list[Count] | None]] = {label.slug: [] for label in shown}
     for side, each in enumerate(told):
-        of_side = {label.slug: _series(label, each, told, line, side, rules) for label in shown}
+        of_side: dict[str, list[Count] | None] = {}
+        for label in shown:  # parents before their children
+            of_side[label.slug] = _series(label, of_side.get(label.parent or ""), each, told, line, side, rules)
         if task.is_exclusive and len(shown) > 1:
             numbers = line.numbers[side] or []
             kept = rules.columns(of_side, numbers)
@@ -347,18 +396,27 @@ def _time_line(
 
 
 def _series(
-    label: LabelName, told: Told | None, beside: Sequence[Told | None], line: PostLine, side: int, rules: Disclosure
+    label: LabelName,
+    parent: Sequence[Count] | None,
+    told: Told | None,
+    beside: Sequence[Told | None],
+    line: PostLine,
+    side: int,
+    rules: Disclosure,
 ) -> list[Count] | None:
-    numbers, posts = line.numbers[side], line.told[side]
+    """`parent`: what is told of the label above over the same bins."""
+    posts = line.told[side]
     whole = told.label(label.slug) if told else None
-    if told is None or numbers is None or posts is None or whole is None:
+    if told is None or posts is None or whole is None:
         return None
     column = 1 + told.task.slugs.index(label.slug)
     cells = _numbers(told.counts, line.bins, column)
     sides = [_numbers(each.counts, line.bins, column) for each in beside if each is not None]
     weights = [sum(bin_of_sides) for bin_of_sides in zip(*sides, strict=True)]
     whole = _dated(told, label.slug, sum(cells), whole, rules)
-    return rules.series(cells, list(zip(numbers, posts, strict=True)), whole, weights)
+    return rules.series(
+        cells, list(zip(*([posts] if parent is None else [posts, parent]), strict=True)), whole, weights
+    )
 
 
 def _dated(told: Told, slug: str, number: int, whole: Count, rules: Disclosure) -> Count:
@@ -460,9 +518,9 @@ def _histogram(side: int, name: str, counts: Sequence[int], told: Told, rules: D
 def _with_value(number: int, slug: str, told: Told, rules: Disclosure) -> Count:
     """What is told of the number of posts that the bars add up to."""
     total = told.counts.num_rows
-    if slug and (label := told.label(slug)) is not None and told.number(slug) == number:
-        return label
-    return exact(number) if number == total else rules.part(number, total)
+    label = told.label(slug) if slug else None
+    beside = [(told.number(slug), label)] if label is not None else []
+    return rules.all_or_part(number, [*told.with_result, (total, exact(total))], beside)
 
 
 # Together
@@ -488,7 +546,7 @@ def _pair(told: Told, both: int, label: LabelName, other: LabelName) -> Cell:
     sides = [(told.number(each.slug), told.label(each.slug)) for each in (label, other)]
     if sides[0][1] is None or sides[1][1] is None or not sides[0][1].is_exact:
         return Cell(None, 0)
-    count = told.rules.pair(both, ((sides[0][0], sides[0][1]), (sides[1][0], sides[1][1])), told.counts.num_rows)
+    count = told.rules.pair(both, ((sides[0][0], sides[0][1]), (sides[1][0], sides[1][1])), *told.wholes)
     return Cell(count, sides[0][0])
 
 
@@ -498,15 +556,21 @@ def across_tasks(side: int, joined: Joined, rows: Told, columns: Told) -> Matrix
     if positive is None or rows.labels is None or columns.labels is None or rows.task.is_exclusive:
         return None
     at = columns.task.slugs.index(positive)
-    target = columns.task.labels[at]
-    found: list[tuple[LabelName, Count | None, list[Cell | None]]] = []
-    for number, label in enumerate(rows.task.labels):
-        told, other = rows.label(label.slug), columns.label(positive)
-        is_same = joined.here[number] == rows.number(label.slug) and joined.there[at] == columns.number(positive)
-        cell = Cell(None, 0)
-        if told is not None and other is not None and told.is_exact and is_same:
-            sides = ((rows.number(label.slug), told), (columns.number(positive), other))
-            both = rows.rules.pair(int(joined.both[number, at]), sides, joined.num_rows)
-            cell = Cell(both, rows.number(label.slug))
-        found.append((label, told, [cell]))
-    return Matrix(side, found, [target])
+    target, other = columns.task.labels[at], columns.label(positive)
+    numbers = {label.slug: int(joined.both[number, at]) for number, label in enumerate(rows.task.labels)}
+    cells: dict[str, Cell] = {}
+    for number, label in enumerate(rows.task.labels):  # parents before their children
+        told, here = rows.label(label.slug), rows.number(label.slug)
+        is_same = joined.here[number] == here and joined.there[at] == columns.number(positive)
+        cells[label.slug] = Cell(None, 0)
+        if told is None or other is None or not is_same:
+            continue
+        sides = ((here, told), (columns.number(positive), other))
+        both = rows.rules.pair(numbers[label.slug], sides, exact(joined.num_rows))
+        if label.parent is not None and cells[label.parent].count is not None:
+            # What the child leaves of its parent is taken apart as well.
+            left = numbers[label.parent] - numbers[label.slug]
+            if min(left, rows.number(label.parent) - here - left) < rows.rules.limit:
+                both = None
+        cells[label.slug] = Cell(both, here)
+    return Matrix(side, [(label, rows.label(label.slug), [cells[label.slug]]) for label in rows.task.labels], [target])

@@ -12,7 +12,28 @@ import pyarrow.dataset as pads
 from mentalglm import storage
 from mentalglm.config import ReportConfig, ReportedRunConfig
 from mentalglm.errors import ConfigError, InputError
+from mentalglm.evaluation.table import levels_of
 from mentalglm.tasks import Task, builtin_tasks, load_task
+
+# What a page needs of each file, so that a damaged or foreign one is told by its name.
+_OF_MANIFEST = (
+    *("run_id", "model", "tasks", "explain", "versions", "finished_at", "seconds"),
+    *("input.digest", "input.num_files", "fingerprint.input", "fingerprint.parser", "fingerprint.schema"),
+    *("output.statuses", "output.labels", "output.engines", "output.num_unreadable_rows", "output.num_copied"),
+    *("output.num_prompt_tokens", "output.num_output_tokens"),
+)
+_OF_METRICS = (
+    *("task", "n", "num_parsed", "num_failed_by_status", "num_free_form", "num_without_label", "headline.level"),
+    *("num_with_out_of_set_label", "provenance.predictions.run_id", "provenance.predictions.adapter"),
+    *("provenance.predictions.uri", "provenance.gold.uri", "provenance.gold.label_column", "provenance.gold.sha256"),
+    *("provenance.task.version", "provenance.task.digest", "provenance.evaluated_at"),
+)
+_OF_LEVEL = ("average", "f1", "precision", "recall", "accuracy", "ci95", "strict", "per_label")
+_OF_STAGE = (
+    *("name", "start_from", "best_step", "best_score", "num_steps", "seconds", "finished_at", "digest", "versions"),
+    *("validations", "data", "unvalidated_tasks"),
+    *("fingerprint.tasks", "fingerprint.train.digest", "fingerprint.model"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +160,15 @@ class Side:
         fs, path = storage.filesystem(folder)
         try:
             found = pads.dataset(path, format="parquet", filesystem=fs, partitioning=_partitioning(self.run))
-            if found.files:
+            if found.files and _is_of_predictions(found.schema):
                 return found
-        except (FileNotFoundError, pa.ArrowException):
+        except (OSError, pa.ArrowException):
             pass
         raise InputError(f"runs = {self.run.uri}: the predictions of {task} are not there or damaged; restore data/")
+
+
+def _is_of_predictions(schema: pa.Schema) -> bool:
+    return {"post_id", "status", "labels"} <= set(schema.names) and pa.types.is_list(schema.field("labels").type)
 
 
 def _partitioning(run: Run) -> pads.Partitioning | None:
@@ -178,9 +203,12 @@ def sides_of(runs: Sequence[Run]) -> list[Side]:
 
 def read_evaluations(uris: Sequence[str]) -> list[dict[str, Any]]:
     """What their `metrics.json` hold. Raises: InputError."""
-    return [
-        _json(uri, "metrics.json", "evaluations", "give a folder that `mentalglm eval` has written") for uri in uris
-    ]
+    fix = "give a folder that `mentalglm eval` has written"
+    found = [_json(uri, "metrics.json", "evaluations", fix, _OF_METRICS) for uri in uris]
+    for uri, metrics in zip(uris, found, strict=True):
+        for name, level in levels_of(metrics).items():
+            _check(level, _OF_LEVEL, f"evaluations = {uri}: its metrics.json, level {name},", fix)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +233,7 @@ def read_stages(uris: Sequence[str]) -> list[Stage]:
 
 
 def _read_stage(folder: str) -> Stage:
-    record = _json(folder, "stage.json", "training", "give the output of a train job")
+    record = _json(folder, "stage.json", "training", "give the output of a train job", _OF_STAGE)
     data = storage.read_bytes(storage.join(folder, "metrics.jsonl")) or b""
     try:
         return Stage(record, [json.loads(line) for line in data.decode().splitlines() if line.strip()])
@@ -223,14 +251,21 @@ def _read_run(each: ReportedRunConfig, name: str) -> Run:
     uri = each.uri.rstrip("/")
     if not storage.exists(storage.join(uri, "_SUCCESS")):
         begun = storage.exists(storage.join(uri, "_run", "run.json"))
-        fix = "the run is not finished; run its score command to the end" if begun else "holds no run of a score job"
+        fix = (
+            "the run is not finished; run its score command to the end"
+            if begun
+            else "holds no run of a score job; give the folder that its output.uri names"
+        )
         raise InputError(f"runs = {each.uri}: {fix}")
-    manifest = _json(uri, "manifest.json", "runs", "restore it from the run's storage")
-    record = storage.read_bytes(storage.join(uri, "_run", "run.json"))
-    return Run(uri, name, manifest, json.loads(record).get("config") if record else None)
+    manifest = _json(uri, "manifest.json", "runs", "restore it from the run's storage", _OF_MANIFEST)
+    if not storage.exists(storage.join(uri, "_run", "run.json")):
+        return Run(uri, name, manifest, None)
+    fix = "restore it, or delete it: the page then tells the run's fingerprint in its place"
+    return Run(uri, name, manifest, _json(uri, "_run/run.json", "runs", fix, ("config.input.uri",))["config"])
 
 
-def _json(uri: str, name: str, field: str, fix: str) -> dict[str, Any]:
+def _json(uri: str, name: str, field: str, fix: str, required: Sequence[str]) -> dict[str, Any]:
+    """`required`: `a.b`, what a page needs of it. Raises: InputError where it cannot be read, or is another file."""
     data = storage.read_bytes(storage.join(uri, name))
     try:
         found = json.loads(data) if data is not None else None
@@ -238,7 +273,17 @@ def _json(uri: str, name: str, field: str, fix: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise InputError(f"{field} = {uri}: has no {name} that can be read; {fix}")
+    _check(found, required, f"{field} = {uri}: its {name}", fix)
     return found
+
+
+def _check(found: Mapping[str, Any], required: Sequence[str], what: str, fix: str) -> None:
+    for path in required:
+        value: Any = found
+        for key in path.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise InputError(f"{what} has no {path}; {fix}")
+            value = value[key]
 
 
 def _unique(name: str, taken: set[str]) -> str:

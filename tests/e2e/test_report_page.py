@@ -149,6 +149,34 @@ def test_links_headings_and_charts_are_whole(browser: Any, page_file: Path) -> N
     page.context.close()
 
 
+def test_names_of_runs_do_not_push_numbers_out_of_sight(browser: Any, tmp_path: Path) -> None:
+    names = [f"chatglm3-6b-lora-r8-epochs-{number}-all-posts-of-2024-and-2025" for number in (1, 2)]
+    runs = []
+    for name in names:
+        rows = distortion_rows({"labeling": 300, "mental_filter": 200}, 100)
+        runs.append({"uri": str(write_run(tmp_path / name, {"cognitive_distortion": rows})), "name": name[:60]})
+    config = {"runs": runs, "output": {"uri": str(tmp_path / "r.html")}}
+    page, _ = opened(browser, Path(write_report(ReportConfig.model_validate(config))))
+    out_of_sight = """() => {
+      const area = document.querySelector('table.labels').closest('.scroll').getBoundingClientRect();
+      return [...document.querySelectorAll('table.labels td')].filter(
+        (each) => each.getBoundingClientRect().right > area.right + 1).length;
+    }"""
+    assert page.evaluate(out_of_sight) == 0
+    page.context.close()
+
+
+def test_a_wide_table_is_scrolled_with_the_keys(browser: Any, page_file: Path) -> None:
+    page, _ = opened(browser, page_file, width=390)
+    area = page.locator(".scroll").filter(has=page.locator("table.heat")).first
+    assert area.evaluate("(each) => each.scrollWidth > each.clientWidth")
+    area.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("(each) => each.scrollLeft > 0", arg=area.element_handle())
+    assert page.get_by_role("region", name="Table: labels together").count() >= 1
+    page.context.close()
+
+
 def test_it_prints(browser: Any, page_file: Path, tmp_path: Path) -> None:
     page, _ = opened(browser, page_file)
     page.emulate_media(media="print")

@@ -72,3 +72,18 @@ def test_the_column_is_the_one_asked_for_or_has_a_usual_name() -> None:
     assert dates.date_column(["likes"], None) is None
     assert dates.date_column(["likes", "seen"], "seen") == "seen"
     assert dates.date_column(["created_at"], "seen") is None
+
+
+def test_a_thousandth_of_the_posts_does_not_make_units_coarser() -> None:
+    posts = dict.fromkeys(range(738000, 738030), 10)
+    assert dates.usual_span(posts) == (738_000, 738_029)
+    assert dates.usual_span(posts | {737_990: 10}) == (737_990, 738_029)
+    many = dict.fromkeys(posts, 1000)
+    assert dates.usual_span(many | {727_000: 20, 740_000: 20}) == (738_000, 738_029)
+    assert dates.usual_span(many | {727_000: 2000}) == (727_000, 738_029), "too many to leave out"
+    assert dates.usual_span(many | {738_031: 1}) == (738_000, 738_031), "as days either way"
+
+
+def test_days_outside_of_the_bins_are_in_none() -> None:
+    by_day = {day: np.array([1]) for day in (5, 738_000, 738_001, 740_000)}
+    assert dates.bins(738_000, 738_001, "day").sums(by_day, 1).tolist() == [[1], [1]]

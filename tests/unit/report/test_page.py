@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -95,7 +96,7 @@ def test_few_failures_are_hidden_and_so_is_what_they_could_be_worked_out_from(tm
     html = page_of(run)
     assert "1,237" in html
     assert "1,228&hairsp;–&hairsp;1,237" in html
-    html = re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL)  # coordinates
+    html = re.sub(r"<svg.*?</svg>|<code>.*?</code>", "", html, flags=re.DOTALL)  # coordinates, digests
     for secret in ("1,230", "1230", "819", "99.4", "66.2", ">7<"):
         assert secret not in html, secret
     assert "411" in html
@@ -112,6 +113,95 @@ def test_a_rare_label_is_hidden_whatever_it_is(tmp_path: Path, num_rare: int) ->
     assert next(iter(cells(line[0]))).endswith("10")
     assert ">400<" not in html, "the largest is a range: with all posts having one label it would tell"
     assert not [each for each in cells(html) if each.isdigit() and int(each) < 10]
+
+
+def line_of(html: str, words: str) -> list[str]:
+    """Numbers of the first row of a table that begins with these words."""
+    found = re.search(rf'<th scope="row"[^>]*>(?:<bdi>|<code>)?{words}<.*?</tr>', html, flags=re.DOTALL)
+    assert found is not None, words
+    return cells(found[0])
+
+
+def test_posts_with_a_result_of_which_a_few_have_no_explanation_or_confidence_are_not_told(tmp_path: Path) -> None:
+    """300 posts, 10 failed: 287 of 290 explained, and 284 with a confidence."""
+    rows = risk_rows(90, 200, 10)
+    for at, each in enumerate(rows[:290]):
+        each |= {"explanation": "x" if at < 287 else None, "confidence": 0.905 if at < 284 else None}
+        each |= {"probability": None}
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}))
+    assert line_of(html, "with an explanation")[0] == "281 – 290"
+    assert "262 – 290" in cells(html), "with those below and above, of which each may be 9; and not to 284"
+    assert not {"287", "284"} & set(cells(html))
+
+
+def test_the_posts_above_one_half_and_those_with_the_label_do_not_tell_of_the_few_that_differ(tmp_path: Path) -> None:
+    """100 have the label, 103 a probability above one half."""
+    rows = risk_rows(100, 200, 0)
+    for each in rows[100:103]:
+        each["probability"] = 0.97
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}))
+    assert line_of(html, "high suicide risk")[0] == "100"
+    assert not {"103", "197"} & set(cells(html))
+    assert "72 – 110" in cells(html), "with those below and above, of which each may be 9; and not to 103"
+
+
+def test_a_parent_does_not_tell_how_few_of_its_posts_a_child_has_not(tmp_path: Path) -> None:
+    """Of 100 with a parent, 97 have the one child; of 140 with another parent, 100, but all but 3 of those with a high
+    risk, and all but 3 on the first day."""
+    labels = [["emotional_effect"] if at < 97 or 100 <= at < 103 else ["behavioural_effect"] for at in range(140)]
+    labels += [["labeling"] if at < 97 else ["mental_filter"] for at in range(100)] + [[]] * 260
+    days = [at % 4 for at in range(500)]
+    days[97:100], days[103:140] = [0] * 3, [1 + at % 3 for at in range(37)]
+    rows = [
+        row(at, each, parents=["consequence"] if at < 140 else ["belief"] if each else [], created_at=day(days[at]))
+        for at, each in enumerate(labels)
+    ]
+    risk = [row(at, ["high_risk" if at < 60 or 97 <= at < 100 or at >= 450 else "low_risk"]) for at in range(500)]
+    html = page_of(write_run(tmp_path / "scored", {"cognitive_pathway": rows, "suicide_risk": risk}, kept=KEPT))
+    assert line_of(html, "belief")[0] == "100"
+    assert line_of(html, "labeling")[0].endswith("– 100")
+    assert line_of(html, "consequence")[0] == "140"
+    assert line_of(html, "emotional effect")[0] == "100"
+    together = html[html.index("Labels together with") :]
+    assert line_of(together, "consequence") == ["45.0 %"]
+    assert line_of(together, "emotional effect") == ["·"]
+    by_day = line_of(html[html.index('id="task-1-time"') :], "2025-01-01")
+    assert "29" in by_day
+    assert "26" not in by_day
+
+
+def test_labels_do_not_tell_of_the_few_with_a_result_that_have_them_not(tmp_path: Path) -> None:
+    """120 posts, 20 failed, and of the other 100 all but 3 have one of two labels."""
+    labels = [["labeling", "mental_filter"]] * 97 + [["mental_filter"]] * 3 + [None] * 20
+    html = page_of(write_run(tmp_path / "scored", {"cognitive_distortion": [row(*each) for each in enumerate(labels)]}))
+    assert line_of(html, "labeling")[0] == "91 – 100"
+
+
+def test_flags_are_in_an_order_that_tells_nothing(tmp_path: Path) -> None:
+    rows = risk_rows(150, 150, 0)
+    for at in range(300):
+        rows[at]["flags"] = ["many"] * (at < 50) + ["b_rare"] * (at < 9) + ["a_rare"] * (at < 2)
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}))
+    assert "of none too" not in html, "no status but ok is on the page, which tells that none failed"
+    assert html.index("<code>many") < html.index("<code>a_rare") < html.index("<code>b_rare")
+
+
+def test_two_labels_that_are_not_told_together_have_one_sign(tmp_path: Path) -> None:
+    """10 have the one, all of them the other: of another pair it is none. Whoever reads the page cannot tell which."""
+    labels = [["labeling", "mental_filter"]] * 10 + [["mental_filter"]] * 40 + [["magnification"]] * 50
+    pairs = [
+        *labels,
+        *([["personalization", "mind_reading"]] * 30),
+        *([["personalization"]] * 30),
+        *([["mind_reading"]] * 30),
+        *([[]] * 200),
+    ]
+    rows = [row(at, each) for at, each in enumerate(pairs)]
+    html = page_of(write_run(tmp_path / "scored", {"cognitive_distortion": rows}))
+    together = html[html.index("-together") :]
+    signs = re.findall(r'<td class="withheld">(.*?)</td>', together[: together.index("</table>")])
+    assert signs
+    assert set(signs) == {"·"}
 
 
 def test_nothing_is_told_of_a_handful_of_posts(tmp_path: Path) -> None:
@@ -180,6 +270,100 @@ def test_two_runs_side_by_side_with_their_agreement(tmp_path: Path) -> None:
     run = write_run(tmp_path / "c", {"suicide_risk": others})
     html = page_of(runs[0], run)
     assert cells(html[html.index("by label</h3>") :])[:3] == ["270", "30", "50"]
+
+
+def test_equal_labels_do_not_tell_of_the_few_that_failed_on_one_side(tmp_path: Path) -> None:
+    """Of 600 posts 30 differ: 15 are of high risk here alone, 12 there alone, and 3 that are low there failed here."""
+    rows = risk_rows(200, 400, 0)
+    others = [dict(each) for each in rows]
+    for at in range(30):
+        if at < 15:
+            others[at]["labels"] = ["low_risk"]
+        elif at < 27:
+            others[585 - at]["labels"] = ["high_risk"]
+        else:
+            rows[550 + at] |= {"status": "parse_failed", "labels": None}
+    html = page_of(*(write_run(tmp_path / n, {"suicide_risk": each}) for n, each in (("a", rows), ("b", others))))
+    agreement = html[html.index('id="agreement"') :]
+    assert cells(agreement[agreement.index("by label</h3>") :])[1:3] == ["15", "12"]
+    assert line_of(agreement, "suicide risk")[1] == "93.8 – 95.5 %"
+
+
+def test_posts_of_one_run_alone_are_not_told_by_those_in_common(tmp_path: Path) -> None:
+    """3 are in the first run alone, 20 in the second."""
+    rows = risk_rows(200, 420, 0)
+    runs = [write_run(tmp_path / name, {"suicide_risk": each}) for name, each in (("a", rows[:600]), ("b", rows[3:]))]
+    agreement = page_of(*runs).split('id="agreement"')[1]
+    assert line_of(agreement, "suicide risk")[0] == "590 – 600"
+
+
+def test_nearly_all_results_of_a_post_with_equal_text_are_a_range(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(100, 200, 0)})
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["output"]["num_copied"] = 297
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    html = page_of(run)
+    assert "291&hairsp;–&hairsp;300" in html
+    assert "297" not in html
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(7, False), (60, True)])
+def test_scores_and_numbers_of_few_validation_records_are_hidden(tmp_path: Path, number: int, is_told: bool) -> None:
+    fingerprint = {
+        "tasks": {"suicide_risk": "0" * 64}, "train": {"digest": "1" * 64, "num_records": 500}, "model": "2" * 64,
+        "validation": {"digest": "4" * 64, "num_records": number},
+    }  # fmt: skip
+    scores = {"suicide_risk": 0.735, "score": 0.614}
+    record = {
+        "name": "s1", "start_from": "base", "best_step": 40, "best_score": 0.614, "num_steps": 50, "seconds": 80.0,
+        "fingerprint": fingerprint, "validations": [{"step": 40, "scores": scores, "seconds": 3.0, "error": None}],
+        "data": {"num_train_records": 500, "num_validation_records": number, "num_validated_records": number},
+        "unvalidated_tasks": [], "finished_at": "2026-11-27T00:00:00+00:00", "digest": "3" * 64, "versions": {},
+    }  # fmt: skip
+    (tmp_path / "stage.json").write_text(json.dumps(record))
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(100, 200, 0)})
+    training = page_of(run, training=[str(tmp_path)]).split('id="training"')[1].split("<section")[0]
+    assert ("73.5" in cells(training), "61.4" in training) == (is_told, is_told)
+    assert ("Validation F1" in training, "by step; the numbers" in training) == (True, is_told)
+    assert "num_records" not in training
+    assert "7" not in cells(training)
+    assert "<bdi>7</bdi>" not in training
+
+
+def test_one_post_of_another_decade_leaves_the_others_their_days(tmp_path: Path) -> None:
+    rows = risk_rows(1000, 2000, 0)
+    for at, each in enumerate(rows):
+        each["created_at"] = datetime(2024, 3, 1) + timedelta(days=at % 30)
+    rows[0]["created_at"] = datetime(1991, 5, 4)
+    html = page_of(write_run(tmp_path / "run", {"suicide_risk": rows}, kept=KEPT))
+    time = html.split('id="time"')[1].split("</section>")[0]
+    assert "Posts by day" in time
+    assert line_of(time, "2024-03-03") == ["100"]
+    assert "1991" not in time
+    assert "Not drawn, with no day or one far from the others: <span" in time, "it is one, which is not told"
+    assert "92 – 101" in cells(time), "nor by the sum of the others"
+    without = page_of(write_run(tmp_path / "without", {"suicide_risk": rows[1:]}, kept=KEPT))
+    assert "Not drawn" not in without
+
+
+def test_the_column_of_days_is_told_of_each_run(tmp_path: Path) -> None:
+    rows = risk_rows(100, 200, 0)
+    others = [each | {"date": each["created_at"]} for each in rows]
+    runs = [
+        write_run(tmp_path / "a", {"suicide_risk": rows}, kept=KEPT),
+        write_run(tmp_path / "b", {"suicide_risk": others}, kept=pa.schema([pa.field("date", pa.timestamp("ms"))])),
+    ]
+    words = "columns <code>created_at</code> of <bdi>a</bdi>, <code>date</code> of <bdi>b</bdi> in the zone"
+    assert words in page_of(*runs)
+    assert "the column <code>created_at</code> in the zone" in page_of(runs[0])
+
+
+def test_tables_can_be_scrolled_with_keys(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path / "run", {"suicide_risk": risk_rows(100, 200, 0)}, kept=KEPT))
+    areas = re.findall(r'<div class="scroll"[^>]*>', html)
+    assert len(areas) > 5
+    for each in areas:
+        assert re.fullmatch(r'<div class="scroll" tabindex="0" role="region" aria-label="Table: [\w\' ]+">', each), each
 
 
 def test_adapters_of_a_run_are_compared(tmp_path: Path) -> None:
@@ -264,7 +448,7 @@ def test_text_is_there_only_where_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(50, 50, 0)}, kept=KEPT)
-    with pytest.raises(InputError, match="holds no run of a score job"):
+    with pytest.raises(InputError, match="holds no run of a score job; give the folder"):
         page_of(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"evaluations = .*metrics.json"):
         page_of(run, evaluations=[str(tmp_path)])
@@ -282,6 +466,55 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
         page_of(run)
     with pytest.raises(ValueError, match=r"ends in \.html"):
         ReportConfig.model_validate({"runs": [str(run)], "output": {"uri": "report.pdf"}})
+
+
+@pytest.mark.parametrize("num_posts", [1, 2, 30])
+def test_small_runs_have_pages(tmp_path: Path, num_posts: int) -> None:
+    """Of two runs, and of two tasks that are joined."""
+    rows = {"suicide_risk": risk_rows(num_posts, 0, 0), "cognitive_distortion": distortion_rows({}, num_posts)}
+    runs = [write_run(tmp_path / name, rows) for name in ("a", "b")]
+    assert 'id="agreement"' in page_of(*runs)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"task": 3, "tasks": 4, "data": [], "provenance": null}'])
+def test_files_that_are_damaged_or_foreign_are_one_line(tmp_path: Path, text: str) -> None:
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(50, 50, 0)})
+    for name in ("metrics.json", "stage.json"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"evaluations = .*metrics\.json.*; give a folder"):
+        page_of(run, evaluations=[str(tmp_path)])
+    with pytest.raises(InputError, match=r"training = .*stage\.json.*; give the output"):
+        page_of(run, training=[str(tmp_path)])
+    for name, fix in (("_run/run.json", "delete it"), ("manifest.json", "restore it")):
+        (run / name).write_text(text)
+        with pytest.raises(InputError, match=rf"runs = .*{name}.*{fix}"):
+            page_of(run)
+        (run / "_run" / "run.json").unlink(missing_ok=True)
+
+
+def test_metrics_without_a_level_are_one_line(tmp_path: Path) -> None:
+    rows = risk_rows(50, 50, 0)
+    run = write_run(tmp_path / "run", {"suicide_risk": rows})
+    metrics = metrics_of("suicide_risk", {each["post_id"]: each["labels"] for each in rows}, rows, "run")
+    del metrics["per_label"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"evaluations = .*has no per_label; give a folder"):
+        page_of(run, evaluations=[str(tmp_path)])
+
+
+def test_predictions_that_are_damaged_or_foreign_are_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"suicide_risk": risk_rows(500, 500, 0)})
+    (file,) = (run / "data").rglob("*.parquet")
+    whole = file.read_bytes()
+    table = pa.table({"a": [1, 2]})
+    pages_gone = whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :]
+    for data in (b"garbage", b"PAR1" + b"garbage" * 100 + b"PAR1", whole[: len(whole) // 2], pages_gone, b""):
+        file.write_bytes(data)
+        with pytest.raises(InputError, match="restore data/"):
+            page_of(run)
+    pq.write_table(table, file)
+    with pytest.raises(InputError, match="restore data/"):
+        page_of(run)
 
 
 def test_tasks_and_configs_that_are_gone_leave_their_slugs(tmp_path: Path) -> None:

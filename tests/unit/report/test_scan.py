@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from mentalglm.report.scan import Buckets, count, hash_texts, join
 from mentalglm.report.sources import LabelSet, Run, Side
@@ -49,8 +50,12 @@ def test_counts_are_those_of_a_loop(tmp_path: Path) -> None:
     assert found.pairs[3, 8] == sum({slugs[3], slugs[8]} <= labels for labels in named)
     assert found.num_none == sum(each["labels"] == [] for each in rows)
     assert found.num_explained == sum(each["explanation"] is not None for each in rows)
-    assert found.histograms["confidence"].sum() == sum(each["confidence"] is not None for each in rows)
-    assert found.histograms["confidence"][99] >= sum(each["confidence"] == 1.0 for each in rows)
+    assert found.histograms["confidence"].sum() == sum(
+        each["confidence"] is not None and each["status"] == "ok" for each in rows
+    )
+    assert found.histograms["confidence"][99] >= sum(
+        each["confidence"] == 1.0 and each["status"] == "ok" for each in rows
+    )
     by_day = Counter(each["day"].toordinal() for each in rows if each["day"])
     assert {day: int(sums[0]) for day, sums in found.by_day.items()} == by_day
     day = next(iter(by_day))
@@ -91,6 +96,19 @@ def test_rows_are_joined_by_id(tmp_path: Path) -> None:
             for each in shared
         )
     assert joined.here[first] == sum(slugs[first] in (mine[each]["labels"] or ()) for each in shared)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2])
+def test_runs_of_hardly_any_rows_are_joined_too(tmp_path: Path, num_rows: int) -> None:
+    """Most buckets are empty then."""
+    buckets = [Buckets(tmp_path / name) for name in ("a", "b")]
+    for each in buckets:
+        each.add(
+            hash_texts(pa.array([f"p{number}" for number in range(num_rows)], pa.string())), np.ones(num_rows, int)
+        )
+        each.close()
+    joined = join(*buckets, 1, 1)
+    assert (joined.num_rows, joined.num_same, joined.both.tolist()) == (num_rows, num_rows, [[num_rows]])
 
 
 def test_equal_texts_alone_have_equal_hashes() -> None:

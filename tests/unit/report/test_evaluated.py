@@ -1,0 +1,141 @@
+"""What a page tells of an evaluation, held against what the page tells elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mentalglm.report.disclosure import Count, Disclosure, exact
+from mentalglm.report.evaluated import CalibrationView, calibration_view
+from mentalglm.report.sources import LabelName
+from tests.report_runs import row, write_run
+from tests.unit.report.test_disclosure import LIMIT, assert_hidden, possible
+from tests.unit.report.test_page import cells, distortion_rows, line_of, metrics_of, page_of, risk_rows
+
+HIGH = LabelName("high_risk", "high suicide risk", "", None)
+
+
+def calibration(*bins: tuple[int, int]) -> CalibrationView:
+    """Of bins of (rows, positive rows)."""
+    total, positive = (sum(each[at] for each in bins) for at in (0, 1))
+    told = {"num_rows": total, "num_positive": positive, "auroc": 0.9, "auprc": 0.9, "brier": 0.1, "ece": 0.1}
+    told |= {"sensitivity_at_precision": {}, "bins": [
+        {"num_rows": each[0], "mean_probability": at / 10 + 0.05, "share_positive": each[1] / each[0]}
+        for at, each in enumerate(bins)
+    ]}  # fmt: skip
+    return calibration_view(HIGH, told, exact(positive), exact(total), Disclosure(LIMIT))
+
+
+def test_points_are_as_large_as_the_table_tells() -> None:
+    """One bin has 3 posts, or 7: the point of the other one is the same."""
+    assert calibration((197, 98), (3, 0)) == calibration((193, 98), (7, 0))
+
+
+def test_there_are_no_points_where_there_is_no_table() -> None:
+    view = calibration((15, 10), (4, 1), (5, 2))
+    assert (view.bins, view.svg) == ([], None)
+
+
+def test_positive_rows_of_a_bin_are_not_what_the_others_leave_of_all() -> None:
+    view = calibration((200, 15), (50, 3), (60, 20), (90, 70))
+    assert view.num_positive == exact(108)
+    shares = [ends for _, _, ends in view.bins]
+    assert shares == [(15 / 200, 15 / 200), (0.0, 9 / 50), (20 / 60, 20 / 60), (64 / 90, 73 / 90)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).filter(any), min_size=2, max_size=5))
+def test_shares_of_bins_leave_the_limit_of_numbers(pairs: list[tuple[int, int]]) -> None:
+    """Bins of (positive rows, other rows): each cell under the limit may be all of 0 to the limit less 1."""
+    view = calibration(*((sum(each), each[0]) for each in pairs))
+    if not view.bins:
+        return
+    told = {round(mean * 10 - 0.5): (cell.count, ends) for mean, cell, ends in view.bins}
+    known: list[Count] = []
+    for at, each in enumerate(pairs):
+        count, ends = told.get(at, (Count(0, LIMIT - 1), None))
+        if ends is None or count is None:
+            known.append(Count(0, LIMIT - 1 if at not in told else sum(map(sum, pairs))))
+        else:
+            known.append(Count(round(ends[0] * count.high), round(ends[1] * count.low)))
+            assert known[-1].low <= each[0] <= known[-1].high or not count.is_exact
+    if any(count is not None and not count.is_exact for count, _ in told.values()):
+        return  # a bin that is a range: its share is wider still
+    for at, each in enumerate(pairs):
+        if at in told and each[0] < LIMIT:
+            assert_hidden(*possible(known, [(range(len(pairs)), view.num_positive)], [at]))
+
+
+def evaluated(folder: Path, metrics: dict[str, Any]) -> list[str]:
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return [str(folder)]
+
+
+@pytest.mark.parametrize(("only_other", "told"), [(30, ["0.125", "0.250"]), (7, ["–", "–"])])
+def test_a_test_of_two_numbers_is_not_told_where_one_is_hidden(
+    tmp_path: Path, only_other: int, told: list[str]
+) -> None:
+    rows = risk_rows(124, 126, 0)
+    metrics = metrics_of("suicide_risk", {each["post_id"]: each["labels"] for each in rows}, rows, "scored")
+    level = {"difference": 0.1, "ci95": None, "p_bootstrap": 0.5, "p_bootstrap_holm": 0.5, "num_only_this": 40}
+    level |= {"num_only_other": only_other, "p_mcnemar": 0.125, "p_mcnemar_holm": 0.25}
+    metrics["comparison"] = {"against": {"run_id": "b", "adapter": None, "uri": "y"}, "levels": {"label": level}}
+    html = page_of(write_run(tmp_path / "scored", {"suicide_risk": rows}), evaluations=evaluated(tmp_path, metrics))
+    assert line_of(html[html.index("p, McNemar") :], "label")[-2:] == told
+
+
+def test_a_label_that_a_few_posts_more_have_in_the_run_has_no_scores(tmp_path: Path) -> None:
+    """103 posts of the run have it, 100 of those with a gold label: with precision and recall these 100 are told."""
+    rows = distortion_rows({"labeling": 103, "mental_filter": 90, "magnification": 60}, 150)
+    gold = {each["post_id"]: each["labels"] for each in rows[3:373]}
+    metrics = metrics_of("cognitive_distortion", gold, rows, "scored")
+    run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
+    html = page_of(run, evaluations=evaluated(tmp_path, metrics))
+    evaluation = html[html.index('id="evaluation"') :]
+    assert line_of(html, "labeling")[0] == "103"
+    line = line_of(evaluation, "labeling")
+    assert (line[:3], line[-1]) == (["–", "–", "–"], "·")
+    assert line_of(evaluation, "magnification")[:3] == ["100.0", "100.0", "100.0"]
+
+
+def test_few_posts_that_are_not_evaluated_are_told_by_no_score_of_a_task_with_one_label_a_post(tmp_path: Path) -> None:
+    """Of 33 posts without a gold label 3 have a high risk."""
+    rows = risk_rows(103, 230, 0)
+    gold = {each["post_id"]: each["labels"] for each in rows[3:303]}
+    gold["p0000200"] = ["high_risk"]
+    metrics = metrics_of("suicide_risk", gold, rows, "scored")
+    assert metrics["per_label"]["high_risk"]["num_predicted"] == 100
+    run = write_run(tmp_path / "scored", {"suicide_risk": rows})
+    html = page_of(run, evaluations=evaluated(tmp_path, metrics))
+    evaluation = html[html.index('id="evaluation"') :]
+    assert line_of(evaluation, "binary")[1:4] == ["–", "–", "–"]
+    assert f"{100 * metrics['f1']:.1f}" in line_of(evaluation, "binary")[0]
+    assert "Confusion" not in evaluation
+    assert line_of(evaluation, "high suicide risk")[:3] == ["–", "–", "–"]
+    assert "are not evaluated" in evaluation
+
+
+def test_what_is_hidden_in_the_run_hides_nothing_of_its_evaluation(tmp_path: Path) -> None:
+    """7 failed, 4 of those with a gold label."""
+    rows = risk_rows(130, 230, 7)
+    gold = {each["post_id"]: each["labels"] or ["low_risk"] for each in rows[30:364]}
+    metrics = metrics_of("suicide_risk", gold, rows, "scored")
+    run = write_run(tmp_path / "scored", {"suicide_risk": rows})
+    evaluation = page_of(run, evaluations=evaluated(tmp_path, metrics)).split('id="evaluation"')[1]
+    assert "–" not in line_of(evaluation, "binary")
+    assert "are not evaluated:" not in evaluation
+
+
+def test_failed_posts_that_are_not_evaluated_are_not_told_where_they_are_few(tmp_path: Path) -> None:
+    """23 failed, and 20 of those with a gold label."""
+    rows = [*distortion_rows({"labeling": 150, "mental_filter": 100}, 60), *(row(400 + at, None) for at in range(23))]
+    gold = {each["post_id"]: each["labels"] or [] for each in [*rows[30:310], *rows[313:]]}
+    metrics = metrics_of("cognitive_distortion", gold, rows, "scored")
+    assert metrics["num_failed_by_status"]["parse_failed"] == 20
+    run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
+    html = page_of(run, evaluations=evaluated(tmp_path, metrics))
+    assert "23" in cells(html)
+    assert "status parse_failed" not in html
