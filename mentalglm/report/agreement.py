@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.scan import Joined
-from mentalglm.report.scored import Cell, Told
 from mentalglm.report.sources import LabelName
+from mentalglm.report.told import Cell, Told
 
 _MIN_POSTS = 100
 """Fewer shared posts than ten limits of ten are not compared: shares of them are single posts."""

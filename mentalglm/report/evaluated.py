@@ -13,8 +13,8 @@ from mentalglm.evaluation.table import levels_of
 from mentalglm.report import charts
 from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.scan import Counts
-from mentalglm.report.scored import STATUS, Cell
 from mentalglm.report.sources import LabelName, LabelSet, Side
+from mentalglm.report.told import STATUS, Cell
 
 SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy"}
 

@@ -13,10 +13,13 @@ from mentalglm.report import dates
 from mentalglm.report.agreement import Agreement, agreement
 from mentalglm.report.disclosure import Disclosure
 from mentalglm.report.evaluated import evaluation_view, label_set_of
+from mentalglm.report.over_time import post_line
 from mentalglm.report.page import EvaluatedTask, Examples, Page, examples_of, render, run_view, stage_view
 from mentalglm.report.scan import MAX_JOINED_LABELS, Buckets, Counts, count, join
-from mentalglm.report.scored import Matrix, Told, across_tasks, post_line, task_view
+from mentalglm.report.scored import task_view
 from mentalglm.report.sources import LabelSet, Run, Side, read_evaluations, read_runs, read_stages, sides_of
+from mentalglm.report.together import Matrix, across_tasks
+from mentalglm.report.told import Told
 
 Key = tuple[int, str]
 """Number of a side, name of a task."""

@@ -14,9 +14,11 @@ from mentalglm.report import charts
 from mentalglm.report.agreement import Agreement
 from mentalglm.report.disclosure import Count, Disclosure
 from mentalglm.report.evaluated import SCORES, EvaluationView
+from mentalglm.report.over_time import PostLine
 from mentalglm.report.scan import Counts
-from mentalglm.report.scored import Cell, PostLine, TaskView
+from mentalglm.report.scored import TaskView
 from mentalglm.report.sources import Run, Side, Stage
+from mentalglm.report.told import Cell
 
 # What an engine's time went into, in the order of a run, and what that means.
 ENGINE_TIME = {
