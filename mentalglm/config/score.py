@@ -246,7 +246,10 @@ def _is_near(host: str) -> bool:
     try:
         return ip_address(host).is_private  # 127.0.0.1 and ::1 too
     except ValueError:
-        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
+        # A number is an address as well, as resolvers read it.
+        return re.fullmatch(r"[a-z][a-z0-9_-]*", host) is not None or host.endswith(
+            (".local", ".internal", ".localhost")
+        )
 
 
 class OpenAIEngineConfig(ConfigModel):

@@ -41,12 +41,14 @@ class Agreement:
 def agreement(names: tuple[str, str], joined: Joined, told: tuple[Told, Told], rules: Disclosure) -> Agreement:
     """Counts of shared posts. The labels of each side are told elsewhere, of all its posts: where posts are not shared,
     what is told of the shared ones stands for itself."""
-    enough = joined.num_rows >= _MIN_POSTS and joined.num_rows >= 2 * rules.limit
-    labels = [_of_label(label, joined, told, rules) for label in _shown(told[0])] if enough else []
     wholes = [(side.counts.num_rows, exact(side.counts.num_rows)) for side in told]
+    num_posts = rules.all_or_part(joined.num_rows, wholes)
+    # Where a few posts are of one side alone, a share of the others tells how many these are.
+    enough = joined.num_rows >= _MIN_POSTS and joined.num_rows >= 2 * rules.limit and num_posts.is_exact
+    labels = [_of_label(label, joined, told, rules) for label in _shown(told[0])] if enough else []
     return Agreement(
         *names,
-        num_posts=rules.all_or_part(joined.num_rows, wholes),
+        num_posts=num_posts,
         num_only_here=rules.part(joined.num_alone[0], told[0].counts.num_rows) if enough else rules.hidden,
         num_only_there=rules.part(joined.num_alone[1], told[1].counts.num_rows) if enough else rules.hidden,
         same=Cell(_same(joined, labels, rules), joined.num_rows) if enough else None,

@@ -9,13 +9,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mentalglm.evaluation.evaluate import FREE_FORM, OUT_OF_SET
 from mentalglm.evaluation.table import levels_of
 from mentalglm.report import charts
-from mentalglm.report.disclosure import Count, Disclosure, exact
+from mentalglm.report.disclosure import Count, Disclosure, Known, exact
 from mentalglm.report.scan import Counts
 from mentalglm.report.sources import LabelName, LabelSet, Side
-from mentalglm.report.told import STATUS, Cell
+from mentalglm.report.told import NONE, STATUS, Cell
 
+_PARSED = "answers that could be read"
 SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy"}
 
 
@@ -83,8 +85,8 @@ class ComparisonRow:
     difference: Score
     p_bootstrap: float | None
     p_bootstrap_holm: float | None
-    only_this: Count
-    only_other: Count
+    only_this: Count | None
+    only_other: Count | None
     p_mcnemar: float | None
     """None where it would tell a number that is hidden."""
     p_mcnemar_holm: float | None
@@ -104,6 +106,7 @@ class EvaluationView:
     confusion: Confusion | None
     calibration: list[CalibrationView]
     comparison: tuple[str, list[ComparisonRow]] | None
+    """Name of the other side, and the levels."""
     over_runs: list[tuple[str, str, int, float, float]]
     """Level, score, number of runs, mean, standard deviation."""
     explanation_length: float | None = None
@@ -136,34 +139,42 @@ def evaluation_view(
     explained = metrics.get("explanations") or {}
     is_explained = explained.get("num_explained", 0) >= rules.limit
     few = _left_few(metrics, task, counts, n, rules)
-    # With one label a row the answers to the other labels, and the scores, tell what is left out of one.
-    leaves_few = bool(few) and "confusion" in metrics
+    # The answers to the other labels, the scores and the bins of probabilities tell what is left out of one.
+    leaves_few = bool(few)
+    parts = None if leaves_few else _parsed_and_failed(metrics, n, rules)
+    parsed = [(metrics["num_parsed"], parts[_PARSED])] if parts else []
     levels = [(name, _per_label(level, metrics, names, few, n, rules)) for name, level in levels_of(metrics).items()]
     supports = {row.label.slug: row.support for _, rows in levels for row in rows}
     return EvaluationView(
         name=sides[number].name if number is not None else _named(of),
         side=number,
         n=n,
-        denominators=list(_denominators(metrics, few, n, rules)),
+        denominators=[] if leaves_few else list(_denominators(metrics, parts, n, rules)),
         rows=_f1_alone(_score_rows(metrics, rules)) if leaves_few else list(_score_rows(metrics, rules)),
         levels=levels,
         confusion=None if leaves_few else _confusion(metrics, rules),
         calibration=[
-            calibration_view(names.get(slug) or LabelName(slug, slug, "", None), each, supports.get(slug), n, rules)
+            calibration_view(
+                names.get(slug) or LabelName(slug, slug, "", None),
+                each,
+                supports.get(slug),
+                [(metrics["n"], n), *parsed],
+                rules,
+            )
             for slug, each in metrics.get("calibration", {}).items()
-            if each["num_rows"] >= rules.limit
+            if each["num_rows"] >= rules.limit and not leaves_few
         ],
-        comparison=_comparison(metrics, sides, rules),
+        comparison=_comparison(metrics, sides, leaves_few, rules),
         over_runs=[
             (level, score, len(each["values"]), each["mean"], each["standard_deviation"])
             for level, scores in metrics.get("over_runs", {}).items()
             for score, each in scores.items()
-            if metrics["n"] >= rules.limit
+            if metrics["n"] >= rules.limit and (score == "f1" or not leaves_few)
         ],
         explanation_length=explained["num_characters"]["p50"] if is_explained else None,
         quotes_not_in_post=_quotes(explained, rules),
         hierarchical=[Score(metrics["hierarchical"][name]) for name in ("f1", "precision", "recall")]
-        if "hierarchical" in metrics and metrics["n"] >= rules.limit
+        if "hierarchical" in metrics and metrics["n"] >= rules.limit and not leaves_few
         else [],
         leaves_few=leaves_few,
         provenance=metrics["provenance"],
@@ -173,8 +184,8 @@ def evaluation_view(
 def _left_few(
     metrics: Mapping[str, Any], task: LabelSet, counts: Counts | None, n: Count, rules: Disclosure
 ) -> set[str]:
-    """Labels and statuses of which the run, whose counts are on the page, has a few posts more than are evaluated: with
-    the number that is evaluated they would be told."""
+    """Labels, statuses and flags of which the run, whose counts are on the page, has a few posts more than are
+    evaluated: with the number that is evaluated they would be told."""
     if counts is None:
         return set()
     here = {
@@ -183,9 +194,11 @@ def _left_few(
         for slug, each in level["per_label"].items()
     }
     here |= {STATUS + name: number for name, number in metrics["num_failed_by_status"].items()}
-    here |= {f"{STATUS}ok": metrics["num_parsed"]}
+    here |= {f"{STATUS}ok": metrics["num_parsed"], NONE: metrics["num_without_label"]}
+    here |= {FREE_FORM: metrics["num_free_form"] or 0, OUT_OF_SET: metrics["num_with_out_of_set_label"]}
     there = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
-    there |= {STATUS + name: number for name, number in counts.statuses.items()}
+    there |= {STATUS + name: number for name, number in counts.statuses.items()} | {NONE: counts.num_none}
+    there |= {flag: counts.flags.get(flag, 0) for flag in (FREE_FORM, OUT_OF_SET)}
     shown = {name: number for name, number in there.items() if number >= rules.limit}
     found = {name for name, number in shown.items() if 0 < number - here.get(name, 0) < rules.limit}
     return found if n.is_exact else found | {f"{STATUS}ok"}
@@ -213,15 +226,17 @@ def _named(predictions: Mapping[str, Any]) -> str:
     return f"{name}, {predictions['adapter']}" if predictions["adapter"] else name
 
 
+def _parsed_and_failed(metrics: Mapping[str, Any], told: Count, rules: Disclosure) -> dict[str, Count] | None:
+    """What is told of the parts of n, of which `told` is."""
+    failed = {f"status {name}": number for name, number in metrics["num_failed_by_status"].items() if number}
+    return rules.partition({_PARSED: metrics["num_parsed"], **failed}, told=told)
+
+
 def _denominators(
-    metrics: Mapping[str, Any], few: set[str], told: Count, rules: Disclosure
+    metrics: Mapping[str, Any], parts: Mapping[str, Count] | None, told: Count, rules: Disclosure
 ) -> Iterator[tuple[str, Cell]]:
     """`told`: of n."""
     n = metrics["n"]
-    failed = {f"status {name}": number for name, number in metrics["num_failed_by_status"].items() if number}
-    parts = None
-    if not any(name.startswith(STATUS) for name in few):
-        parts = rules.partition({"answers that could be read": metrics["num_parsed"], **failed}, told=told)
     for name, count in (parts or {}).items():
         yield name, Cell(count, n)
     if n < 2 * rules.limit:
@@ -234,7 +249,7 @@ def _denominators(
     }
     for name, number in others.items():
         if number:
-            parsed = [parts["answers that could be read"]] if parts and "trained" not in name else []
+            parsed = [parts[_PARSED]] if parts and "trained" not in name else []
             yield name, Cell(rules.part(number, told, *parsed), n)
 
 
@@ -331,14 +346,15 @@ def _confusion(metrics: Mapping[str, Any], rules: Disclosure) -> Confusion | Non
 
 
 def calibration_view(
-    label: LabelName, each: Mapping[str, Any], support: Count | None, n: Count, rules: Disclosure
+    label: LabelName, each: Mapping[str, Any], support: Count | None, wholes: Sequence[Known], rules: Disclosure
 ) -> CalibrationView:
-    """Rows and positive rows are each one sum over the bins. `support`: told of all rows of the label, `n`: of all
-    rows."""
+    """Rows and positive rows are each one sum over the bins. `support`: told of all rows of the label; `wholes`: all
+    rows, and those that could be read if they are told."""
+    n = wholes[0][1]
     bins = [one for one in each["bins"] if one]
     rows = [one["num_rows"] for one in bins]
     positives = [round(one["share_positive"] * one["num_rows"]) for one in bins]
-    num_rows = exact(each["num_rows"]) if n == exact(each["num_rows"]) else rules.part(each["num_rows"], n)
+    num_rows = rules.all_or_part(each["num_rows"], wholes)
     is_support = num_rows == n and support is not None and support == exact(each["num_positive"])
     num_positive = rules.part(each["num_positive"], num_rows, *([support] if support and not is_support else []))
     told = rules.partition(dict(enumerate(rows)), told=num_rows)
@@ -350,7 +366,7 @@ def calibration_view(
         ends = _ends(of_bins[at], told[at]) if of_bins else None
         shown.append((one["mean_probability"], Cell(told[at], each["num_rows"]), ends))
         if ends is not None:
-            weight = (told[at].low + told[at].high) / 2 / each["num_rows"]
+            weight = (told[at].low + told[at].high) / (num_rows.low + num_rows.high)
             points.append((one["mean_probability"], *ends, weight))
     words = "share of positive rows by mean probability, in tenths; the numbers are in the table below the chart"
     return CalibrationView(
@@ -373,8 +389,9 @@ def _ends(part: Count, whole: Count) -> tuple[float, float]:
 
 
 def _comparison(
-    metrics: Mapping[str, Any], sides: Sequence[Side], rules: Disclosure
+    metrics: Mapping[str, Any], sides: Sequence[Side], leaves_few: bool, rules: Disclosure
 ) -> tuple[str, list[ComparisonRow]] | None:
+    """Without the numbers of rows where `leaves_few`: with the other side's accuracy they give this one's."""
     comparison = metrics.get("comparison")
     if comparison is None or metrics["n"] < rules.limit:
         return None
@@ -383,15 +400,16 @@ def _comparison(
     rows = []
     for level, each in comparison["levels"].items():
         only_this, only_other = rules.alone(each["num_only_this"]), rules.alone(each["num_only_other"])
-        tells = only_this.is_exact and only_other.is_exact  # the test is of these two numbers alone
+        # The test is of these two numbers alone.
+        tells = only_this.is_exact and only_other.is_exact and not leaves_few
         rows.append(
             ComparisonRow(
                 level,
                 Score(each["difference"], *(each["ci95"] or (None, None))),
                 each["p_bootstrap"],
                 each["p_bootstrap_holm"],
-                only_this,
-                only_other,
+                None if leaves_few else only_this,
+                None if leaves_few else only_other,
                 each["p_mcnemar"] if tells else None,
                 each["p_mcnemar_holm"] if tells else None,
             )

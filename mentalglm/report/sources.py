@@ -25,7 +25,7 @@ _OF_MANIFEST = (
 _OF_METRICS = (
     *("task", "n", "num_parsed", "num_failed_by_status", "num_free_form", "num_without_label", "headline.level"),
     *("num_with_out_of_set_label", "provenance.predictions.run_id", "provenance.predictions.adapter"),
-    *("provenance.predictions.uri", "provenance.gold.uri", "provenance.gold.label_column", "provenance.gold.sha256"),
+    *("provenance.predictions.uri", "provenance.gold.uri", "provenance.gold.label_column"),
     *("provenance.task.version", "provenance.task.digest", "provenance.evaluated_at"),
 )
 _OF_LEVEL = ("average", "f1", "precision", "recall", "accuracy", "ci95", "strict", "per_label")

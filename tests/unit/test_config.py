@@ -165,6 +165,8 @@ def test_variants_that_say_the_same_key_exclude_each_other(tmp_path: Path) -> No
         ("vllm.internal", True),
         ("api.openai.com", False),
         ("8.8.8.8", False),
+        ("134744072", False),
+        ("0x08080808", False),
         ("internal.example.com", False),
     ],
 )

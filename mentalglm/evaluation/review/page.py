@@ -15,7 +15,7 @@ from mentalglm.evaluation.review.dimensions import DIMENSIONS, SCORES
 from mentalglm.tasks import Task
 from mentalglm.tasks.task import Label, Slug
 
-FORMAT = "mentalglm-review/1"
+FORMAT = "mentalglm-review/2"
 """Of pages, rating files and keys."""
 
 _HERE = Path(__file__).parent

@@ -304,14 +304,34 @@ def test_gold_labels_are_compared_and_not_the_file_that_holds_them(folder: Path)
         write_tables(config(folder, **by_pattern))
 
 
+def test_an_evaluation_that_tells_the_file_alone_is_compared_by_it(folder: Path) -> None:
+    """As earlier versions wrote it."""
+    shutil.copytree(folder / "cp", folder / "earlier")
+    path = folder / "earlier" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["provenance"]["gold"]["labels_sha256"]
+    metrics["provenance"]["predictions"]["parser"] = "4"  # the other one's predictions are foreign, read by no parser
+    path.write_text(json.dumps(metrics))
+    rows = {"bert": {"cp": str(folder / "cp")}, "mentalglm": {"cp": str(folder / "earlier")}}
+    [filled] = write_tables(config(folder, rows=rows))
+    assert "versions of the parser" not in markdown(Sheet(filled))
+    metrics["provenance"]["gold"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match="its gold labels are not those of"):
+        write_tables(config(folder, rows=rows))
+
+
 def test_other_task_files_and_parsers_in_a_column_are_told(folder: Path) -> None:
     shutil.copytree(folder / "cp", folder / "other")
     path = folder / "other" / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["provenance"]["task"]["digest"] = "0" * 64
-    metrics["provenance"]["predictions"]["parser"] = 1
+    metrics["provenance"]["predictions"]["parser"] = "1"
     metrics["without_training_texts"] = {"num_in_training": 1}
     path.write_text(json.dumps(metrics))
+    first = json.loads((folder / "cp" / "metrics.json").read_text())
+    first["provenance"]["predictions"]["parser"] = "4"
+    (folder / "cp" / "metrics.json").write_text(json.dumps(first))
     rows = {"bert": {"cp": str(folder / "cp")}, "mentalglm": {"cp": str(folder / "other")}}
     [filled] = write_tables(config(folder, rows=rows))
     text = markdown(Sheet(filled))

@@ -1,6 +1,7 @@
 """What a page tells of an evaluation, held against what the page tells elsewhere."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,33 @@ from tests.unit.report.test_page import cells, distortion_rows, line_of, metrics
 HIGH = LabelName("high_risk", "high suicide risk", "", None)
 
 
-def calibration(*bins: tuple[int, int]) -> CalibrationView:
-    """Of bins of (rows, positive rows)."""
+def calibration(*bins: tuple[int, int], wholes: Sequence[int] = ()) -> CalibrationView:
+    """Of bins of (rows, positive rows). `wholes`: all rows that are evaluated, those that could be read."""
     total, positive = (sum(each[at] for each in bins) for at in (0, 1))
     told = {"num_rows": total, "num_positive": positive, "auroc": 0.9, "auprc": 0.9, "brier": 0.1, "ece": 0.1}
     told |= {"sensitivity_at_precision": {}, "bins": [
         {"num_rows": each[0], "mean_probability": at / 10 + 0.05, "share_positive": each[1] / each[0]}
         for at, each in enumerate(bins)
     ]}  # fmt: skip
-    return calibration_view(HIGH, told, exact(positive), exact(total), Disclosure(LIMIT))
+    return calibration_view(HIGH, told, exact(positive), [(n, exact(n)) for n in wholes or [total]], Disclosure(LIMIT))
 
 
 def test_points_are_as_large_as_the_table_tells() -> None:
     """One bin has 3 posts, or 7: the point of the other one is the same."""
     assert calibration((197, 98), (3, 0)) == calibration((193, 98), (7, 0))
+
+
+def test_points_do_not_tell_how_many_rows_have_a_probability() -> None:
+    """297 of 300, or 294."""
+    views = [calibration((100, 40), (other, 90), wholes=[300]) for other in (197, 194)]
+    assert [view.num_rows for view in views] == [Count(290, 300)] * 2
+    points = [str(view.svg).split("<path")[1:2] or str(view.svg).split("<circle")[1:2] for view in views]
+    assert points[0] == points[1]
+
+
+def test_answers_without_a_probability_are_not_told_by_those_that_could_be_read() -> None:
+    view = calibration((100, 40), (183, 90), wholes=[300, 285])
+    assert view.num_rows == Count(275, 285)
 
 
 def test_there_are_no_points_where_there_is_no_table() -> None:
@@ -99,6 +113,39 @@ def test_a_label_that_a_few_posts_more_have_in_the_run_has_no_scores(tmp_path: P
     line = line_of(evaluation, "labeling")
     assert (line[:3], line[-1]) == (["–", "–", "–"], "·")
     assert line_of(evaluation, "magnification")[:3] == ["100.0", "100.0", "100.0"]
+    # Nor by the average over labels: with what the others were given it is this label's.
+    assert line_of(evaluation, "micro")[1:4] == ["–", "–", "–"]
+    assert "macro" not in evaluation
+
+
+@pytest.mark.parametrize("what", ["none", "free_form"])
+def test_flags_and_posts_without_a_label_are_not_told_where_a_few_more_are_in_the_run(
+    tmp_path: Path, what: str
+) -> None:
+    """Of 50 posts without a gold label 3 have no label, or not the form."""
+    rows = distortion_rows({"labeling": 150, "mental_filter": 150}, 120 if what == "none" else 150)
+    if what == "free_form":
+        for at in (*range(3), *range(200, 260)):
+            rows[at]["flags"] = ["free_form"]
+    left_out = [*range(47), *range(len(rows) - 3, len(rows))] if what == "none" else range(50)
+    gold = {each["post_id"]: each["labels"] for at, each in enumerate(rows) if at not in set(left_out)}
+    metrics = metrics_of("cognitive_distortion", gold, rows, "scored")
+    number = metrics["num_without_label" if what == "none" else "num_free_form"]
+    assert number == (117 if what == "none" else 60)
+    run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
+    evaluation = page_of(run, evaluations=evaluated(tmp_path, metrics)).split('id="evaluation"')[1]
+    assert "are not evaluated:" in evaluation
+    assert str(number) not in cells(evaluation)
+    assert f"{number} read" not in evaluation
+
+
+def test_an_evaluation_against_the_labels_of_a_run_has_a_page(tmp_path: Path) -> None:
+    rows = risk_rows(100, 200, 0)
+    metrics = metrics_of("suicide_risk", {each["post_id"]: each["labels"] for each in rows}, rows, "scored")
+    del metrics["provenance"]["gold"]["sha256"]
+    metrics["provenance"]["gold"]["run"] = {"run_id": "the-other-run", "uri": "x"}
+    run = write_run(tmp_path / "scored", {"suicide_risk": rows})
+    assert "run the-other-run" in page_of(run, evaluations=evaluated(tmp_path, metrics))
 
 
 def test_few_posts_that_are_not_evaluated_are_told_by_no_score_of_a_task_with_one_label_a_post(tmp_path: Path) -> None:
@@ -114,6 +161,8 @@ def test_few_posts_that_are_not_evaluated_are_told_by_no_score_of_a_task_with_on
     assert line_of(evaluation, "binary")[1:4] == ["–", "–", "–"]
     assert f"{100 * metrics['f1']:.1f}" in line_of(evaluation, "binary")[0]
     assert "Confusion" not in evaluation
+    assert "Calibration of" not in evaluation
+    assert "100" not in cells(evaluation.split("<section")[0])
     assert line_of(evaluation, "high suicide risk")[:3] == ["–", "–", "–"]
     assert "are not evaluated" in evaluation
 

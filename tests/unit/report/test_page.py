@@ -292,9 +292,12 @@ def test_equal_labels_do_not_tell_of_the_few_that_failed_on_one_side(tmp_path: P
 def test_posts_of_one_run_alone_are_not_told_by_those_in_common(tmp_path: Path) -> None:
     """3 are in the first run alone, 20 in the second."""
     rows = risk_rows(200, 420, 0)
-    runs = [write_run(tmp_path / name, {"suicide_risk": each}) for name, each in (("a", rows[:600]), ("b", rows[3:]))]
+    others = [{**each, "labels": ["low_risk"]} if 20 <= at < 35 else each for at, each in enumerate(rows)]
+    others = [{**each, "labels": ["high_risk"]} if 300 <= at < 315 else each for at, each in enumerate(others)]
+    runs = [write_run(tmp_path / name, {"suicide_risk": each}) for name, each in (("a", rows[:600]), ("b", others[3:]))]
     agreement = page_of(*runs).split('id="agreement"')[1]
-    assert line_of(agreement, "suicide risk")[0] == "590 – 600"
+    assert line_of(agreement, "suicide risk") == ["590 – 600", "too few posts"]
+    assert "by label" not in agreement
 
 
 def test_nearly_all_results_of_a_post_with_equal_text_are_a_range(tmp_path: Path) -> None:
