@@ -241,20 +241,20 @@ def _check_gold(measurements: list[Measurement]) -> None:
                 f"{each.where} = {each.uri}: is held against the labels of a run, not of "
                 "people; evaluate against a gold file"
             )
-        mine, theirs = (one.metrics["provenance"]["gold"] for one in (each, other))
-        known = "labels_sha256" if "labels_sha256" in mine.keys() & theirs.keys() else "sha256"
-        if mine.get(known) != theirs.get(known):
+        mine, theirs = _gold(each, "labels_sha256"), _gold(other, "labels_sha256")
+        if mine is None or theirs is None:  # of an earlier version, which tells the file alone
+            mine, theirs = _gold(each), _gold(other)
+        if mine != theirs:
             raise InputError(
                 f"{each.where} = {each.uri}: its gold labels are not those of "
-                f"{other.row}.{other.column} ({str(_gold(each))[:12]}, {str(_gold(other))[:12]}); methods are compared "
+                f"{other.row}.{other.column} ({str(mine)[:12]}, {str(theirs)[:12]}); methods are compared "
                 "on the same ones: evaluate both with one gold file"
             )
 
 
-def _gold(measurement: Measurement) -> str | None:
-    """What tells one set of labels from another; None where the labels of a run stand for gold."""
-    gold = measurement.metrics["provenance"]["gold"]
-    found: str | None = gold.get("labels_sha256") or gold.get("sha256")  # of the file, from earlier versions
+def _gold(measurement: Measurement, digest: str = "sha256") -> str | None:
+    """A digest of the gold file, or of the labels in it; None where the labels of a run stand for gold."""
+    found: str | None = measurement.metrics["provenance"]["gold"].get(digest)
     return found
 
 
