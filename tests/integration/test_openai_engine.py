@@ -195,19 +195,6 @@ async def test_requests_in_flight_are_bounded_over_all_calls(server: Misbehaving
     assert server.max_in_flight == 5
 
 
-async def test_the_rate_limit_is_shared_by_the_engines_and_counts_retries(server: MisbehavingServer) -> None:
-    # 1200 a minute over two engines: each sends one per 0.1 s, first attempts and retries alike.
-    engine = engine_for(server.url, requests_per_minute=1200, num_engines=2, max_retries=3)
-    posts = [f"{row} broken 1" if row < 3 else f"{row}" for row in range(10)]
-    completions = await complete(engine, requests_of(posts))
-    await engine.close()
-    assert {completion.finish_reason for completion in completions} == {"stop"}
-    assert len(server.arrivals) == 13
-    gaps = [later - earlier for earlier, later in zip(server.arrivals, server.arrivals[1:], strict=False)]
-    assert server.arrivals[-1] - server.arrivals[0] >= 12 * 0.1 - 0.02
-    assert min(gaps) > 0.05  # paced, not in bursts; the rest is the jitter of a busy machine
-
-
 async def test_completions_stream_as_they_finish(server: MisbehavingServer) -> None:
     engine = engine_for(server.url, request_timeout_s=20)
     stream = engine.complete(requests_of(["0 slow 1", "1"]))

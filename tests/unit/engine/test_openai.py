@@ -1,5 +1,6 @@
 """The OpenAI engine against a server inside the process: what each reply becomes, and what each request holds."""
 
+import asyncio
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from mentalglm.engine.openai import OpenAIEngine, neutralise_special_tokens
 from mentalglm.engine.protocol import Completion, Request
 from mentalglm.errors import ConfigError, InterruptedRunError
 from mentalglm.tasks import Prompt
+from tests.virtual_time import run
 
 KEY = "sk-canary-key-8f2d"
 POST = "canary post text"
@@ -505,6 +507,32 @@ async def test_refusals_are_no_outage() -> None:
     engine = engine_of(lambda _: failure(400, "x", code="content_filter"), max_concurrency=4)
     completions = await complete(engine, [request()] * 100)
     assert {completion.finish_reason for completion in completions} == {"refused"}
+
+
+# Rate limit
+
+
+def test_the_rate_limit_is_shared_by_the_engines_and_counts_retries() -> None:
+    # 960 a minute over two engines: each sends one per 0.125 s, first attempts and retries alike.
+    arrivals: list[float] = []
+    failing = {f"{row}" for row in range(3)}
+
+    def server(body: dict[str, Any]) -> Reply:
+        arrivals.append(asyncio.get_running_loop().time())
+        [post] = re.findall(r"\d+", body["messages"][-1]["content"])
+        if post in failing:
+            failing.remove(post)
+            return httpx2.Response(500, headers={"Retry-After": "0.25"}, json={"error": {"message": "no"}})
+        return answer()
+
+    async def main() -> None:
+        engine = engine_of(server, requests_per_minute=960, num_engines=2, max_retries=3)
+        completions = await complete(engine, [request(f"{row}") for row in range(10)])
+        assert {completion.finish_reason for completion in completions} == {"stop"}
+
+    run(main())
+    assert failing == set()
+    assert [at - arrivals[0] for at in arrivals] == [0.125 * n for n in range(13)]
 
 
 # Key and address

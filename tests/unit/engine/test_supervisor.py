@@ -1,15 +1,13 @@
 """Engines that die, hang, dawdle and fail to start, by script, on a clock of their own."""
 
 import asyncio
-import selectors
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -20,55 +18,10 @@ from mentalglm.engine.protocol import Completion, Engine, Request
 from mentalglm.engine.supervisor import EngineDiedError, SupervisedEngine
 from mentalglm.errors import ConfigError, InterruptedRunError
 from mentalglm.tasks import Prompt
+from tests.virtual_time import VirtualLoop, run
 
 Fault = Literal["crash", "hang", "slow"]
 TIMEOUT_S = 60.0
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Waits for nothing: where nothing is ready, it is the time of the next timer. What goes to a thread is done at
-    once, so that a script runs the same way every time."""
-
-    def __init__(self) -> None:
-        self.clock = _Clock()
-        super().__init__(self.clock)
-        self.set_default_executor(_Inline(1))
-
-    def time(self) -> float:
-        return self.clock.now
-
-
-class _Clock(selectors.SelectSelector):
-    now = 0.0
-    num_steps = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "all wait, and for nothing"
-        self.now += max(timeout, 0)
-        self.num_steps += 1
-        return super().select(0)
-
-
-class _Inline(ThreadPoolExecutor):
-    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args, **options))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs `main` on a virtual clock; nothing may be left running."""
-
-    async def checked() -> None:
-        await main
-        await asyncio.sleep(1000)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(checked())
 
 
 @dataclass
