@@ -8,9 +8,9 @@ from mentalglm.config import TrainConfig
 from mentalglm.corpus.records import Record
 from mentalglm.corpus.synthetic import generate_posts
 from mentalglm.tasks import Task
-from mentalglm.training.encoder_model import EncoderModel
-from mentalglm.training.labelled_texts import LabelledTextEncoder, LabelledTexts
-from mentalglm.training.method import record_encoder
+from mentalglm.training.models.encoder_model import EncoderModel
+from mentalglm.training.models.labelled_texts import LabelledTextEncoder, LabelledTexts
+from mentalglm.training.models.method import record_encoder
 
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

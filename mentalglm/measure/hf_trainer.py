@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mentalglm.config import TrainConfig
-from mentalglm.training.learner import Examples
+from mentalglm.training.models.learner import Examples
 
 Row = dict[str, list[int]]
 

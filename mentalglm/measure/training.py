@@ -29,11 +29,11 @@ import torch
 from mentalglm.config import TrainConfig
 from mentalglm.corpus.synthetic import TASKS, generate_posts
 from mentalglm.engine.model import DEMO_MODEL
-from mentalglm.training.language_model import LanguageModel, collate
+from mentalglm.training.loop.sampler import Sampler, micro_batches
+from mentalglm.training.loop.schedule import learning_rate
 from mentalglm.training.metrics_log import read_metrics
+from mentalglm.training.models.language_model import LanguageModel, collate
 from mentalglm.training.pipeline import encode, prepare, resolve_stages, train
-from mentalglm.training.sampler import Sampler, micro_batches
-from mentalglm.training.schedule import learning_rate
 
 Contestant = Literal["job", "bare", "trainer"]
 CONTESTANTS: tuple[Contestant, ...] = ("job", "bare", "trainer")

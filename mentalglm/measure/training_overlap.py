@@ -17,7 +17,7 @@ from pathlib import Path
 from mentalglm.measure.training import STAGE, bench_config, write_records
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.pipeline import train
-from mentalglm.training.validation import read_validations
+from mentalglm.training.validation.notes import read_validations
 
 
 @dataclass(frozen=True, slots=True)

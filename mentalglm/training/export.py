@@ -8,7 +8,7 @@ from mentalglm import storage
 from mentalglm.engine.files import digest_of
 from mentalglm.training.card import model_card
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy
-from mentalglm.training.language_model import DTYPES, copy_tokenizer
+from mentalglm.training.models.language_model import DTYPES, copy_tokenizer
 from mentalglm.training.stage import Stage, StageRecord
 
 

@@ -16,13 +16,16 @@ from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.scoring.lease import Lease
 from mentalglm.tasks import Task, builtin_tasks
 from mentalglm.training.export import export, write_card
-from mentalglm.training.learner import Examples
-from mentalglm.training.method import check_tasks, record_encoder
+from mentalglm.training.loop.sampler import Sampler
+from mentalglm.training.loop.timeline import Timeline
 from mentalglm.training.metrics_log import write_validation_scalars
+from mentalglm.training.models.learner import Examples
+from mentalglm.training.models.method import check_tasks, record_encoder
 from mentalglm.training.resources import gpus_of_a_worker
-from mentalglm.training.selection import drop_damaged_notes, make_up_for_lost_validations, select
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
-from mentalglm.training.validation import ValidationSet, read_validations
+from mentalglm.training.validation.measure import ValidationSet, validate
+from mentalglm.training.validation.notes import read_validations
+from mentalglm.training.validation.selection import drop_damaged_notes, make_up_for_lost_validations, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +176,8 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
     )
     from ray.train.torch import TorchTrainer
 
-    from mentalglm.training.loop import LoopSpec, Outcome, Timeline, train_worker
+    from mentalglm.training.loop.worker import LoopSpec, Outcome, train_worker
     from mentalglm.training.progress import StageProgress
-    from mentalglm.training.sampler import Sampler
-    from mentalglm.training.validation import validate
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _register_sigint_handler(self, controller: Any) -> None:

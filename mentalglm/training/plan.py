@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from mentalglm.config import TrainConfig
-from mentalglm.training.language_model import DTYPES
-from mentalglm.training.loop import Timeline
-from mentalglm.training.method import outline
+from mentalglm.training.loop.sampler import Sampler
+from mentalglm.training.loop.timeline import Timeline
+from mentalglm.training.models.language_model import DTYPES
+from mentalglm.training.models.method import outline
 from mentalglm.training.pipeline import counts_of, encode, fingerprint_of, prepare, resolve_stages
-from mentalglm.training.sampler import Sampler
 from mentalglm.training.stage import Stage, StageRecord
 
 _OPTIMIZER_BYTES = 16  # of each trained parameter: itself, its gradient and two moments, in float32

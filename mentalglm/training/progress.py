@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from mentalglm.errors import StorageError
 from mentalglm.scoring.progress import duration
 from mentalglm.training.metrics_log import read_metrics
-from mentalglm.training.validation import read_validations
+from mentalglm.training.validation.notes import read_validations
 
 _POLL_INTERVAL_S = 2.0
 _PLAIN_INTERVAL_S = 10.0

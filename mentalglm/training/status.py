@@ -11,7 +11,7 @@ from mentalglm.scoring.lease import read_lease, state_of
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.progress import describe
 from mentalglm.training.stage import RECORD, TIMELINE, StageRecord
-from mentalglm.training.validation import read_validations
+from mentalglm.training.validation.notes import read_validations
 
 
 @dataclass(frozen=True, slots=True)

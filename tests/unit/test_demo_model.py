@@ -17,8 +17,8 @@ from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Prompt, load_task, parse_answer, render_answer, render_prompt
-from mentalglm.training.examples import ExampleEncoder
 from mentalglm.training.glm_format.special_tokens import SPECIAL_TOKENS
+from mentalglm.training.models.examples import ExampleEncoder
 
 END, ASSISTANT = SPECIAL_TOKENS.index("<|user|>"), SPECIAL_TOKENS.index("<|assistant|>")
 TASK = {name: load_task(name) for name in TASKS}
@@ -166,8 +166,8 @@ def test_the_loss_counts_answer_tokens_alone_and_padding_changes_nothing() -> No
     import torch
 
     from mentalglm.training.demo.model import DemoSettings, new_model
-    from mentalglm.training.examples import Example
-    from mentalglm.training.language_model import LanguageModel
+    from mentalglm.training.models.examples import Example
+    from mentalglm.training.models.language_model import LanguageModel
 
     torch.manual_seed(0)
     model = new_model(DemoSettings(hidden_size=64, intermediate_size=64, num_hidden_layers=2), 50).eval()

@@ -18,7 +18,7 @@ from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.errors import InputError, UserError
 from mentalglm.tasks import Task, load_task, render_answer, render_prompt
-from mentalglm.training.examples import ExampleEncoder
+from mentalglm.training.models.examples import ExampleEncoder
 
 RISK = load_task("suicide_risk")
 ROW = {"task": "suicide_risk", "text": "今天很累", "labels": ["low_risk"], "explanation": "没有计划。"}

@@ -18,7 +18,7 @@ from mentalglm.engine.model import DEMO_MODEL, resolve_model
 from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import load_task
-from mentalglm.training.encoder_model import EncoderModel
+from mentalglm.training.models.encoder_model import EncoderModel
 from tests.adapters import save_adapter
 from tests.encoders import labelled_texts, record, tiny_bert, tiny_classifier, train_config
 

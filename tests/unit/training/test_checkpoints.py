@@ -11,8 +11,9 @@ from mentalglm.config import TrainConfig, validate
 from mentalglm.config.train import SelectionConfig
 from mentalglm.errors import ConfigError
 from mentalglm.training.checkpoint import is_whole, list_checkpoints, local_copy, newest, upload
-from mentalglm.training.language_model import copy_tokenizer
-from mentalglm.training.validation import EarlyStopping, Validation, _write, read_validations
+from mentalglm.training.models.language_model import copy_tokenizer
+from mentalglm.training.validation.early_stopping import EarlyStopping
+from mentalglm.training.validation.notes import Validation, read_validations, write_validation
 
 MINIMAL: dict[str, Any] = {"output": {"uri": "out"}, "stages": {"s1": {"train": [{"uri": "r.jsonl"}]}}}
 
@@ -78,7 +79,9 @@ def test_early_stopping_follows_from_what_is_written_down(
 ) -> None:
     for number, score in enumerate(scores, 1):
         error = "lost" if score is None else None
-        _write(str(tmp_path), Validation(checkpoint=f"step-{number:08d}-a", step=number, score=score, error=error))
+        write_validation(
+            str(tmp_path), Validation(checkpoint=f"step-{number:08d}-a", step=number, score=score, error=error)
+        )
     stopping = EarlyStopping(str(tmp_path), SelectionConfig(patience=patience))
     assert stopping.is_over(range(1, len(scores) + 1)) is is_over
     assert [each.step for each in read_validations(str(tmp_path))] == list(range(1, len(scores) + 1))
@@ -125,13 +128,15 @@ def test_what_the_paper_tells_is_the_default() -> None:
 def test_of_two_validations_of_one_step_the_better_counts(tmp_path: Path) -> None:
     for name, score in (("a", None), ("b", 0.6), ("c", None)):
         error = "lost" if score is None else None
-        _write(str(tmp_path), Validation(checkpoint=f"step-00000001-{name}", step=1, score=score, error=error))
-    _write(str(tmp_path), Validation(checkpoint="step-00000002-a", step=2, score=0.5))
+        write_validation(
+            str(tmp_path), Validation(checkpoint=f"step-00000001-{name}", step=1, score=score, error=error)
+        )
+    write_validation(str(tmp_path), Validation(checkpoint="step-00000002-a", step=2, score=0.5))
     assert EarlyStopping(str(tmp_path), SelectionConfig(patience=1)).is_over([1, 2])
 
 
 def test_a_validation_that_never_comes_is_waited_for_once(tmp_path: Path) -> None:
-    _write(str(tmp_path), Validation(checkpoint="step-00000001-a", step=1, score=0.5))
+    write_validation(str(tmp_path), Validation(checkpoint="step-00000001-a", step=1, score=0.5))
     stopping = EarlyStopping(str(tmp_path), SelectionConfig(patience=1, timeout_s=2))
     started = time.monotonic()
     assert not stopping.is_over([1, 2])

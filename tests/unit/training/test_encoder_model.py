@@ -17,9 +17,9 @@ from mentalglm.engine.classifier import read_classifier
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.errors import ConfigError
 from mentalglm.tasks import Task, load_task
-from mentalglm.training.encoder_model import EncoderModel
-from mentalglm.training.labelled_texts import LabelledTexts
-from mentalglm.training.method import check_tasks, load_learner, outline, record_encoder
+from mentalglm.training.models.encoder_model import EncoderModel
+from mentalglm.training.models.labelled_texts import LabelledTexts
+from mentalglm.training.models.method import check_tasks, load_learner, outline, record_encoder
 from mentalglm.training.plan import plan
 from tests.encoders import labelled_texts, record, tiny_bert, tiny_classifier, train_config
 

@@ -16,8 +16,8 @@ from mentalglm.config import TrainConfig
 from mentalglm.config.train import OptimizerConfig
 from mentalglm.errors import ConfigError
 from mentalglm.training.checkpoint import list_checkpoints, upload
-from mentalglm.training.loop import LoopSpec, _Loop
-from mentalglm.training.validation import Validation, _write
+from mentalglm.training.loop.worker import LoopSpec, _Loop
+from mentalglm.training.validation.notes import Validation, write_validation
 
 
 class Steep(torch.nn.Module):
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_was_uploaded_as_its_worker_died_is_told_to_ray_and_va
             tmp_path, f"{loop.spec.checkpoints_uri}/{name}", step=int(name[5:13]), is_candidate=True, fingerprint="f"
         )
     if score is not None:
-        _write(loop.spec.stage_uri, Validation(checkpoint="step-00000006-bb", step=6, score=score))
+        write_validation(loop.spec.stage_uri, Validation(checkpoint="step-00000006-bb", step=6, score=score))
     reported: list[tuple[dict[str, Any], dict[str, Any]]] = []
     monkeypatch.setattr(ray.train, "report", lambda metrics, **more: reported.append((metrics, more)))
     monkeypatch.setattr(

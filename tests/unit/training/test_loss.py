@@ -13,11 +13,11 @@ from mentalglm.config.train import OptimizerConfig
 from mentalglm.engine.model import DEMO_MODEL
 from mentalglm.errors import ConfigError
 from mentalglm.training.demo.model import untrained
-from mentalglm.training.examples import Example
-from mentalglm.training.language_model import LanguageModel, collate
-from mentalglm.training.loss import chunked_cross_entropy
-from mentalglm.training.sampler import micro_batches
-from mentalglm.training.schedule import learning_rate
+from mentalglm.training.loop.sampler import micro_batches
+from mentalglm.training.loop.schedule import learning_rate
+from mentalglm.training.models.examples import Example
+from mentalglm.training.models.language_model import LanguageModel, collate
+from mentalglm.training.models.loss import chunked_cross_entropy
 
 MINIMAL = {"output": {"uri": "out"}, "stages": {"s1": {"train": [{"uri": "r.jsonl"}]}}, "dtype": "float32"}
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mentalglm.training.sampler import Sampler, micro_batches
+from mentalglm.training.loop.sampler import Sampler, micro_batches
 
 SIZES = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0])), min_size=1, max_size=4)
 

@@ -13,12 +13,13 @@ from mentalglm.engine.model import resolve_model
 from mentalglm.errors import InterruptedRunError
 from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.scratch import ScoredRows
-from mentalglm.training import selection, validation
 from mentalglm.training.checkpoint import upload
 from mentalglm.training.pipeline import StageData
-from mentalglm.training.selection import select
 from mentalglm.training.stage import Stage
-from mentalglm.training.validation import Validation, ValidationSet, _write, read_validations, validate_checkpoint
+from mentalglm.training.validation import measure, selection
+from mentalglm.training.validation.measure import ValidationSet, validate_checkpoint
+from mentalglm.training.validation.notes import Validation, read_validations, write_validation
+from mentalglm.training.validation.selection import select
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def stage(tmp_path: Path) -> Stage:
         (local / "adapter_model.safetensors").write_bytes(bytes([step]))
         uri = f"{stage.checkpoints_uri}/{name(step)}"
         upload(local, uri, step=step, is_candidate=True, fingerprint="f")
-        _write(stage.uri, Validation(checkpoint=name(step), step=step, score=score))
+        write_validation(stage.uri, Validation(checkpoint=name(step), step=step, score=score))
     return stage
 
 
@@ -52,7 +53,7 @@ def weights(stage: Stage, step: int) -> Path:
 
 def test_the_best_is_chosen_and_of_equal_ones_the_last(stage: Stage) -> None:
     assert select(stage, ["suicide_risk"])[0].step == 2
-    _write(stage.uri, Validation(checkpoint=name(3), step=3, score=0.9))
+    write_validation(stage.uri, Validation(checkpoint=name(3), step=3, score=0.9))
     assert select(stage, ["suicide_risk"])[0].step == 3
 
 
@@ -67,7 +68,7 @@ def test_a_damaged_checkpoint_is_not_chosen_however_good_it_was(stage: Stage) ->
 
 
 def test_a_validation_that_failed_is_made_again_and_may_win(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(stage.uri, Validation(checkpoint=name(1), step=1, score=None, error="no room"))
+    write_validation(stage.uri, Validation(checkpoint=name(1), step=1, score=None, error="no room"))
     found = Validation(checkpoint=name(1), step=1, score=0.95)
     monkeypatch.setattr(selection, "validate_checkpoint", lambda *_: found)
     assert select(stage, ["suicide_risk"]) == (select(stage, ["suicide_risk"])[0], found)
@@ -77,7 +78,7 @@ def test_a_validation_that_failed_is_made_again_and_may_win(stage: Stage, monkey
 @pytest.mark.parametrize("status", ["engine_error", "too_long"])
 def test_answers_that_no_model_gave_are_no_score(stage: Stage, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     totals = Totals(statuses={"suicide_risk": Counter({"ok": 7, status: 1})})
-    monkeypatch.setattr(validation, "score_rows", lambda *_: ScoredRows({}, totals))
+    monkeypatch.setattr(measure, "score_rows", lambda *_: ScoredRows({}, totals))
     monkeypatch.setattr(ValidationSet, "rows", lambda _: {"suicide_risk": list(range(8))})
     with pytest.raises(InterruptedRunError, match=r"1 answers did not come from selection\.engine"):
         validate_checkpoint(stage.config, stage.uri, name(2), ["suicide_risk"])

@@ -10,7 +10,7 @@ from mentalglm.cli import app
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.lease import Lease
 from mentalglm.training.status import read_train_status
-from mentalglm.training.validation import Validation, _write
+from mentalglm.training.validation.notes import Validation, write_validation
 
 
 @pytest.fixture
@@ -40,8 +40,10 @@ def test_a_running_an_interrupted_and_a_lost_stage_are_told_apart(job: Path) -> 
 def test_the_best_validation_and_those_that_failed_are_told(job: Path) -> None:
     uri = str(job / "second")
     metrics = {"suicide_risk": {"f1": 0.8}}
-    _write(uri, Validation(checkpoint="step-00000010-aa", step=10, score=0.8, metrics=metrics))
-    _write(uri, Validation(checkpoint="step-00000020-bb", step=20, score=None, error="no room for the engine"))
+    write_validation(uri, Validation(checkpoint="step-00000010-aa", step=10, score=0.8, metrics=metrics))
+    write_validation(
+        uri, Validation(checkpoint="step-00000020-bb", step=20, score=None, error="no room for the engine")
+    )
     told = CliRunner().invoke(app, ["status", str(job)]).stdout
     assert "best validation: F1 suicide_risk 0.8000, score 0.8000" in told
     assert "validation after step 20 failed: no room for the engine" in told

@@ -19,9 +19,9 @@ from mentalglm.engine.classifier import SETTINGS, has_one_answer, read_classifie
 from mentalglm.engine.encoder import pad
 from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
-from mentalglm.training.labelled_texts import LabelledText, LabelledTexts
-from mentalglm.training.language_model import copy_tokenizer
-from mentalglm.training.learner import Learner
+from mentalglm.training.models.labelled_texts import LabelledText, LabelledTexts
+from mentalglm.training.models.language_model import copy_tokenizer
+from mentalglm.training.models.learner import Learner
 
 _NUM_PADDED = 8
 """Tokens of padding that `check` tries."""

@@ -1,8 +1,7 @@
 """Validation of a checkpoint: the workers of the score job answer the validation records with it, each record its own
 task, and the evaluation counts.
 
-It runs as a task of Ray Train's beside the training, on engines of its own. What it finds is a file of ours,
-`_run/validation/<checkpoint>.json`, and not Ray's: selection, early stopping and resuming read these.
+It runs as a task of Ray Train's beside the training, on engines of its own.
 """
 
 import math
@@ -16,44 +15,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
 from mentalglm.config import S3Config, ScoreConfig, TrainConfig
-from mentalglm.config.train import SelectionConfig
 from mentalglm.corpus.records import Record
 from mentalglm.engine.cache import forget_fetched
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.evaluation import evaluate
 from mentalglm.scoring.scratch import score_rows
 from mentalglm.tasks import load_task
+from mentalglm.training.validation.notes import Validation, write_validation
 
-_POLL_INTERVAL_S = 1.0
-_LONGEST_WAIT_S = 3600.0
 _LONGEST_CLEANING_S = 60.0
-
-
-class Validation(BaseModel):
-    """What came of the validation of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True)
-
-    checkpoint: str
-    step: int
-    score: float | None
-    """Mean of the tasks' headline metrics; None: it failed."""
-    metrics: dict[str, Any] = {}
-    """Task -> what `metrics.json` of an evaluation holds, without intervals."""
-    engines: list[dict[str, str]] = []
-    """What answered."""
-    seconds: float = 0.0
-    error: str | None = None
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Headline metric of each task, and their mean."""
-        each = {task: metrics["f1"] for task, metrics in self.metrics.items()}
-        return each | ({"score": self.score} if self.score is not None else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,61 +109,13 @@ def validate_checkpoint(config: TrainConfig, stage_uri: str, name: str, tasks: S
         metrics, engines = _measure(config, stage_uri, name, tasks)
     except BaseException as error:
         said = str(error) if isinstance(error, UserError) else type(error).__name__
-        _write(stage_uri, Validation(checkpoint=name, step=step, score=None, error=said))
+        write_validation(stage_uri, Validation(checkpoint=name, step=step, score=None, error=said))
         raise
     mean = math.fsum(each["f1"] for each in metrics.values()) / len(metrics)
     seconds = round(time.monotonic() - started, 1)
     found = Validation(checkpoint=name, step=step, score=mean, metrics=metrics, engines=engines, seconds=seconds)
-    _write(stage_uri, found)
+    write_validation(stage_uri, found)
     return found
-
-
-def read_validations(stage_uri: str) -> list[Validation]:
-    """All that have ended, by step."""
-    folder = storage.join(stage_uri, "_run", "validation")
-    found: list[Validation] = []
-    for name in storage.list_names(folder):
-        data = storage.read_bytes(storage.join(folder, name)) if name.endswith(".json") else None
-        if data is not None:
-            found.append(Validation.model_validate_json(data))
-    return sorted(found, key=lambda validation: (validation.step, validation.checkpoint))
-
-
-class EarlyStopping:
-    """Whether training goes on, as a function of what is written down: so it is the same after a resume."""
-
-    def __init__(self, stage_uri: str, config: SelectionConfig) -> None:
-        self.stage_uri, self.config = stage_uri, config
-        self._given_up: set[int] = set()
-        """Steps whose validation was waited for in vain: not again."""
-
-    def is_over(self, candidates: Sequence[int]) -> bool:
-        """Whether the last `patience` of these validations (by step, ascending) were no better than one before.
-
-        Waits for those that have not ended. Failed ones do not count.
-        """
-        best, num_worse = -math.inf, 0
-        for validation in self._wait_for(candidates):
-            if validation.score is None:
-                continue
-            num_worse = 0 if validation.score > best else num_worse + 1
-            best = max(best, validation.score)
-        return self.config.patience is not None and num_worse >= self.config.patience
-
-    def _wait_for(self, steps: Sequence[int]) -> list[Validation]:
-        deadline = time.monotonic() + (self.config.timeout_s or _LONGEST_WAIT_S)
-        while True:
-            found: dict[int, Validation] = {}
-            for each in read_validations(self.stage_uri):  # of two of one step, the better
-                known = found.get(each.step)
-                if known is None or known.score is None or (each.score is not None and each.score > known.score):
-                    found[each.step] = each
-            missing = {step for step in steps if step not in found} - self._given_up
-            if missing and time.monotonic() > deadline:
-                self._given_up |= missing
-            elif not missing:
-                return [found[step] for step in steps if step in found]
-            time.sleep(_POLL_INTERVAL_S)
 
 
 def _sample(records: Sequence[Record], num_rows: int) -> list[Record]:
@@ -262,8 +187,3 @@ def _score_config(config: TrainConfig, posts: ValidationSet, checkpoint: str, ta
         explain="none",
         s3=S3Config.model_validate(config.s3.model_dump()),
     )
-
-
-def _write(stage_uri: str, validation: Validation) -> None:
-    uri = storage.join(stage_uri, "_run", "validation", f"{validation.checkpoint}.json")
-    storage.put(uri, validation.model_dump_json(indent=2).encode())

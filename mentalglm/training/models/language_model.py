@@ -13,9 +13,9 @@ from mentalglm.config import TrainConfig
 from mentalglm.engine.weights import load_whole
 from mentalglm.errors import ConfigError
 from mentalglm.training.checkpoint import MANIFEST
-from mentalglm.training.examples import Example
-from mentalglm.training.learner import Learner
-from mentalglm.training.loss import chunked_cross_entropy
+from mentalglm.training.models.examples import Example
+from mentalglm.training.models.learner import Learner
+from mentalglm.training.models.loss import chunked_cross_entropy
 
 _OF_WEIGHTS = ("config.json", "adapter_config.json", MANIFEST)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

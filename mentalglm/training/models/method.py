@@ -8,11 +8,11 @@ import torch
 
 from mentalglm.config import TrainConfig
 from mentalglm.errors import ConfigError
-from mentalglm.training.encoder_model import EncoderModel
-from mentalglm.training.examples import ExampleEncoder
-from mentalglm.training.labelled_texts import LabelledTextEncoder, LabelledTexts
-from mentalglm.training.language_model import LanguageModel, with_new_adapter
-from mentalglm.training.learner import Examples, Learner
+from mentalglm.training.models.encoder_model import EncoderModel
+from mentalglm.training.models.examples import ExampleEncoder
+from mentalglm.training.models.labelled_texts import LabelledTextEncoder, LabelledTexts
+from mentalglm.training.models.language_model import LanguageModel, with_new_adapter
+from mentalglm.training.models.learner import Examples, Learner
 
 
 def record_encoder(config: TrainConfig, base: Path) -> ExampleEncoder | LabelledTextEncoder:

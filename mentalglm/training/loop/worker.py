@@ -30,13 +30,15 @@ from mentalglm.config import TrainConfig
 from mentalglm.engine.model import find_folder
 from mentalglm.errors import UserError
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy, newest, upload
-from mentalglm.training.language_model import DTYPES
-from mentalglm.training.learner import Examples, Learner
-from mentalglm.training.method import load_learner
+from mentalglm.training.loop.sampler import Indices, Sampler, micro_batches
+from mentalglm.training.loop.schedule import learning_rate
+from mentalglm.training.loop.timeline import Timeline
 from mentalglm.training.metrics_log import MetricsLog
-from mentalglm.training.sampler import Indices, Sampler, micro_batches
-from mentalglm.training.schedule import learning_rate
-from mentalglm.training.validation import EarlyStopping, read_validations
+from mentalglm.training.models.language_model import DTYPES
+from mentalglm.training.models.learner import Examples, Learner
+from mentalglm.training.models.method import load_learner
+from mentalglm.training.validation.early_stopping import EarlyStopping
+from mentalglm.training.validation.notes import read_validations
 
 _PREEMPTION_CHECK_S = 5.0
 _MOST_SHOWN = 5
@@ -75,32 +77,6 @@ class Outcome:
     message: str = ""
     error: str = ""
     """Of a failure: the class of the `UserError` that tells of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """The steps of a stage and what happens at which."""
-
-    steps_per_epoch: int
-    num_steps: int
-    validate_every: int
-    save_every: int
-
-    @classmethod
-    def of(cls, config: TrainConfig, stage: str, sampler: Sampler) -> "Timeline":
-        """Of a stage whose batches are the sampler's."""
-        num_steps = config.stages[stage].num_epochs * sampler.num_steps
-        num_steps = min(num_steps, config.stages[stage].max_steps or num_steps)
-        validate_every = config.selection.every_steps or config.selection.every_epochs * sampler.num_steps
-        return cls(sampler.num_steps, num_steps, validate_every, config.checkpoints.every_steps)
-
-    def is_candidate(self, step: int) -> bool:
-        """Whether the model is validated after so many steps."""
-        return step == self.num_steps or step % self.validate_every == 0
-
-    def is_saved(self, step: int) -> bool:
-        """Whether there is a checkpoint after so many steps."""
-        return self.is_candidate(step) or step % self.save_every == 0
 
 
 def train_worker(given: dict[str, Any]) -> Outcome:

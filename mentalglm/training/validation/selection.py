@@ -8,7 +8,8 @@ from mentalglm import storage
 from mentalglm.errors import InterruptedRunError
 from mentalglm.training.checkpoint import StoredCheckpoint, is_whole, list_checkpoints
 from mentalglm.training.stage import Stage
-from mentalglm.training.validation import Validation, read_validations, validate_checkpoint
+from mentalglm.training.validation.measure import validate_checkpoint
+from mentalglm.training.validation.notes import Validation, read_validations
 
 
 def select(stage: Stage, tasks: Sequence[str]) -> tuple[StoredCheckpoint, Validation]:

@@ -1,0 +1,1 @@
+"""Checkpoints held against validation records: measured beside the training, noted in files of ours, and chosen by."""
