@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from mentalglm.cli import JOBS
+from mentalglm.cli.tasks import JOBS
 from mentalglm.config import ScoreConfig, load_config, load_yaml
 from mentalglm.errors import ConfigError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mentalglm.cli import JOBS
+from mentalglm.cli.tasks import JOBS
 from mentalglm.config import (
     BaselineConfig,
     EvalConfig,
