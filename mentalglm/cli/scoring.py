@@ -62,7 +62,7 @@ def estimate(
     options = {name: [f"{value:g}"] for name, value in numbers.items() if value is not None}
     with resumable("estimate", str(config), kept="the run is as it was", **options, set=set_):
         settings = load_config(ScoreConfig, config, set_)
-        from mentalglm.scoring.estimate import estimate as estimate_run
+        from mentalglm.scoring.forecast.estimate import estimate as estimate_run
         from mentalglm.scoring.summary import print_estimate
 
         found = estimate_run(settings, num_rows=rows, price_per_gpu_hour=price)
@@ -75,7 +75,7 @@ def estimate(
 @commands.command(rich_help_panel=_PANEL)
 def status(run_uri: RunArgument, json_: JsonOption = False, set_: S3Option = None) -> None:
     """How far a score run or a train job is, at what rate, what failed; from any machine that can read its folder."""
-    from mentalglm.scoring.ledger import Ledger
+    from mentalglm.scoring.run.ledger import Ledger
     from mentalglm.scoring.status import print_status, read_status
 
     configure_storage(set_)

@@ -235,7 +235,7 @@ _Finished = list[tuple[float, int]]
 def _run_job(config: ScoreConfig, folder: Path) -> tuple[_Finished, dict[str, Any] | None]:
     """The score job; a shard's rows are in when its commit is."""
     from mentalglm.scoring import score
-    from mentalglm.scoring.ledger import Ledger
+    from mentalglm.scoring.run.ledger import Ledger
 
     settings = config.model_copy(update={"output": config.output.model_copy(update={"uri": str(folder / "scored")})})
     summary = score(settings)

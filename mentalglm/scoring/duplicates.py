@@ -25,8 +25,8 @@ from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan, CorruptShardError, Posts, Shard, ShardReader, unreadable_now
 from mentalglm.errors import InternalError, InterruptedRunError, UserError, told
 from mentalglm.scoring.board import RunBoard
-from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, Outcome
+from mentalglm.scoring.run.ledger import Ledger
 
 _FILE = "duplicates.parquet"
 _ENTRY_BYTES = 24

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 
 from mentalglm import storage
-from mentalglm.scoring.lease import Lease
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import shards_in_parts
-from mentalglm.scoring.rounds import finished_rounds
+from mentalglm.scoring.rounds.round import finished_rounds
+from mentalglm.scoring.run.lease import Lease
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import shards_in_parts
 
 _SHARD = re.compile(
     r"(?:retries/(?P<round>\d+)/)?shards/(?:task=[^/]+(?:/adapter=[^/]+)?|errors)/(?P<shard>\d{8,})\.parquet"

@@ -26,11 +26,11 @@ from mentalglm.engine.classifier import check_classifier
 from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.examples import describe_prompts, with_prompts
-from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.likely import LABEL_SCORES_VERSION
 from mentalglm.scoring.order import cut_for_engines
 from mentalglm.scoring.predictions import SCHEMA_VERSION, prediction_schema
 from mentalglm.scoring.questions import Question, questions_of
+from mentalglm.scoring.run.ledger import Ledger
 from mentalglm.tasks import NO_LABEL, PARSER_VERSION, Task, builtin_tasks, load_task
 
 # vLLM arguments that decide how fast and where, not what: they may change on resume.

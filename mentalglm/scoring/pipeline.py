@@ -12,19 +12,25 @@ from mentalglm.cluster import connect
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError
-from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.duplicates import find_duplicates
-from mentalglm.scoring.estimate import Accuracy, Attempt, check_estimate, read_accuracy
-from mentalglm.scoring.explain import ExplainSummary, check_policy, open_explanations, stop_explanations, with_room
+from mentalglm.scoring.forecast.estimate import Accuracy, Attempt, check_estimate, read_accuracy
 from mentalglm.scoring.job import Job, standing_config
-from mentalglm.scoring.lease import Lease
-from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.order import handing_order
-from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.pool import check_resources, score_shards
 from mentalglm.scoring.questions import Question
-from mentalglm.scoring.retry import RetrySummary, check_statuses, open_round
-from mentalglm.scoring.rounds import effective_totals
+from mentalglm.scoring.rounds.explain import (
+    ExplainSummary,
+    check_policy,
+    open_explanations,
+    stop_explanations,
+    with_room,
+)
+from mentalglm.scoring.rounds.retry import RetrySummary, check_statuses, open_round
+from mentalglm.scoring.rounds.round import effective_totals
+from mentalglm.scoring.run.commit import Totals
+from mentalglm.scoring.run.lease import Lease
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter
 from mentalglm.scoring.throughput import Throughput
 from mentalglm.scoring.worker import RunSpec
 

@@ -11,10 +11,10 @@ from mentalglm.cluster import connect
 from mentalglm.config import EncoderEngineConfig, EngineConfig, ScoreConfig, VllmEngineConfig
 from mentalglm.errors import ConfigError, InterruptedRunError, UserError
 from mentalglm.scoring.board import News, RunBoard
-from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.lease import Lease
 from mentalglm.scoring.order import shards_in_flight
 from mentalglm.scoring.progress import RunProgress, duration
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.lease import Lease
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 
 _POLL_INTERVAL_S = 1.0

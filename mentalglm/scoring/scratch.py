@@ -16,12 +16,12 @@ from mentalglm import storage
 from mentalglm.config import OutputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import InputError, StorageError
-from mentalglm.scoring.commit import ShardCommit, Totals
 from mentalglm.scoring.job import Job
-from mentalglm.scoring.lease import Lease
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import read_staged
 from mentalglm.scoring.pool import score_shards
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.lease import Lease
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import read_staged
 from mentalglm.scoring.worker import Rows, RunSpec, ShardScorer
 
 

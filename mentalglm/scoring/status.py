@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mentalglm.scoring.lease import read_lease, state_of
-from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.progress import duration
-from mentalglm.scoring.rounds import ExplainRecord, effective_totals, read_rounds, round_ledger, unfinished_round
+from mentalglm.scoring.rounds.round import ExplainRecord, effective_totals, read_rounds, round_ledger, unfinished_round
+from mentalglm.scoring.run.lease import read_lease, state_of
+from mentalglm.scoring.run.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)

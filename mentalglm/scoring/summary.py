@@ -9,7 +9,7 @@ from rich.table import Table
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import CorpusPlan
 from mentalglm.manifest import number, prediction_rows, shown_name
-from mentalglm.scoring.estimate import Estimate
+from mentalglm.scoring.forecast.estimate import Estimate
 from mentalglm.scoring.pipeline import RunSummary
 from mentalglm.scoring.progress import duration
 from mentalglm.scoring.questions import Question

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mentalglm.engine.flops import mfu, peak_flops
-from mentalglm.scoring.commit import NO_EFFORT, Effort, ShardCommit
+from mentalglm.scoring.run.commit import NO_EFFORT, Effort, ShardCommit
 
 
 class EffortMeter:

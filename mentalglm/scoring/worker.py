@@ -27,7 +27,6 @@ from mentalglm.engine.model import ResolvedModel, resolve_model
 from mentalglm.engine.protocol import Completion, Engine, Request
 from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError, UserError
 from mentalglm.scoring.cascade import Inquiry, explained
-from mentalglm.scoring.commit import Effort, ShardCommit
 from mentalglm.scoring.duplicates import (
     NO_DUPLICATES,
     CorpusDuplicates,
@@ -36,13 +35,14 @@ from mentalglm.scoring.duplicates import (
     copy_of,
     duplicates_within,
 )
-from mentalglm.scoring.lease import check_fence
-from mentalglm.scoring.ledger import Keep, Ledger
 from mentalglm.scoring.order import asking_order
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
 from mentalglm.scoring.questions import Question, questions_of
+from mentalglm.scoring.rounds.unexplained import Labelled, UnexplainedRows
+from mentalglm.scoring.run.commit import Effort, ShardCommit
+from mentalglm.scoring.run.lease import check_fence
+from mentalglm.scoring.run.ledger import Keep, Ledger
 from mentalglm.scoring.throughput import EffortMeter
-from mentalglm.scoring.unexplained import Labelled, UnexplainedRows
 from mentalglm.tasks import Task
 
 _REPORT_INTERVAL_S = 1.0

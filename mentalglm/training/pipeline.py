@@ -13,7 +13,7 @@ from mentalglm.config.train import BASE
 from mentalglm.corpus.records import Records, num_shared_texts, read_records, split
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import InterruptedRunError, UserError
-from mentalglm.scoring.lease import Lease
+from mentalglm.scoring.run.lease import Lease
 from mentalglm.tasks import Task, builtin_tasks
 from mentalglm.training.export import export, write_card
 from mentalglm.training.loop.sampler import Sampler

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from mentalglm import storage
-from mentalglm.scoring.lease import read_lease, state_of
+from mentalglm.scoring.run.lease import read_lease, state_of
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.progress import describe
 from mentalglm.training.stage import RECORD, TIMELINE, StageRecord

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mentalglm.scoring.lease import read_lease
+from mentalglm.scoring.run.lease import read_lease
 from mentalglm.scoring.status import read_status
 from tests.e2e.conftest import BIN, REPOSITORY
 from tests.integration.conftest import free_port

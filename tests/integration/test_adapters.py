@@ -17,7 +17,7 @@ from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, InterruptedRunError
 from mentalglm.scoring import plan_run, retry, score
 from mentalglm.scoring.gc import collect
-from mentalglm.scoring.parts import PartWriter
+from mentalglm.scoring.run.parts import PartWriter
 from mentalglm.scoring.status import read_status
 from mentalglm.scoring.summary import print_plan
 from tests.integration.test_score_pipeline import interrupt, read

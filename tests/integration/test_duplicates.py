@@ -19,8 +19,8 @@ from mentalglm.scoring import score
 from mentalglm.scoring.board import RunBoard
 from mentalglm.scoring.duplicates import _hashes, _pairs, find_duplicates
 from mentalglm.scoring.job import Job
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter
 from tests.integration.test_score_pipeline import interrupt, read
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -12,10 +12,10 @@ import pytest
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, InterruptedRunError
 from mentalglm.scoring import score
-from mentalglm.scoring.estimate import Estimate, estimate
+from mentalglm.scoring.forecast.estimate import Estimate, estimate
 from mentalglm.scoring.gc import collect
-from mentalglm.scoring.lease import Lease, LeasedRunError
-from mentalglm.scoring.ledger import Ledger
+from mentalglm.scoring.run.lease import Lease, LeasedRunError
+from mentalglm.scoring.run.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -21,7 +21,7 @@ from mentalglm.cli import main
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, InterruptedRunError
 from mentalglm.scoring import explain, retry, score
-from mentalglm.scoring.explain import ExplainRound
+from mentalglm.scoring.rounds.explain import ExplainRound
 from mentalglm.scoring.status import print_status, read_status
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mentalglm.errors import InterruptedRunError
-from mentalglm.scoring.lease import Lease, LeasedRunError, is_fenced, read_lease
+from mentalglm.scoring.run.lease import Lease, LeasedRunError, is_fenced, read_lease
 
 BEAT_S, STALE_S = 0.5, 4.0
 
@@ -19,7 +19,7 @@ BEAT_S, STALE_S = 0.5, 4.0
 JOB = """
 import sys
 from mentalglm.errors import InterruptedRunError
-from mentalglm.scoring.lease import Lease, LeasedRunError
+from mentalglm.scoring.run.lease import Lease, LeasedRunError
 
 uri, beat_interval_s, stale_after_s = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 print("ready", flush=True)

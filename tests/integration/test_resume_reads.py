@@ -14,8 +14,8 @@ from mentalglm import storage
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import InterruptedRunError
 from mentalglm.scoring import score
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter
 from tests.integration.fault_proxy import FaultProxy
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -23,7 +23,7 @@ from mentalglm.cli import main
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, InputError, InterruptedRunError
 from mentalglm.scoring import retry, score
-from mentalglm.scoring.retry import RetryRound
+from mentalglm.scoring.rounds.retry import RetryRound
 from mentalglm.scoring.status import read_status
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -20,9 +20,9 @@ from mentalglm import storage
 from mentalglm.config import InputConfig
 from mentalglm.corpus import parquet, plan, plan_corpus
 from mentalglm.corpus.files import ListedFile
-from mentalglm.scoring.commit import ShardCommit, StagedFile, Totals
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import FinishedPart, Part, PartFile, PartWriter
+from mentalglm.scoring.run.commit import ShardCommit, StagedFile, Totals
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import FinishedPart, Part, PartFile, PartWriter
 from mentalglm.scoring.status import read_status
 import pyarrow as pa
 

@@ -18,9 +18,9 @@ from mentalglm import storage
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, ErrorBudgetExceededError, InputError, InternalError, InterruptedRunError
 from mentalglm.scoring import score
-from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter
+from mentalglm.scoring.run.commit import Totals
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter
 from mentalglm.tasks import load_task
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -14,9 +14,9 @@ from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError, LabelsDifferError
 from mentalglm.measure import gate as gate_room
 from mentalglm.measure.gate import Agreement, Pair, gate, plain
-from mentalglm.scoring.commit import Totals
 from mentalglm.scoring.pipeline import RunSummary
 from mentalglm.scoring.predictions import _COLUMNS
+from mentalglm.scoring.run.commit import Totals
 
 SCHEMA = pa.schema(_COLUMNS)
 ROW: dict[str, Any] = {"status": "ok", "labels": ["low_risk"], "confidence": 0.9, "text_hash": "h", "flags": []}

@@ -7,9 +7,9 @@ import pytest
 
 from mentalglm import storage
 from mentalglm.manifest import number, prediction_rows, shown_name
-from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.estimate import Attempt, Estimate, Figure, check_estimate
-from mentalglm.scoring.ledger import Ledger, RunRecord
+from mentalglm.scoring.forecast.estimate import Attempt, Estimate, Figure, check_estimate
+from mentalglm.scoring.run.commit import Totals
+from mentalglm.scoring.run.ledger import Ledger, RunRecord
 
 ENGINE = {"kind": "vllm", "num_engines": 2}
 TOTALS = Totals(num_prompt_tokens=1_000_000, num_output_tokens=400_000)

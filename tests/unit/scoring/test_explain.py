@@ -20,12 +20,12 @@ from mentalglm.config import ScoreConfig
 from mentalglm.engine.protocol import Completion
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
 from mentalglm.scoring.cascade import Inquiry
-from mentalglm.scoring.explain import ExplainSummary, open_explanations, stop_explanations, with_room
 from mentalglm.scoring.predictions import Outcome, prediction_table
 from mentalglm.scoring.questions import Question, questions_of
-from mentalglm.scoring.retry import check_statuses, open_round
-from mentalglm.scoring.rounds import effective_totals, unfinished_round
-from mentalglm.scoring.unexplained import CHOSEN_BY, RowIndex, UnexplainedRows, choose
+from mentalglm.scoring.rounds.explain import ExplainSummary, open_explanations, stop_explanations, with_room
+from mentalglm.scoring.rounds.retry import check_statuses, open_round
+from mentalglm.scoring.rounds.round import effective_totals, unfinished_round
+from mentalglm.scoring.rounds.unexplained import CHOSEN_BY, RowIndex, UnexplainedRows, choose
 from mentalglm.tasks import load_task, render_answer
 from tests.unit.scoring.test_parts import KEPT, SCHEMA, Killed
 from tests.unit.scoring.test_retry import NUM_ROWS, Corpus, Key, Run, dying_at

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from mentalglm import errors
 from mentalglm.errors import ConfigError, InputError, InterruptedRunError, StorageError, UnusableStorageError
-from mentalglm.scoring import lease as lease_module
-from mentalglm.scoring.lease import Lease, LeasedRunError, Owner, check_fence, is_fenced, read_lease
+from mentalglm.scoring.run import lease as lease_module
+from mentalglm.scoring.run.lease import Lease, LeasedRunError, Owner, check_fence, is_fenced, read_lease
 
 RUN = "s3://scored/run"
 

@@ -13,10 +13,10 @@ from mentalglm.config import InputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, Posts, plan_corpus
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.manifest import differences
-from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.ledger import Ledger
 from mentalglm.scoring.pipeline import _ErrorBudget
 from mentalglm.scoring.predictions import Outcome, prediction_schema, prediction_table
+from mentalglm.scoring.run.commit import Totals
+from mentalglm.scoring.run.ledger import Ledger
 
 CONFIG = ScoreConfig.model_validate({"input": {"uri": "a"}, "output": {"uri": "b"}, "tasks": ["suicide_risk"]})
 SCHEMA = prediction_schema(CONFIG, pa.schema([]))

@@ -21,10 +21,10 @@ from mentalglm import storage
 from mentalglm.config import ScoreConfig
 from mentalglm.corpus import Posts
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
-from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter, read_totals, split, to_ranges
 from mentalglm.scoring.predictions import Outcome, hash_ids, prediction_schema, prediction_table
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter, read_totals, split, to_ranges
 
 KEPT = pa.schema([("lang", pa.string()), ("year", pa.int32())])
 CONFIG = ScoreConfig.model_validate(
@@ -173,7 +173,7 @@ def test_partitions_are_read_back_by_every_reader(tmp_path: Path) -> None:
 def test_files_have_the_size_and_the_row_groups_that_were_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mentalglm.scoring.parts.ROW_GROUP_SIZE", 12)
+    monkeypatch.setattr("mentalglm.scoring.run.parts.ROW_GROUP_SIZE", 12)
     ledger = Ledger(str(tmp_path))
     parts = PartWriter(ledger, target_bytes=10**9)
     for shard in range(8):
@@ -279,7 +279,7 @@ def test_a_value_too_long_for_a_folder_does_not_stop_the_run(tmp_path: Path, mon
 def test_more_partitions_than_files_can_be_open_are_written_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mentalglm.scoring.parts._MAX_OPEN_FILES", 3)
+    monkeypatch.setattr("mentalglm.scoring.run.parts._MAX_OPEN_FILES", 3)
     ledger = Ledger(str(tmp_path))
     for shard in range(4):
         commit(ledger, shard)

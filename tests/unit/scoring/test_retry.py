@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from mentalglm import storage
 from mentalglm.corpus import Posts
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
-from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter
 from mentalglm.scoring.predictions import Outcome, prediction_table
-from mentalglm.scoring.retry import RetrySummary, check_statuses, open_round
-from mentalglm.scoring.rounds import effective_totals
+from mentalglm.scoring.rounds.retry import RetrySummary, check_statuses, open_round
+from mentalglm.scoring.rounds.round import effective_totals
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter
 from tests.unit.scoring.test_parts import CONFIG, KEPT, LANGUAGES, SCHEMA, Killed
 
 NUM_ROWS = 6

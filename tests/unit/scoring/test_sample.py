@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mentalglm.scoring.meter import engine_rate
-from mentalglm.scoring.sample import (
+from mentalglm.scoring.forecast.meter import engine_rate
+from mentalglm.scoring.forecast.sample import (
     FloatArray,
     Sample,
     average,

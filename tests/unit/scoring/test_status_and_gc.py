@@ -11,9 +11,9 @@ from mentalglm.config import InputConfig
 from mentalglm.corpus import plan_corpus
 from mentalglm.errors import ConfigError, InterruptedRunError
 from mentalglm.scoring.gc import collect
-from mentalglm.scoring.lease import Lease, LeasedRunError
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter
+from mentalglm.scoring.run.lease import Lease, LeasedRunError
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter
 from mentalglm.scoring.status import read_status
 from tests.unit.scoring.test_parts import commit, rows
 from tests.unit.scoring.test_retry import MANIFEST

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mentalglm.scoring.commit import Effort, ShardCommit, Totals
 from mentalglm.scoring.predictions import hash_ids
+from mentalglm.scoring.run.commit import Effort, ShardCommit, Totals
 from mentalglm.scoring.summary import describe_throughput
 from mentalglm.scoring.throughput import EffortMeter, Throughput, steady_rate
 

@@ -16,8 +16,8 @@ from mentalglm.corpus import plan_corpus
 from mentalglm.engine.protocol import Completion, FollowUp, Request
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.board import RunBoard
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartWriter
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartWriter
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 from mentalglm.tasks import load_task
 

@@ -11,7 +11,7 @@ from mentalglm.config import ModelConfig, TrainConfig
 from mentalglm.corpus.records import Records
 from mentalglm.engine.model import resolve_model
 from mentalglm.errors import InterruptedRunError
-from mentalglm.scoring.commit import Totals
+from mentalglm.scoring.run.commit import Totals
 from mentalglm.scoring.scratch import ScoredRows
 from mentalglm.training.checkpoint import upload
 from mentalglm.training.pipeline import StageData

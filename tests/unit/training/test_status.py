@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mentalglm.cli import app
 from mentalglm.errors import ConfigError
-from mentalglm.scoring.lease import Lease
+from mentalglm.scoring.run.lease import Lease
 from mentalglm.training.status import read_train_status
 from mentalglm.training.validation.notes import Validation, write_validation
 

@@ -24,10 +24,10 @@ from mentalglm.config import ScoreConfig
 from mentalglm.corpus import Posts
 from mentalglm.errors import InterruptedRunError
 from mentalglm.scoring.cascade import DISAGREES, FAILED, MISSING, SAMPLED, is_chosen, is_sampled, sample_rate
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import FinishedPart, PartFile, part_path, read_finished_part, split
 from mentalglm.scoring.predictions import Outcome
 from mentalglm.scoring.questions import Question, questions_of
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import FinishedPart, PartFile, part_path, read_finished_part, split
 from mentalglm.tasks import Task
 
 _NUM_READERS = 8

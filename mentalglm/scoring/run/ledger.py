@@ -35,7 +35,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mentalglm import manifest, storage
 from mentalglm.corpus import CorpusPlan
 from mentalglm.errors import ConfigError, InputError, InternalError, StorageError, UserError
-from mentalglm.scoring.commit import NO_EFFORT, Effort, ShardCommit, StagedFile
 from mentalglm.scoring.predictions import (
     Outcome,
     count_labels,
@@ -48,6 +47,7 @@ from mentalglm.scoring.predictions import (
     to_parquet,
 )
 from mentalglm.scoring.questions import question_columns
+from mentalglm.scoring.run.commit import NO_EFFORT, Effort, ShardCommit, StagedFile
 
 _VERSION = 2  # of what is in _run/
 _COMMIT = re.compile(r"(\d{8,})\.json")

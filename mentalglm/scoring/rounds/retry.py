@@ -15,12 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mentalglm.errors import ConfigError
-from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartFile, finished_parts, part_path, read_staged, split
 from mentalglm.scoring.predictions import INPUT_STATUSES, STATUSES, Outcome
 from mentalglm.scoring.questions import question_columns
-from mentalglm.scoring.rounds import (
+from mentalglm.scoring.rounds.round import (
     FinishedRound,
     OtherRowsError,
     RetryRecord,
@@ -34,6 +31,9 @@ from mentalglm.scoring.rounds import (
     unfinished_round,
     with_rows,
 )
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartFile, finished_parts, part_path, read_staged, split
 
 # The input decides the other columns; those may differ between rows that are interchangeable here.
 _REPLACED = frozenset(field.name for field in fields(Outcome)) - {"reason"}

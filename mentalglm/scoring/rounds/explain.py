@@ -20,11 +20,8 @@ import pyarrow.parquet as pq
 from mentalglm.config import ScoreConfig
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.cascade import DISAGREES, FAILED, MISSING
-from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger
-from mentalglm.scoring.parts import PartFile, finished_parts, numbers_of, part_path, read_staged, split, to_ranges
 from mentalglm.scoring.questions import question_columns
-from mentalglm.scoring.rounds import (
+from mentalglm.scoring.rounds.round import (
     ExplainRecord,
     FinishedRound,
     OtherRowsError,
@@ -39,7 +36,10 @@ from mentalglm.scoring.rounds import (
     unfinished_round,
     with_rows,
 )
-from mentalglm.scoring.unexplained import CHOSEN_BY, RowIndex, choose, count_wanted, same_labels
+from mentalglm.scoring.rounds.unexplained import CHOSEN_BY, RowIndex, choose, count_wanted, same_labels
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.ledger import Ledger
+from mentalglm.scoring.run.parts import PartFile, finished_parts, numbers_of, part_path, read_staged, split, to_ranges
 from mentalglm.tasks import Task
 
 _REPLACED = ["explanation", "finish_reason", "num_output_tokens", "flags"]

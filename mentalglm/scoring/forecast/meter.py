@@ -17,10 +17,10 @@ from mentalglm import storage
 from mentalglm.corpus import Posts
 from mentalglm.engine.protocol import Completion, Engine, FollowUp, Request
 from mentalglm.errors import InputError
-from mentalglm.scoring.commit import ShardCommit
-from mentalglm.scoring.ledger import Ledger, read_record
+from mentalglm.scoring.forecast.sample import FloatArray
 from mentalglm.scoring.predictions import Outcome
-from mentalglm.scoring.sample import FloatArray
+from mentalglm.scoring.run.commit import ShardCommit
+from mentalglm.scoring.run.ledger import Ledger, read_record
 from mentalglm.scoring.worker import RunSpec, ShardScorer
 
 NUM_SLICES = 8

@@ -33,10 +33,10 @@ from pydantic import BaseModel, RootModel
 from mentalglm import manifest, storage
 from mentalglm.config import CascadeConfig
 from mentalglm.errors import ConfigError, InternalError, InterruptedRunError
-from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger, read_record
-from mentalglm.scoring.parts import PartFile, StagedFileError, finished_parts, read_totals, to_ranges
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, hash_ids
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.ledger import Ledger, read_record
+from mentalglm.scoring.run.parts import PartFile, StagedFileError, finished_parts, read_totals, to_ranges
 
 Change = Callable[[pq.ParquetFile], tuple[dict[str, Any], Iterator[pa.Table]]]
 """Of a file as it is: (what its footer is to say of the round, its rows after the round)."""

@@ -27,9 +27,9 @@ from pydantic import BaseModel, ConfigDict
 
 from mentalglm import storage
 from mentalglm.errors import ConfigError, InputError, InternalError, InterruptedRunError
-from mentalglm.scoring.commit import ShardCommit, Totals
-from mentalglm.scoring.ledger import Ledger, read_record
 from mentalglm.scoring.predictions import PARQUET_OPTIONS, ROW_GROUP_SIZE, add_hashes, hash_ids
+from mentalglm.scoring.run.commit import ShardCommit, Totals
+from mentalglm.scoring.run.ledger import Ledger, read_record
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _MAX_OPEN_FILES = 500

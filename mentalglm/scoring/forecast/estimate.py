@@ -22,14 +22,8 @@ from mentalglm import storage
 from mentalglm.config import OutputConfig, ScoreConfig
 from mentalglm.corpus import CorpusPlan, CorruptShardError, ShardReader
 from mentalglm.errors import ConfigError, InputError
-from mentalglm.scoring.commit import Totals
-from mentalglm.scoring.job import Job, reading
-from mentalglm.scoring.lease import LeasedRunError, read_lease
-from mentalglm.scoring.ledger import Ledger, read_record, run_id
-from mentalglm.scoring.meter import NUM_SLICES, Rate, SampledShard, SampleScorer, average_rate, read_sampled
-from mentalglm.scoring.order import num_slots
-from mentalglm.scoring.predictions import INPUT_STATUSES
-from mentalglm.scoring.sample import (
+from mentalglm.scoring.forecast.meter import NUM_SLICES, Rate, SampledShard, SampleScorer, average_rate, read_sampled
+from mentalglm.scoring.forecast.sample import (
     Sample,
     average,
     draw_sample,
@@ -37,6 +31,12 @@ from mentalglm.scoring.sample import (
     share_interval,
     t_value,
 )
+from mentalglm.scoring.job import Job, reading
+from mentalglm.scoring.order import num_slots
+from mentalglm.scoring.predictions import INPUT_STATUSES
+from mentalglm.scoring.run.commit import Totals
+from mentalglm.scoring.run.lease import LeasedRunError, read_lease
+from mentalglm.scoring.run.ledger import Ledger, read_record, run_id
 from mentalglm.scoring.scratch import score_picked, scratch_folder
 
 
