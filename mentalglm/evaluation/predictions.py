@@ -1,7 +1,7 @@
 """The predictions of a score run, or of a Parquet file that looks like one, and what made them."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -22,6 +22,7 @@ READ = (*NEEDED, "parents", "flags", "probability", "label_scores", "text_hash",
 """What an evaluation reads, where it is there."""
 _FIRST_WITH_FORM = 4
 """Parser version."""
+_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,32 @@ class Predictions:
     """Whether answers that had not the task's form are flagged."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPredictions:
+    """Predictions of one task, of one adapter, that are not read yet."""
+
+    dataset: pads.Dataset
+    columns: list[str]
+    """Those that were asked for and are there."""
+    condition: pads.Expression | None
+    """Of the rows that were asked for."""
+    provenance: dict[str, Any]
+    """See `Predictions`."""
+    tells_form: bool
+    """See `Predictions`."""
+
+    def read(self) -> Predictions:
+        """All of them. Raises: InputError for a file that is damaged."""
+        schema = self.dataset.scanner(columns=self.columns).projected_schema
+        table = pa.Table.from_batches(self.batches(), schema)
+        num_rows = len(table) if self.condition is None else self.dataset.count_rows()
+        return Predictions(table, num_rows, self.provenance, self.tells_form)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All of them, in memory that does not grow with the run. Raises: InputError for a file that is damaged."""
+        return scan(self.dataset, self.columns, self.condition, field="predictions")
+
+
 def read_predictions(
     uri: str,
     task: Task,
@@ -47,6 +74,19 @@ def read_predictions(
     columns: Sequence[str] = READ,
     which: Which = "all",
 ) -> Predictions:
+    """What `find_predictions` finds. Raises: what that raises."""
+    return find_predictions(uri, task, adapter, only, columns=columns, which=which).read()
+
+
+def find_predictions(
+    uri: str,
+    task: Task,
+    adapter: str | None,
+    only: Iterable[str] | None = None,
+    *,
+    columns: Sequence[str] = READ,
+    which: Which = "all",
+) -> StoredPredictions:
     """`uri`: folder of a finished run, or a Parquet file or folder. `only`: the ids to read; null: all. `which`: rows
     whose status is ok, or of these those that have an explanation that is more than white space.
 
@@ -67,16 +107,40 @@ def read_predictions(
     check_columns(dataset.schema)
     columns = [name for name in columns if name in dataset.schema.names and not _is_void(dataset.schema, name)]
     conditions = list(_conditions(uri, dataset.schema, only, which))
-    chosen = reduce(and_, conditions) if conditions else None
-    table = dataset.to_table(columns=columns, filter=chosen)
-    num_rows = len(table) if chosen is None else dataset.count_rows()
     parser = provenance.get("fingerprint", {}).get("parser")
-    return Predictions(
-        table,
-        num_rows,
+    return StoredPredictions(
+        dataset,
+        columns,
+        reduce(and_, conditions) if conditions else None,
         _told(provenance, task) | {"uri": uri, "adapter": adapter, "parser": parser},
         tells_form="flags" in columns and (parser is None or int(parser) >= _FIRST_WITH_FORM),
     )
+
+
+def scan(
+    dataset: pads.Dataset,
+    columns: Sequence[str] | Mapping[str, pads.Expression],
+    condition: pads.Expression | None = None,
+    *,
+    field: str,
+) -> Iterator[pa.RecordBatch]:
+    """The rows, some thousands at a time, file by file: a scanner of the whole data set reads ahead the further, the
+    more files there are. `field`: of the config, which errors name. Raises: InputError for a file that is damaged."""
+    for fragment in dataset.get_fragments():
+        try:
+            scanner = fragment.scanner(
+                schema=dataset.schema,
+                columns=columns,
+                filter=condition,
+                batch_size=_BATCH_ROWS,
+                batch_readahead=2,
+                cache_metadata=False,
+            )
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield batch
+        except (OSError, pa.ArrowException):
+            raise InputError(f"{field} = {fragment.path}: cannot be read as Parquet; restore the file") from None
 
 
 def _conditions(uri: str, schema: pa.Schema, only: Iterable[str] | None, which: Which) -> Iterator[pads.Expression]:

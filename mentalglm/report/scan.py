@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from mentalglm.errors import InputError
+from mentalglm.evaluation.predictions import scan
 from mentalglm.report import dates
 from mentalglm.report.sources import LabelSet
 
@@ -27,7 +27,6 @@ Bits = npt.NDArray[np.bool_]
 NUM_BARS = 100
 """Of a histogram, from 0 to 1, before bars are joined."""
 MAX_JOINED_LABELS = 62
-_BATCH_ROWS = 65_536
 _BUCKETS_BITS = 6
 ROW = np.dtype([("id", "<u8"), ("labels", "<i8")])
 """What is written of a row: a hash of its id, and a bit for each label, -1 without a result."""
@@ -113,27 +112,9 @@ def count(
     names += ["text"] if num_examples else []
     columns = [name for name in dict.fromkeys(names) if name in dataset.schema.names]
     counter = _Counter(task, date_column, num_examples, seed, buckets)
-    for batch in _batches(dataset, _projection(columns, num_examples)):
+    for batch in scan(dataset, _projection(columns, num_examples), field="runs"):
         counter.add(batch)
     return counter.counts
-
-
-def _batches(dataset: pads.Dataset, projection: dict[str, pads.Expression]) -> Iterator[pa.RecordBatch]:
-    """File by file: a scanner of the whole data set reads ahead the further, the more files there are."""
-    for fragment in dataset.get_fragments():
-        try:
-            scanner = fragment.scanner(
-                schema=dataset.schema,
-                columns=projection,
-                batch_size=_BATCH_ROWS,
-                batch_readahead=2,
-                cache_metadata=False,
-            )
-            for batch in scanner.to_batches():
-                if batch.num_rows:
-                    yield batch
-        except (OSError, pa.ArrowException):
-            raise InputError(f"runs = {fragment.path}: its predictions cannot be read; restore data/") from None
 
 
 def _projection(columns: Sequence[str], num_examples: int) -> dict[str, pads.Expression]:

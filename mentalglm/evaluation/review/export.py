@@ -3,9 +3,8 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from mentalglm import storage
 from mentalglm.config import PostsConfig, ReviewConfig, ReviewedRunConfig
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation.posts import read_posts
-from mentalglm.evaluation.predictions import Predictions, read_predictions
+from mentalglm.evaluation.predictions import Predictions, StoredPredictions, find_predictions
 from mentalglm.evaluation.review.page import FORMAT, Item, render_page
 from mentalglm.evaluation.review.sample import Candidate, Stratum, draw, rank, shortfalls
 from mentalglm.manifest import code_version
@@ -32,9 +31,6 @@ WARNING = (
 _NEEDED = ("post_id", "labels", "text_hash")
 _COLUMNS = (*_NEEDED, "parents")
 _TEXT = ("post_id", "text_hash")
-_BATCH = 10_000
-"""Rows that are Python's at once."""
-
 Digests = npt.NDArray[np.uint64]
 
 
@@ -122,14 +118,12 @@ def read_key(config: ReviewConfig) -> dict[str, Any]:
 
 def _explained(
     run: ReviewedRunConfig, task: Task, columns: Sequence[str], only: Sequence[str] | None = None
-) -> Predictions:
+) -> StoredPredictions:
     """The rows of a run that have an explanation."""
-    found = read_predictions(run.uri, task, run.adapter, only, columns=columns, which="explained")
-    table = found.table
-    if missing := [column for column in _NEEDED if column in columns and column not in table.column_names]:
+    found = find_predictions(run.uri, task, run.adapter, only, columns=columns, which="explained")
+    if missing := [column for column in _NEEDED if column in columns and column not in found.columns]:
         raise InputError(f"runs: {run.uri} has no column {', '.join(missing)}; give a run, or Parquet like one")
-    ids = table["post_id"].cast(pa.string())
-    return replace(found, table=table.set_column(table.column_names.index("post_id"), "post_id", ids))
+    return found
 
 
 def _candidates(
@@ -138,49 +132,53 @@ def _candidates(
     """The posts that every run has explained, each with the same text; labels are those of the first run. Ids that come
     twice are left out. Puts what made each run into `provenance`.
 
-    One run is in memory at a time. Of the others there are but eight bytes for each post, so that two different posts
-    are taken for one with a chance of one in thousands, even of a hundred million; then both are left out.
+    Of each explained post there are but eight bytes in memory, so that two different posts are taken for one with a
+    chance of one in thousands, even of a hundred million; then both are left out.
     """
     first, *others = runs.items()
     shared: Digests | None = None
     for run, each in others:
         once, provenance[run] = _texts_once(task, each)
         shared = once if shared is None else np.intersect1d(shared, once, assume_unique=True)
+    once = _once(_digests(batch, "post_id") for batch in _explained(first[1], task, ["post_id"]).batches())
     found = _explained(first[1], task, _COLUMNS)
     provenance[first[0]] = found.provenance
-    ids = _digests(found.table, "post_id")
-    is_shared = np.isin(ids, _once(ids))
-    if shared is not None:
-        is_shared &= np.isin(_digests(found.table, *_TEXT), shared)
-    above = "parents" if "parents" in found.table.column_names else None
-    for row in compress(_rows(found.table), is_shared):
-        labels = (*(row["labels"] or ()), *((above and row[above]) or ()))
-        yield Candidate(row["post_id"], row["text_hash"], labels or (NO_LABEL,))
+    for batch in found.batches():
+        is_shared = _is_in(_digests(batch, "post_id"), once)
+        if shared is not None:
+            is_shared &= _is_in(_digests(batch, *_TEXT), shared)
+        for row in batch.filter(pa.array(is_shared)).to_pylist():
+            labels = (*(row["labels"] or ()), *(row.get("parents") or ()))
+            yield Candidate(str(row["post_id"]), row["text_hash"], labels or (NO_LABEL,))
 
 
 def _texts_once(task: Task, run: ReviewedRunConfig) -> tuple[Digests, dict[str, Any]]:
     """Ids with their texts that do not come twice in the run, and what made it."""
     found = _explained(run, task, _TEXT)
-    return _once(_digests(found.table, *_TEXT)), found.provenance
+    return _once(_digests(batch, *_TEXT) for batch in found.batches()), found.provenance
 
 
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=_BATCH):
-        yield from batch.to_pylist()
-
-
-def _digests(table: pa.Table, *names: str) -> Digests:
-    """A number for each row: the same where the columns hold the same."""
-    spelled = (repr(tuple(row.values())).encode() for row in _rows(table.select(names)))
+def _digests(batch: pa.RecordBatch, *names: str) -> Digests:
+    """A number for each row: the same where the columns hold the same, as text."""
+    columns = [batch[name].cast(pa.string()).to_pylist() for name in names]
+    spelled = (repr(row).encode("utf-8", "surrogatepass") for row in zip(*columns, strict=True))
     numbers = (int.from_bytes(hashlib.blake2b(each, digest_size=8).digest()) for each in spelled)
-    return np.fromiter(numbers, np.uint64, len(table))
+    return np.fromiter(numbers, np.uint64, len(batch))
 
 
-def _once(digests: Digests) -> Digests:
-    """Those that do not come twice."""
-    values, counts = np.unique(digests, return_counts=True)
-    found: Digests = values[counts == 1]
+def _once(parts: Iterable[Digests]) -> Digests:
+    """Those that do not come twice, in ascending order."""
+    digests = np.concatenate([np.empty(0, np.uint64), *parts])
+    digests.sort()
+    is_new = np.concatenate([[True], digests[1:] != digests[:-1], [True]])
+    found: Digests = digests[is_new[:-1] & is_new[1:]] if len(digests) else digests
     return found
+
+
+def _is_in(digests: Digests, ascending: Digests) -> npt.NDArray[np.bool_]:
+    places = np.searchsorted(ascending, digests)
+    places[places == len(ascending)] = 0
+    return ascending[places] == digests if len(ascending) else np.zeros(len(digests), bool)
 
 
 def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> list[Item]:
@@ -191,7 +189,7 @@ def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> lis
         hashes = {candidate.post_id: candidate.text_hash for each, candidate in drawn if each.name == task.name}
         for number, (name, run) in enumerate(config.runs.items()):
             columns = (*_COLUMNS, "explanation", *(["text"] if number == 0 else []))
-            found = _explained(run, task, columns, list(hashes))
+            found = _with_text_ids(_explained(run, task, columns, list(hashes)).read())
             of_posts = [row for row in found.table.to_pylist() if hashes[row["post_id"]] == row["text_hash"]]
             _check_labels(task, run.uri, of_posts)
             rows |= {(task.name, name, row["post_id"]): row for row in of_posts}
@@ -223,6 +221,11 @@ def _items(config: ReviewConfig, drawn: Sequence[tuple[Task, Candidate]]) -> lis
             )
         )
     return items
+
+
+def _with_text_ids(found: Predictions) -> Predictions:
+    ids = found.table["post_id"].cast(pa.string())
+    return replace(found, table=found.table.set_column(found.table.column_names.index("post_id"), "post_id", ids))
 
 
 def _check_labels(task: Task, uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
