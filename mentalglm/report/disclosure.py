@@ -15,9 +15,9 @@ less 1, as before. Promised for every sum that holds exactly between shown count
 
 Not promised: that a range stays as wide for someone who knows more than the page, such as an earlier report of some of
 these posts or the run itself; nor where sums hold only nearly (posts with several labels); nor what two models' answers
-to the same posts, or runs of which one has a few posts more, tell of each other. Scores (precision, recall, F1,
-calibration) are of the model, not of a group, and are shown with three digits where both groups that they are shares of
-reach the limit; how often the model was wrong can be worked out from them.
+to the same posts, several evaluations of a run, or runs of which one has a few posts more, tell of each other. Scores
+(precision, recall, F1, calibration) are of the model, not of a group: how often it was wrong, or failed, can be worked
+out from them, or nearly. `told_evaluation` says which of them are shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,13 +67,17 @@ class Disclosure:
         """A count that is part of no sum on the page."""
         return exact(number) if number >= self.limit else self.hidden
 
-    def part(self, number: int, *wholes: int | Count, beside: Sequence[Count] = ()) -> Count:
+    def part(
+        self, number: int, *wholes: int | Count, beside: Sequence[Count] = (), holds: Sequence[Count] = ()
+    ) -> Count:
         """A count of some of each of `wholes`, which are shown, as the number or as what is told of it: neither the
         count nor what it leaves of one of them tells of a few. `beside`: shown counts that it may hold nearly, or
-        nearly be held by."""
+        nearly be held by. `holds`: counts that follow from what is shown and that it has at least: nor does what it has
+        beyond these tell of a few."""
         told = [exact(each) if isinstance(each, int) else each for each in wholes]
         spans = [self.hidden] if number < self.limit else []
         spans += [Count(each.low - self.limit + 1, each.high) for each in told if each.low - number < self.limit]
+        spans += [Count(each.low, each.high + self.limit - 1) for each in holds if number - each.high < self.limit]
         spans += [
             Count(each.low - self.limit + 1, each.high + self.limit - 1)
             for each in beside
@@ -94,17 +98,31 @@ class Disclosure:
         return wider.part(number, *(told for _, told in wholes), beside=[told for _, told in beside])
 
     def partition(
-        self, cells: Mapping[KeyT, int], weights: Mapping[KeyT, int] | None = None, told: Count | None = None
+        self,
+        cells: Mapping[KeyT, int],
+        weights: Mapping[KeyT, int] | None = None,
+        told: Count | None = None,
+        at_most: Mapping[KeyT, Count] | None = None,
     ) -> dict[KeyT, Count] | None:
         """The parts of a total that is shown, or of which `told` is. None where the total is too small to be taken
         apart into so many: that depends on the total alone, so it tells nothing of the parts. `weights`, here and
         below: what the largest part is by, if not by the cells. Sides that are shown beside each other have the same:
         two models say nearly the same of the same posts, so the part that is a range on one side must not be exact on
-        the other."""
+        the other. `at_most`: of some parts, here and below: what may be told of them in any case."""
         if sum(cells.values()) < self.limit * len(cells):
             return None
-        hidden = {key: self.hidden for key, number in cells.items() if number < self.limit}
-        return _absorbed(cells, hidden, (sum(cells.values()), told) if told else None, weights)
+        return self.parts(cells, (sum(cells.values()), told) if told else None, weights, at_most)
+
+    def parts(
+        self,
+        cells: Mapping[KeyT, int],
+        whole: Known | None = None,
+        weights: Mapping[KeyT, int] | None = None,
+        at_most: Mapping[KeyT, Count] | None = None,
+    ) -> dict[KeyT, Count]:
+        """As `partition`, of a total that is large enough, or part of one that is."""
+        uncertain = _uncertain({key: self.alone(number) for key, number in cells.items()}, at_most)
+        return _absorbed(cells, uncertain, whole, weights)
 
     def overlapping(
         self,
@@ -113,6 +131,7 @@ class Disclosure:
         *wholes: Count,
         whole: Known | None = None,
         weights: Mapping[KeyT, int] | None = None,
+        at_most: Mapping[KeyT, Count] | None = None,
     ) -> dict[KeyT, Count] | None:
         """Labels of which a post may have several, and of which nearly each may have one: complements in `total` and
         in `wholes` are protected as in `part`, sums as in `partition`. None where `total`, which is shown, is too
@@ -120,8 +139,7 @@ class Disclosure:
         what is told of that."""
         if total < 2 * self.limit:
             return None
-        parts = {key: self.part(number, total, *wholes) for key, number in cells.items()}
-        uncertain = {key: count for key, count in parts.items() if not count.is_exact}
+        uncertain = _uncertain({key: self.part(number, total, *wholes) for key, number in cells.items()}, at_most)
         most = min([total, *(each.high for each in wholes)])
         # A sum of more than there are posts would tell how many have several labels: moved down, it has the same width.
         return {
@@ -172,15 +190,21 @@ class Disclosure:
 
     def bars(self, counts: Sequence[int], told: Count) -> list[tuple[int, int, Count]]:
         """A part of a histogram whose bars add up to a number of which `told` is shown, as (start, stop, what is told).
-        Neighbours under the limit are joined until they hold it, if they do. None where all hold less together."""
+        Neighbours under the limit are joined until they hold it, if they do, and told in steps of the limit: of two,
+        18 would be 9 of each. None where all hold less together."""
         number = sum(counts)
         if number < self.limit:
             return []
         cells = {(start, stop): sum(counts[start:stop]) for start, stop in merged(counts, self.limit)}
         if all(cell < self.limit for cell in cells.values()):
             cells = {(0, len(counts)): number}
-        hidden = {edge: self.hidden for edge, cell in cells.items() if cell < self.limit}
-        return [(*edge, count) for edge, count in _absorbed(cells, hidden, (number, told)).items()]
+        steps = {(start, stop): cell // self.limit * self.limit for (start, stop), cell in cells.items()}
+        uncertain = {
+            (start, stop): Count(steps[start, stop], steps[start, stop] + self.limit - 1)
+            for (start, stop), cell in cells.items()
+            if cell < self.limit or (stop - start > 1 and len(cells) > 1)
+        }
+        return [(*edge, count) for edge, count in _absorbed(cells, uncertain, (number, told)).items()]
 
     def columns(self, series: Mapping[KeyT, Sequence[Count] | None], totals: Sequence[int]) -> list[KeyT]:
         """Which of several labels may be told over the same bins where each post has one of these, or another that is
@@ -196,6 +220,13 @@ class Disclosure:
                 break
             del left[min(left, key=lambda key: sum(left[key]))]
         return list(left)
+
+
+def _uncertain(found: Mapping[KeyT, Count], at_most: Mapping[KeyT, Count] | None) -> dict[KeyT, Count]:
+    """Those that are not exact, as wide as both ask for."""
+    both = {key: (count, (at_most or {}).get(key, count)) for key, count in found.items()}
+    wider = {key: Count(min(each.low for each in two), max(each.high for each in two)) for key, two in both.items()}
+    return {key: count for key, count in wider.items() if not count.is_exact}
 
 
 def _absorbed(

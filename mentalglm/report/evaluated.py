@@ -3,7 +3,7 @@
 Scores are given in per cent with one digit: `metrics.json` has them all.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,13 @@ from markupsafe import Markup
 from mentalglm.evaluation.evaluate import FREE_FORM, OUT_OF_SET
 from mentalglm.evaluation.table import levels_of
 from mentalglm.report import charts
-from mentalglm.report.disclosure import Count, Disclosure, Known, exact
-from mentalglm.report.scan import Counts
+from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.sources import LabelName, LabelSet, Side
-from mentalglm.report.told import NONE, STATUS, Cell
+from mentalglm.report.told import NONE, Cell, Told
+from mentalglm.report.told_evaluation import OK, SCORES, TRAINED_ON, ToldEvaluation
+from mentalglm.tasks import builtin_tasks, load_task
 
-_PARSED = "answers that could be read"
-SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy"}
+SCORE_NAMES = {"f1": "F1", "precision": "Precision", "recall": "Recall", "accuracy": "Accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelScores:
-    """Of one label; scores are None where they are shares of fewer posts than may be told."""
+    """Of one label; scores are None where the numbers that they are shares of are not told."""
 
     label: LabelName
     f1: float | None
@@ -100,6 +100,8 @@ class EvaluationView:
     side: int | None
     """Number of the side on the page that it is of; None: of other predictions."""
     n: Count
+    gold: str | None
+    """The run whose labels are held to be right; None: people's."""
     denominators: list[tuple[str, Cell]]
     rows: list[ScoreRow]
     levels: list[tuple[str, list[LabelScores]]]
@@ -115,8 +117,11 @@ class EvaluationView:
     """Share of what explanations quote that the post does not have."""
     hierarchical: list[Score] = field(default_factory=list)
     """F1, precision, recall."""
+    is_whole_run: bool = False
+    """Whether all posts of the run are evaluated."""
+    is_partly_hidden: bool = False
     leaves_few: bool = False
-    """Whether so few posts of the run are not evaluated that what would tell their answers is left out."""
+    """Whether so few posts of the run are not evaluated that their number is not told."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -124,90 +129,55 @@ def evaluation_view(
     metrics: Mapping[str, Any],
     task: LabelSet,
     sides: Sequence[Side],
-    scored: Sequence[Counts | None],
+    runs: Sequence[Told | None],
     rules: Disclosure,
 ) -> EvaluationView:
-    """`metrics`: what metrics.json holds. `scored`: the counts of each side, which are on the page as well: the posts
-    without a gold label are what these have more."""
+    """`metrics`: what metrics.json holds. `runs`: what the page tells of the task on each side."""
     of = metrics["provenance"]["predictions"]
     number = next((at for at, side in enumerate(sides) if _is_of(of, side)), None)
+    told = ToldEvaluation(metrics, task, runs[number] if number is not None else None, rules)
     names = {label.slug: label for label in task.labels}
-    counts = scored[number] if number is not None else None
-    n = rules.alone(metrics["n"])
-    if counts is not None:
-        n = rules.all_or_part(metrics["n"], [(counts.num_rows, exact(counts.num_rows))])
+    levels = levels_of(metrics)
     explained = metrics.get("explanations") or {}
     is_explained = explained.get("num_explained", 0) >= rules.limit
-    few = _left_few(metrics, task, counts, n, rules)
-    # The answers to the other labels, the scores and the bins of probabilities tell what is left out of one.
-    leaves_few = bool(few)
-    parts = None if leaves_few else _parsed_and_failed(metrics, n, rules)
-    parsed = [(metrics["num_parsed"], parts[_PARSED])] if parts else []
-    levels = [(name, _per_label(level, metrics, names, few, n, rules)) for name, level in levels_of(metrics).items()]
-    supports = {row.label.slug: row.support for _, rows in levels for row in rows}
+    shown = {name: told.scores_of(level) for name, level in levels.items()}
     return EvaluationView(
         name=sides[number].name if number is not None else _named(of),
         side=number,
-        n=n,
-        denominators=[] if leaves_few else list(_denominators(metrics, parts, n, rules)),
-        rows=_f1_alone(_score_rows(metrics, rules)) if leaves_few else list(_score_rows(metrics, rules)),
-        levels=levels,
-        confusion=None if leaves_few else _confusion(metrics, rules),
+        n=told.n,
+        gold=_gold(metrics),
+        denominators=list(_denominators(told)),
+        rows=list(_score_rows(told)),
+        levels=[(name, _per_label(level, told, names)) for name, level in levels.items()],
+        confusion=_confusion(told),
         calibration=[
-            calibration_view(
-                names.get(slug) or LabelName(slug, slug, "", None),
-                each,
-                supports.get(slug),
-                [(metrics["n"], n), *parsed],
-                rules,
-            )
+            calibration_view(names[slug], each, told)
             for slug, each in metrics.get("calibration", {}).items()
-            if each["num_rows"] >= rules.limit and not leaves_few
+            if each["num_rows"] >= rules.limit and told.has_scores(slug)
         ],
-        comparison=_comparison(metrics, sides, leaves_few, rules),
+        comparison=_comparison(told, sides),
         over_runs=[
             (level, score, len(each["values"]), each["mean"], each["standard_deviation"])
             for level, scores in metrics.get("over_runs", {}).items()
             for score, each in scores.items()
-            if metrics["n"] >= rules.limit and (score == "f1" or not leaves_few)
+            if score in shown.get(level, ())
         ],
         explanation_length=explained["num_characters"]["p50"] if is_explained else None,
         quotes_not_in_post=_quotes(explained, rules),
         hierarchical=[Score(metrics["hierarchical"][name]) for name in ("f1", "precision", "recall")]
-        if "hierarchical" in metrics and metrics["n"] >= rules.limit and not leaves_few
+        if "hierarchical" in metrics and all("precision" in scores for scores in shown.values())
         else [],
-        leaves_few=leaves_few,
+        is_whole_run=told.is_whole,
+        is_partly_hidden=told.is_enough and not told.is_open,
+        leaves_few=told.run is not None and told.is_enough and not told.n.is_exact,
         provenance=metrics["provenance"],
     )
 
 
-def _left_few(
-    metrics: Mapping[str, Any], task: LabelSet, counts: Counts | None, n: Count, rules: Disclosure
-) -> set[str]:
-    """Labels, statuses and flags of which the run, whose counts are on the page, has a few posts more than are
-    evaluated: with the number that is evaluated they would be told."""
-    if counts is None:
-        return set()
-    here = {
-        slug: each["num_predicted"]
-        for level in levels_of(metrics).values()
-        for slug, each in level["per_label"].items()
-    }
-    here |= {STATUS + name: number for name, number in metrics["num_failed_by_status"].items()}
-    here |= {f"{STATUS}ok": metrics["num_parsed"], NONE: metrics["num_without_label"]}
-    here |= {FREE_FORM: metrics["num_free_form"] or 0, OUT_OF_SET: metrics["num_with_out_of_set_label"]}
-    there = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
-    there |= {STATUS + name: number for name, number in counts.statuses.items()} | {NONE: counts.num_none}
-    there |= {flag: counts.flags.get(flag, 0) for flag in (FREE_FORM, OUT_OF_SET)}
-    shown = {name: number for name, number in there.items() if number >= rules.limit}
-    found = {name for name, number in shown.items() if 0 < number - here.get(name, 0) < rules.limit}
-    return found if n.is_exact else found | {f"{STATUS}ok"}
-
-
-def _f1_alone(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-    """Of the headline: with precision, recall or accuracy it would tell how many rows were given the label."""
-    nothing = [Score(None)] * (len(SCORES) - 1)
-    return [ScoreRow(row.name, True, [row.scores[0], *nothing]) for row in rows if row.is_headline]
+def _gold(metrics: Mapping[str, Any]) -> str | None:
+    """The run whose labels are held to be right; None: labels that people gave."""
+    run = metrics["provenance"]["gold"].get("run")
+    return str(run["run_id"] or run["uri"]) if run else None
 
 
 def _quotes(explained: Mapping[str, Any], rules: Disclosure) -> Score | None:
@@ -226,149 +196,96 @@ def _named(predictions: Mapping[str, Any]) -> str:
     return f"{name}, {predictions['adapter']}" if predictions["adapter"] else name
 
 
-def _parsed_and_failed(metrics: Mapping[str, Any], told: Count, rules: Disclosure) -> dict[str, Count] | None:
-    """What is told of the parts of n, of which `told` is."""
-    failed = {f"status {name}": number for name, number in metrics["num_failed_by_status"].items() if number}
-    return rules.partition({_PARSED: metrics["num_parsed"], **failed}, told=told)
-
-
-def _denominators(
-    metrics: Mapping[str, Any], parts: Mapping[str, Count] | None, told: Count, rules: Disclosure
-) -> Iterator[tuple[str, Cell]]:
-    """`told`: of n."""
-    n = metrics["n"]
-    for name, count in (parts or {}).items():
-        yield name, Cell(count, n)
-    if n < 2 * rules.limit:
-        return
-    others = {
-        "read, but not in the task's own form": metrics["num_free_form"],
-        "read as: no label applies": metrics["num_without_label"],
-        "name a label that the task does not have": metrics["num_with_out_of_set_label"],
-        "posts whose text was trained on": metrics.get("without_training_texts", {}).get("num_in_training"),
+def _denominators(told: ToldEvaluation) -> Iterator[tuple[str, Cell]]:
+    words = {
+        FREE_FORM: "read, but not in the task's own form",
+        NONE: "read as: no label applies",
+        OUT_OF_SET: "name a label that the task does not have",
+        TRAINED_ON: "posts whose text was trained on",
     }
-    for name, number in others.items():
-        if number:
-            parsed = [parts[_PARSED]] if parts and "trained" not in name else []
-            yield name, Cell(rules.part(number, told, *parsed), n)
+    n = told.metrics["n"]
+    for name, count in told.statuses.items():
+        yield "answers that could be read" if name == OK else f"status {name}", Cell(count, n)
+    for name, count in told.others.items():
+        yield words[name], Cell(count, n)
 
 
-def _score_rows(metrics: Mapping[str, Any], rules: Disclosure) -> Iterator[ScoreRow]:
-    if metrics["n"] < rules.limit:
-        return
-    headline = metrics["headline"]["level"]
-    for name, level in levels_of(metrics).items():
+def _score_rows(told: ToldEvaluation) -> Iterator[ScoreRow]:
+    headline = told.metrics["headline"]["level"]
+    for name, level in levels_of(told.metrics).items():
         prefix = "" if name == "label" else f"{name}: "
-        yield ScoreRow(prefix + level["average"], name == headline, [_score(level, key) for key in SCORES])
-        if level["strict"]:
-            strict = [Score(level["strict"].get(key)) for key in SCORES]
-            yield ScoreRow(f"{prefix}{level['average']}, strict form", False, strict)
+        shown = told.scores_of(level)
+        yield ScoreRow(prefix + level["average"], name == headline, _scores(level, shown))
+        if level["strict"] and told.is_open:
+            yield ScoreRow(f"{prefix}{level['average']}, strict form", False, _scores(level["strict"], SCORES))
         for how in ("micro", "macro", "weighted"):
-            if how in level and how != level["average"]:
-                yield ScoreRow(prefix + how, False, [Score(level[how].get(key)) for key in SCORES])
-    rest = metrics.get("without_training_texts", {})
-    if rest.get("n", 0) >= rules.limit:
+            if how in level and how != level["average"] and told.is_open:
+                yield ScoreRow(prefix + how, False, _scores(level[how], SCORES))
+    rest = told.metrics.get("without_training_texts", {})
+    if rest.get("n", 0) >= told.rules.limit and told.others.get(TRAINED_ON, told.rules.hidden).is_exact:
         for name, level in levels_of(rest).items():
             words = f"{'' if name == 'label' else f'{name}: '}{level['average']}, without posts that were trained on"
-            yield ScoreRow(words, False, [_score(level, key) for key in SCORES])
+            # With precision and recall, too, it would tell of the posts that were trained on.
+            yield ScoreRow(words, False, _scores(level, told.scores_of(level)[:1]))
 
 
-def _score(level: Mapping[str, Any], key: str) -> Score:
-    low, high = (level["ci95"] or {}).get(key, (None, None))
-    return Score(level[key], low, high)
+def _scores(level: Mapping[str, Any], shown: Container[str]) -> list[Score]:
+    """As in SCORES."""
+    ends = level.get("ci95") or {}
+    return [Score(level.get(key), *ends.get(key, (None, None))) if key in shown else Score(None) for key in SCORES]
 
 
-def _per_label(
-    level: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    names: Mapping[str, LabelName],
-    few: set[str],
-    told_n: Count,
-    rules: Disclosure,
-) -> list[LabelScores]:
-    """`few`: see `_left_few`. With the number of posts that have a label, its scores tell how many were given it."""
-    found = level["per_label"]
-    supports, predicted = ({slug: each[key] for slug, each in found.items()} for key in ("support", "num_predicted"))
-    if "confusion" in metrics:  # one label a row: the rows, and with failures the answers, are taken apart by label
-        told = rules.partition(supports, told=told_n) or {}
-        told_predicted = {} if few else _columns(metrics, rules)
-    else:
-        told = rules.overlapping(supports, metrics["n"], told_n) or {}
-        told_predicted = rules.overlapping(predicted, metrics["n"], told_n) or {}
-        told_predicted = {slug: count for slug, count in told_predicted.items() if slug not in few}
+def _per_label(level: Mapping[str, Any], told: ToldEvaluation, names: Mapping[str, LabelName]) -> list[LabelScores]:
     rows = []
-    for slug, each in found.items():
-        is_enough = min(supports[slug], predicted[slug]) >= rules.limit and slug in told and slug in told_predicted
-        scores = {key: each[key] if is_enough else None for key in ("f1", "precision", "recall")}
-        label = names.get(slug) or LabelName(slug, slug, "", None)
-        rows.append(LabelScores(label, **scores, support=told.get(slug), num_predicted=told_predicted.get(slug)))
+    for slug, each in level["per_label"].items():
+        scores = {key: each[key] if told.has_scores(slug) else None for key in ("f1", "precision", "recall")}
+        rows.append(LabelScores(names[slug], **scores, support=told.gold.get(slug), num_predicted=told.said.get(slug)))
     return rows
 
 
-def _told_confusion(metrics: Mapping[str, Any], rules: Disclosure) -> dict[str, dict[str, Count]] | None:
-    """Each row is taken apart by itself; a column's sum is told as what its cells leave it."""
-    table = metrics["confusion"]
-    if rules.partition({slug: sum(row.values()) for slug, row in table.items()}) is None:
+def _confusion(told: ToldEvaluation) -> Confusion | None:
+    """Each row is taken apart by itself: a column's sum is told as it is. Failures of a row are told where there are
+    none, or many."""
+    table = told.metrics.get("confusion", {})
+    failed = [row["no_result"] for row in table.values()]
+    if not table or not all(map(told.has_scores, table)) or any(0 < number < told.rules.limit for number in failed):
         return None
-    supports = {slug: sum(row.values()) for slug, row in table.items()}
-    if any(number < rules.limit for number in supports.values()):
-        return None
-    has_failures = any(row["no_result"] for row in table.values())
-    found = {}
-    for slug, row in table.items():
-        cells = {name: number for name, number in row.items() if name != "no_result" or has_failures}
-        told = rules.partition(cells)
-        if told is None:
-            return None
-        found[slug] = told
-    return found
-
-
-def _columns(metrics: Mapping[str, Any], rules: Disclosure) -> dict[str, Count]:
-    told = _told_confusion(metrics, rules)
-    if told is None:
-        return {}
-    return {
-        slug: Count(sum(row[slug].low for row in told.values()), sum(row[slug].high for row in told.values()))
-        for slug in metrics["confusion"]
-    }
-
-
-def _confusion(metrics: Mapping[str, Any], rules: Disclosure) -> Confusion | None:
-    if "confusion" not in metrics or (told := _told_confusion(metrics, rules)) is None:
-        return None
-    columns = list(next(iter(told.values())))
+    columns = [*table, *(["no_result"] if any(failed) else [])]
     rows = []
-    for slug, row in told.items():
-        total = sum(metrics["confusion"][slug].values())
-        rows.append((slug, [Cell(row[name], total) for name in columns]))
+    for slug, row in table.items():
+        cells = told.rules.partition({name: row[name] for name in columns})
+        if cells is None:
+            return None
+        rows.append((slug, [Cell(cells[name], sum(row.values())) for name in columns]))
     return Confusion(columns, rows)
 
 
-def calibration_view(
-    label: LabelName, each: Mapping[str, Any], support: Count | None, wholes: Sequence[Known], rules: Disclosure
-) -> CalibrationView:
-    """Rows and positive rows are each one sum over the bins. `support`: told of all rows of the label; `wholes`: all
-    rows, and those that could be read if they are told."""
-    n = wholes[0][1]
+def calibration_view(label: LabelName, each: Mapping[str, Any], told: ToldEvaluation) -> CalibrationView:
+    """Rows and positive rows are each one sum over the bins. Bins over one half are, or nearly are, those that were
+    given the label, so each half is a sum as well."""
+    rules, wholes = told.rules, [(told.metrics["n"], told.n)]
+    if OK in told.statuses:
+        wholes.append((told.metrics["num_parsed"], told.statuses[OK]))
+    support = told.gold[label.slug]
     bins = [one for one in each["bins"] if one]
     rows = [one["num_rows"] for one in bins]
     positives = [round(one["share_positive"] * one["num_rows"]) for one in bins]
     num_rows = rules.all_or_part(each["num_rows"], wholes)
-    is_support = num_rows == n and support is not None and support == exact(each["num_positive"])
-    num_positive = rules.part(each["num_positive"], num_rows, *([support] if support and not is_support else []))
-    told = rules.partition(dict(enumerate(rows)), told=num_rows)
-    of_bins = rules.by_bin(positives, [[told[at]] for at in range(len(bins))], num_positive) if told else None
+    is_support = num_rows == told.n and support == exact(each["num_positive"])
+    num_positive = rules.part(each["num_positive"], num_rows, *([] if is_support else [support]))
+    of_rows = _of_rows(rows, [one["mean_probability"] >= 0.5 for one in bins], num_rows, told.said[label.slug], rules)
+    of_bins = rules.by_bin(positives, [[count] for count in of_rows], num_positive) if of_rows else None
     shown, points = [], []
     for at, one in enumerate(bins):
-        if told is None or one["num_rows"] < rules.limit:
+        if of_rows is None or one["num_rows"] < rules.limit:
             continue
-        ends = _ends(of_bins[at], told[at]) if of_bins else None
-        shown.append((one["mean_probability"], Cell(told[at], each["num_rows"]), ends))
+        ends = _ends(of_bins[at], of_rows[at]) if of_bins else None
+        shown.append((one["mean_probability"], Cell(of_rows[at], each["num_rows"]), ends))
         if ends is not None:
-            weight = (told[at].low + told[at].high) / (num_rows.low + num_rows.high)
+            weight = (of_rows[at].low + of_rows[at].high) / (num_rows.low + num_rows.high)
             points.append((one["mean_probability"], *ends, weight))
     words = "share of positive rows by mean probability, in tenths; the numbers are in the table below the chart"
+    at_precision = each["sensitivity_at_precision"] if num_positive.is_exact else {}
     return CalibrationView(
         label,
         num_rows,
@@ -377,10 +294,28 @@ def calibration_view(
         each["auprc"],
         each["brier"],
         each["ece"],
-        [(at, found["recall"] if found else None) for at, found in each["sensitivity_at_precision"].items()],
+        [(at, found["recall"] if found else None) for at, found in at_precision.items()],
         charts.reliability(points, words) if points else None,
         shown,
     )
+
+
+def _of_rows(
+    rows: Sequence[int], is_over: Sequence[bool], num_rows: Count, said: Count, rules: Disclosure
+) -> list[Count] | None:
+    """What is told of the rows of each bin. None where there are too few."""
+    if sum(rows) < rules.limit * len(rows):
+        return None
+    halves = [{at: number for at, number in enumerate(rows) if is_over[at] is half} for half in (True, False)]
+    over = sum(halves[0].values())
+    told_over = told_under = num_rows
+    if all(halves):
+        told_over = rules.part(over, num_rows, beside=[] if said == exact(over) else [said])
+        told_under = Count(max(0, num_rows.low - told_over.high), num_rows.high - told_over.low)
+    found: dict[int, Count] = {}
+    for half, told in zip(halves, (told_over, told_under), strict=True):
+        found |= rules.parts(half, (sum(half.values()), told)) if half else {}
+    return [found[at] for at in range(len(rows))]
 
 
 def _ends(part: Count, whole: Count) -> tuple[float, float]:
@@ -388,40 +323,44 @@ def _ends(part: Count, whole: Count) -> tuple[float, float]:
     return part.low / whole.high, min(1.0, part.high / whole.low) if whole.low else 1.0
 
 
-def _comparison(
-    metrics: Mapping[str, Any], sides: Sequence[Side], leaves_few: bool, rules: Disclosure
-) -> tuple[str, list[ComparisonRow]] | None:
-    """Without the numbers of rows where `leaves_few`: with the other side's accuracy they give this one's."""
-    comparison = metrics.get("comparison")
-    if comparison is None or metrics["n"] < rules.limit:
+def _comparison(told: ToldEvaluation, sides: Sequence[Side]) -> tuple[str, list[ComparisonRow]] | None:
+    """Numbers of posts only where nothing is hidden: with the other side's accuracy they give this one's."""
+    comparison = told.metrics.get("comparison")
+    levels = levels_of(told.metrics)
+    if comparison is None or not told.is_enough:
         return None
     of = comparison["against"]
     name = next((side.name for side in sides if _is_of(of, side)), None) or _named(of)
     rows = []
     for level, each in comparison["levels"].items():
-        only_this, only_other = rules.alone(each["num_only_this"]), rules.alone(each["num_only_other"])
+        if "f1" not in told.scores_of(levels[level]):
+            continue
+        only_this, only_other = (told.rules.alone(each[key]) for key in ("num_only_this", "num_only_other"))
         # The test is of these two numbers alone.
-        tells = only_this.is_exact and only_other.is_exact and not leaves_few
+        tells = only_this.is_exact and only_other.is_exact and told.is_open
         rows.append(
             ComparisonRow(
                 level,
                 Score(each["difference"], *(each["ci95"] or (None, None))),
                 each["p_bootstrap"],
                 each["p_bootstrap_holm"],
-                None if leaves_few else only_this,
-                None if leaves_few else only_other,
+                only_this if told.is_open else None,
+                only_other if told.is_open else None,
                 each["p_mcnemar"] if tells else None,
                 each["p_mcnemar_holm"] if tells else None,
             )
         )
-    return name, rows
+    return (name, rows) if rows else None
 
 
 def label_set_of(metrics: Mapping[str, Any], known: Sequence[LabelSet]) -> LabelSet:
-    """Of an evaluation's task: the one on the page, or what its own labels say."""
-    for task in known:
-        if task.name == metrics["task"]:
-            return task
+    """Of an evaluation's task: the one on the page or the built-in one, if it has these labels; else what the labels
+    say of themselves."""
     slugs = [slug for level in levels_of(metrics).values() for slug in level["per_label"]]
+    builtin = [LabelSet.of(load_task(name)) for name in builtin_tasks() if name == metrics["task"]]
+    for task in (*known, *builtin):
+        if task.name == metrics["task"] and set(task.slugs) == set(slugs):
+            return task
     names = tuple(LabelName(slug, slug, "", None) for slug in slugs)
-    return LabelSet(metrics["task"], "", "binary" if "confusion" in metrics else "multilabel", names)
+    kind = ("binary" if len(slugs) == 2 else "multiclass") if "confusion" in metrics else "multilabel"
+    return LabelSet(metrics["task"], "", kind, names)

@@ -81,7 +81,7 @@ def write_report(config: ReportConfig) -> str:
                         each,
                         label_set_of(each, tasks),
                         sides,
-                        [counts.get((at, name)) for at in range(len(sides))],
+                        [told.get((at, name)) for at in range(len(sides))],
                         rules,
                     )
                     for each in evaluations

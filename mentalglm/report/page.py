@@ -13,7 +13,7 @@ from mentalglm.manifest import INTENDED_USE, number, prediction_rows, shown_name
 from mentalglm.report import charts
 from mentalglm.report.agreement import Agreement
 from mentalglm.report.disclosure import Count, Disclosure
-from mentalglm.report.evaluated import SCORES, EvaluationView
+from mentalglm.report.evaluated import SCORE_NAMES, EvaluationView
 from mentalglm.report.over_time import PostLine
 from mentalglm.report.scan import Counts
 from mentalglm.report.scored import TaskView
@@ -131,7 +131,7 @@ def render(page: Page) -> str:
         page=page,
         style=Markup(style),  # noqa: S704 - ours
         intended_use=INTENDED_USE,
-        score_names=SCORES,
+        score_names=SCORE_NAMES,
         made_at=datetime.now(UTC).isoformat(timespec="minutes"),
     )
 
@@ -150,7 +150,10 @@ def run_view(run: Run, rules: Disclosure) -> RunView:
         run=run,
         num_posts=rules.alone(run.num_posts),
         num_unreadable=rules.alone(output["num_unreadable_rows"]) if output["num_unreadable_rows"] else None,
-        num_copied=rules.part(output["num_copied"], num_predictions) if output["num_copied"] else None,
+        # A post is copied with its answer to each question.
+        num_copied=rules.part(round(output["num_copied"] * run.num_posts / num_predictions), run.num_posts)
+        if output["num_copied"]
+        else None,
         engine_time=[
             TimeShare(name, ENGINE_TIME.get(name, ""), engine_s[name], engine_s[name] / total) for name in names
         ],

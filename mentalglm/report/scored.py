@@ -47,7 +47,7 @@ class TaskView:
     """All that is shown of a task."""
 
     labels: LabelSet
-    num_posts: list[Count]
+    num_posts: list[Count | None]
     """Of each side; None where it has not the task."""
     statuses: list[dict[str, Cell] | None]
     rows: list[LabelRow]
@@ -72,7 +72,7 @@ def task_view(
     counts = [None if each is None else each.counts for each in told]
     return TaskView(
         labels=task,
-        num_posts=[rules.alone(each.num_rows) if each else exact(0) for each in counts],
+        num_posts=[rules.alone(each.num_rows) if each else None for each in counts],
         statuses=[_statuses(each) for each in told],
         rows=_rows(task, told),
         is_too_small=all(each is None or each.labels is None for each in told),
@@ -98,11 +98,9 @@ def _explained(told: Told) -> Cell:
 
 def _flags(told: Told) -> dict[str, Cell]:
     """Of posts with a result and without one. In an order that tells nothing of those that are hidden."""
-    total = told.counts.num_rows
-    if total < told.rules.limit:
+    total, found = told.counts.num_rows, told.flags
+    if found is None:
         return {name: Cell(None, 0) for name in sorted(told.counts.flags)}
-    statuses = [count for count in (told.statuses or {}).values() if count != told.rules.hidden]
-    found = {name: told.rules.part(number, total, beside=statuses) for name, number in told.counts.flags.items()}
     return {name: Cell(found[name], total) for name in sorted(found, key=lambda name: (-found[name].high, name))}
 
 

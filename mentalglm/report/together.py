@@ -46,7 +46,9 @@ def _pair(told: Told, both: int, label: LabelName, other: LabelName) -> Cell:
     sides = [(told.number(each.slug), told.label(each.slug)) for each in (label, other)]
     if sides[0][1] is None or sides[1][1] is None or not sides[0][1].is_exact:
         return Cell(None, 0)
-    count = told.rules.pair(both, ((sides[0][0], sides[0][1]), (sides[1][0], sides[1][1])), *told.wholes)
+    parent = told.label(label.parent) if label.parent is not None and label.parent == other.parent else None
+    wholes = [*told.wholes, *([parent] if parent is not None else [])]
+    count = told.rules.pair(both, ((sides[0][0], sides[0][1]), (sides[1][0], sides[1][1])), *wholes)
     return Cell(count, sides[0][0])
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from mentalglm.report.disclosure import Count, Disclosure, Known, exact
 from mentalglm.report.scan import Counts
-from mentalglm.report.sources import LabelName, LabelSet
+from mentalglm.report.sources import LabelSet
 
 NONE = "no label applies"
 STATUS = "status: "
@@ -64,11 +65,29 @@ class Told:
             return cls(task, counts, rules, None, rules.partition(dict(counts.statuses)))
         parts = rules.partition(counts.statuses)
         with_result = [parts["ok"]] if parts and "ok" in parts else []
-        return cls(task, counts, rules, _overlapping(task, numbers, counts, with_result, weights, rules), parts)
+        labels = overlapping_labels(task, numbers | {NONE: counts.num_none}, total, with_result, rules, weights=weights)
+        return cls(task, counts, rules, labels, parts)
 
     def label(self, slug: str) -> Count | None:
         """Of a label, or of NONE."""
         return self.labels.get(slug) if self.labels else None
+
+    def told_of(self, name: str) -> Count | None:
+        """Of a label, of NONE, of a flag, of STATUS and a status: what is told on the page; None: nothing."""
+        found = {**(self.flags or {}), **(self.labels or {})}
+        return found.get(name) or (self.statuses or {}).get(name.removeprefix(STATUS))
+
+    @cached_property
+    def flags(self) -> dict[str, Count] | None:
+        """Of posts with a result and without one. None where there are too few posts."""
+        total = self.counts.num_rows
+        if total < self.rules.limit:
+            return None
+        beside = [count for count in (self.statuses or {}).values() if count != self.rules.hidden]
+        with_explanation = self.rules.part(self.counts.num_explained, *self.wholes, beside=self.with_labels)
+        if with_explanation.is_exact:
+            beside.append(with_explanation)
+        return {name: self.rules.part(number, total, beside=beside) for name, number in self.counts.flags.items()}
 
     def number(self, slug: str) -> int:
         """What is not told as it is."""
@@ -97,33 +116,29 @@ class Told:
         return found
 
 
-def _overlapping(
+def overlapping_labels(
     task: LabelSet,
     numbers: Mapping[str, int],
-    counts: Counts,
-    with_result: Sequence[Count],
-    weights: Mapping[str, int],
+    total: int,
+    wholes: Sequence[Count],
     rules: Disclosure,
+    *,
+    weights: Mapping[str, int] | None = None,
+    at_most: Mapping[str, Count] | None = None,
 ) -> dict[str, Count] | None:
-    total = counts.num_rows
-    if not task.parents:
-        return rules.overlapping({**numbers, NONE: counts.num_none}, total, *with_result, weights=weights)
-    upper = {each.slug: numbers[each.slug] for each in task.parents} | {NONE: counts.num_none}
-    top = rules.overlapping(upper, total, *with_result, weights=weights)
-    if top is None:
+    """Of labels of which a post may have several, and of NONE if it is among `numbers`: of `total` posts and of the
+    `wholes`, and children as parts of their parent. `weights`, `at_most`: see `Disclosure.partition`. None where
+    nothing is told."""
+    parents = [each.slug for each in task.parents]
+    top = {slug: number for slug, number in numbers.items() if not parents or slug in parents or slug == NONE}
+    found = rules.overlapping(top, total, *wholes, weights=weights, at_most=at_most)
+    if found is None:
         return None
-    found = dict(top)
-    for parent in task.parents:
-        children = {each.slug: numbers[each.slug] for each in task.answerable if each.parent == parent.slug}
-        whole = (sum(children.values()), _of_whole(children, parent, numbers, top))
-        below = rules.overlapping(children, total, *with_result, top[parent.slug], whole=whole, weights=weights)
-        found |= below or {}
+    for parent in parents:
+        children = {each.slug: numbers[each.slug] for each in task.answerable if each.parent == parent}
+        # What is told of the sum of the children, if each post of the parent has one.
+        told, number, size = found[parent], numbers[parent], sum(children.values())
+        whole = (size, Count(size + told.low - number, size + told.high - number))
+        below = rules.overlapping(children, total, *wholes, told, whole=whole, weights=weights, at_most=at_most)
+        found = found | (below or {})
     return found
-
-
-def _of_whole(
-    children: Mapping[str, int], parent: LabelName, numbers: Mapping[str, int], top: Mapping[str, Count]
-) -> Count:
-    """What is told of the sum of the children, if each post of the parent has one."""
-    told, number, total = top[parent.slug], numbers[parent.slug], sum(children.values())
-    return Count(total + told.low - number, total + told.high - number)

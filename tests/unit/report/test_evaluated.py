@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.evaluated import CalibrationView, calibration_view
-from mentalglm.report.sources import LabelName
+from mentalglm.report.sources import LabelName, LabelSet
+from mentalglm.report.told_evaluation import ToldEvaluation
+from mentalglm.tasks import load_task
 from tests.report_runs import row, write_run
 from tests.unit.report.test_disclosure import LIMIT, assert_hidden, possible
 from tests.unit.report.test_page import cells, distortion_rows, line_of, metrics_of, page_of, risk_rows
@@ -19,15 +21,27 @@ from tests.unit.report.test_page import cells, distortion_rows, line_of, metrics
 HIGH = LabelName("high_risk", "high suicide risk", "", None)
 
 
-def calibration(*bins: tuple[int, int], wholes: Sequence[int] = ()) -> CalibrationView:
-    """Of bins of (rows, positive rows). `wholes`: all rows that are evaluated, those that could be read."""
+def calibration(*bins: tuple[int, int], wholes: Sequence[int] = (), said: int | None = None) -> CalibrationView | None:
+    """Of bins of (rows, positive rows), half of them over one half. `wholes`: all rows that are evaluated, those that
+    could be read. `said`: answers with the label, if not those of the upper half. None where the label's scores are not shown."""
     total, positive = (sum(each[at] for each in bins) for at in (0, 1))
     told = {"num_rows": total, "num_positive": positive, "auroc": 0.9, "auprc": 0.9, "brier": 0.1, "ece": 0.1}
     told |= {"sensitivity_at_precision": {}, "bins": [
-        {"num_rows": each[0], "mean_probability": at / 10 + 0.05, "share_positive": each[1] / each[0]}
+        {"num_rows": each[0], "mean_probability": (at + 0.5) / len(bins), "share_positive": each[1] / each[0]}
         for at, each in enumerate(bins)
     ]}  # fmt: skip
-    return calibration_view(HIGH, told, exact(positive), [(n, exact(n)) for n in wholes or [total]], Disclosure(LIMIT))
+    n, num_parsed = (*wholes, *(wholes or [total] * 2))[:2]
+    if said is None:
+        said = sum(rows for at, (rows, _) in enumerate(bins) if (at + 0.5) / len(bins) >= 0.5)
+    per_label = {
+        "high_risk": {"support": positive, "num_predicted": said},
+        "low_risk": {"support": n - positive, "num_predicted": num_parsed - said},
+    }
+    failed = {"parse_failed": n - num_parsed} if n > num_parsed else {}
+    metrics = {"n": n, "num_parsed": num_parsed, "num_failed_by_status": failed, "num_without_label": 0}
+    task = LabelSet.of(load_task("suicide_risk"))
+    evaluation = ToldEvaluation(metrics | {"per_label": per_label}, task, None, Disclosure(LIMIT))
+    return calibration_view(HIGH, told, evaluation) if evaluation.has_scores("high_risk") else None
 
 
 def test_points_are_as_large_as_the_table_tells() -> None:
@@ -37,24 +51,27 @@ def test_points_are_as_large_as_the_table_tells() -> None:
 
 def test_points_do_not_tell_how_many_rows_have_a_probability() -> None:
     """297 of 300, or 294."""
-    views = [calibration((100, 40), (other, 90), wholes=[300]) for other in (197, 194)]
-    assert [view.num_rows for view in views] == [Count(290, 300)] * 2
-    points = [str(view.svg).split("<path")[1:2] or str(view.svg).split("<circle")[1:2] for view in views]
+    views = [calibration((100, 40), (other, 90), wholes=[300], said=200) for other in (197, 194)]
+    assert [view and view.num_rows for view in views] == [Count(290, 300)] * 2
+    points = [str(view and view.svg).split("<path")[1:2] or str(view.svg).split("<circle")[1:2] for view in views]
     assert points[0] == points[1]
 
 
 def test_answers_without_a_probability_are_not_told_by_those_that_could_be_read() -> None:
     view = calibration((100, 40), (183, 90), wholes=[300, 285])
+    assert view is not None
     assert view.num_rows == Count(275, 285)
 
 
 def test_there_are_no_points_where_there_is_no_table() -> None:
-    view = calibration((15, 10), (4, 1), (5, 2))
+    view = calibration((15, 10), (5, 1), (6, 2))
+    assert view is not None
     assert (view.bins, view.svg) == ([], None)
 
 
 def test_positive_rows_of_a_bin_are_not_what_the_others_leave_of_all() -> None:
     view = calibration((200, 15), (50, 3), (60, 20), (90, 70))
+    assert view is not None
     assert view.num_positive == exact(108)
     shares = [ends for _, _, ends in view.bins]
     assert shares == [(15 / 200, 15 / 200), (0.0, 9 / 50), (20 / 60, 20 / 60), (64 / 90, 73 / 90)]
@@ -65,9 +82,9 @@ def test_positive_rows_of_a_bin_are_not_what_the_others_leave_of_all() -> None:
 def test_shares_of_bins_leave_the_limit_of_numbers(pairs: list[tuple[int, int]]) -> None:
     """Bins of (positive rows, other rows): each cell under the limit may be all of 0 to the limit less 1."""
     view = calibration(*((sum(each), each[0]) for each in pairs))
-    if not view.bins:
+    if view is None or not view.bins:
         return
-    told = {round(mean * 10 - 0.5): (cell.count, ends) for mean, cell, ends in view.bins}
+    told = {round(mean * len(pairs) - 0.5): (cell.count, ends) for mean, cell, ends in view.bins}
     known: list[Count] = []
     for at, each in enumerate(pairs):
         count, ends = told.get(at, (Count(0, LIMIT - 1), None))
@@ -102,19 +119,21 @@ def test_a_test_of_two_numbers_is_not_told_where_one_is_hidden(
 
 
 def test_a_label_that_a_few_posts_more_have_in_the_run_has_no_scores(tmp_path: Path) -> None:
-    """103 posts of the run have it, 100 of those with a gold label: with precision and recall these 100 are told."""
+    """103 posts of the run have it, 100 of those with a gold label: with precision and recall these 100 are told, and
+    with the sum over the labels they are what the others leave of it."""
     rows = distortion_rows({"labeling": 103, "mental_filter": 90, "magnification": 60}, 150)
-    gold = {each["post_id"]: each["labels"] for each in rows[3:373]}
+    left_out = {*range(3), *range(103, 123), *range(193, 213), *range(373, 403)}
+    gold = {each["post_id"]: each["labels"] for at, each in enumerate(rows) if at not in left_out}
     metrics = metrics_of("cognitive_distortion", gold, rows, "scored")
     run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
     html = page_of(run, evaluations=evaluated(tmp_path, metrics))
     evaluation = html[html.index('id="evaluation"') :]
     assert line_of(html, "labeling")[0] == "103"
-    line = line_of(evaluation, "labeling")
-    assert (line[:3], line[-1]) == (["–", "–", "–"], "·")
-    assert line_of(evaluation, "magnification")[:3] == ["100.0", "100.0", "100.0"]
-    # Nor by the average over labels: with what the others were given it is this label's.
-    assert line_of(evaluation, "micro")[1:4] == ["–", "–", "–"]
+    assert line_of(evaluation, "labeling") == ["–", "–", "–", "100", "94 – 103"]
+    assert line_of(evaluation, "mental filter") == ["100.0", "100.0", "100.0", "70", "70"]
+    assert line_of(evaluation, "magnification")[:3] == ["–", "–", "–"]
+    assert "–" not in line_of(evaluation, "micro")[:3]
+    assert line_of(evaluation, "micro")[3] == "–"
     assert "macro" not in evaluation
 
 
@@ -134,7 +153,6 @@ def test_flags_and_posts_without_a_label_are_not_told_where_a_few_more_are_in_th
     assert number == (117 if what == "none" else 60)
     run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
     evaluation = page_of(run, evaluations=evaluated(tmp_path, metrics)).split('id="evaluation"')[1]
-    assert "are not evaluated:" in evaluation
     assert str(number) not in cells(evaluation)
     assert f"{number} read" not in evaluation
 
@@ -158,24 +176,24 @@ def test_few_posts_that_are_not_evaluated_are_told_by_no_score_of_a_task_with_on
     run = write_run(tmp_path / "scored", {"suicide_risk": rows})
     html = page_of(run, evaluations=evaluated(tmp_path, metrics))
     evaluation = html[html.index('id="evaluation"') :]
-    assert line_of(evaluation, "binary")[1:4] == ["–", "–", "–"]
-    assert f"{100 * metrics['f1']:.1f}" in line_of(evaluation, "binary")[0]
+    assert line_of(evaluation, "binary") == ["–", "–", "–", "–"]
+    assert f"{100 * metrics['f1']:.1f}" not in evaluation
     assert "Confusion" not in evaluation
     assert "Calibration of" not in evaluation
     assert "100" not in cells(evaluation.split("<section")[0])
     assert line_of(evaluation, "high suicide risk")[:3] == ["–", "–", "–"]
-    assert "are not evaluated" in evaluation
 
 
 def test_what_is_hidden_in_the_run_hides_nothing_of_its_evaluation(tmp_path: Path) -> None:
     """7 failed, 4 of those with a gold label."""
     rows = risk_rows(130, 230, 7)
-    gold = {each["post_id"]: each["labels"] or ["low_risk"] for each in rows[30:364]}
+    gold = {each["post_id"]: each["labels"] or ["low_risk"] for each in [*rows[20:330], *rows[343:364]]}
     metrics = metrics_of("suicide_risk", gold, rows, "scored")
     run = write_run(tmp_path / "scored", {"suicide_risk": rows})
     evaluation = page_of(run, evaluations=evaluated(tmp_path, metrics)).split('id="evaluation"')[1]
-    assert "–" not in line_of(evaluation, "binary")
-    assert "are not evaluated:" not in evaluation
+    assert "–" not in line_of(evaluation, "binary")[:3]
+    # With it the failed ones of those with a low risk would be what is left.
+    assert line_of(evaluation, "binary")[3] == "–"
 
 
 def test_failed_posts_that_are_not_evaluated_are_not_told_where_they_are_few(tmp_path: Path) -> None:
@@ -187,4 +205,4 @@ def test_failed_posts_that_are_not_evaluated_are_not_told_where_they_are_few(tmp
     run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
     html = page_of(run, evaluations=evaluated(tmp_path, metrics))
     assert "23" in cells(html)
-    assert "status parse_failed" not in html
+    assert "14&hairsp;–&hairsp;23</span> status parse_failed" in html
