@@ -138,9 +138,8 @@ class ToldEvaluation:
             return ()
         if level["average"] == "binary":
             return SCORES[:3] if self.task.positive is not None and self.has_scores(self.task.positive) else ()
-        for told in (self.gold, self.said):
-            hidden = [slug for slug in level["per_label"] if slug not in told or not told[slug].is_exact]
-            if len(hidden) == 1:  # what the sum leaves of the others
+        for key, told in (("support", self.gold), ("num_predicted", self.said)):
+            if not _sum_tells_nothing({slug: each[key] for slug, each in level["per_label"].items()}, told):
                 return ()
         if level["average"] == "micro":
             return SCORES[:3]
@@ -183,6 +182,16 @@ class ToldEvaluation:
             return told
         left = Count(self.run.counts.num_rows - self.n.high, self.run.counts.num_rows - self.n.low)
         return self.rules.part(number, told, holds=[Count(told.low - left.high, told.high - left.low)])
+
+
+def _sum_tells_nothing(numbers: Mapping[str, int], told: Mapping[str, Count]) -> bool:
+    """Whether who knows what these numbers add up to knows no more of any of them."""
+    if not numbers.keys() <= told.keys():
+        return False
+    total = sum(numbers.values())
+    low, high = (sum(told[name][end] for name in numbers) for end in (0, 1))
+    ends = [(told[name], total - (high - told[name].high), total - (low - told[name].low)) for name in numbers]
+    return all(least <= count.low and count.high <= most for count, least, most in ends)
 
 
 def _joined(one: Count, other: Count) -> Count:

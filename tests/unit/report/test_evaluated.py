@@ -23,7 +23,8 @@ HIGH = LabelName("high_risk", "high suicide risk", "", None)
 
 def calibration(*bins: tuple[int, int], wholes: Sequence[int] = (), said: int | None = None) -> CalibrationView | None:
     """Of bins of (rows, positive rows), half of them over one half. `wholes`: all rows that are evaluated, those that
-    could be read. `said`: answers with the label, if not those of the upper half. None where the label's scores are not shown."""
+    could be read. `said`: answers with the label, if not those of the upper half. None where its scores are not
+    shown."""
     total, positive = (sum(each[at] for each in bins) for at in (0, 1))
     told = {"num_rows": total, "num_positive": positive, "auroc": 0.9, "auprc": 0.9, "brier": 0.1, "ece": 0.1}
     told |= {"sensitivity_at_precision": {}, "bins": [
