@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mentalglm.config import ReportConfig
+from mentalglm.config import ReportConfig, validate
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation import evaluate
 from mentalglm.report.job import write_report
@@ -483,6 +483,19 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
         page_of(run)
     with pytest.raises(ValueError, match=r"ends in \.html"):
         ReportConfig.model_validate({"runs": [str(run)], "output": {"uri": "report.pdf"}})
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([], "report: runs = []: are 0; name the folders of one to 6 finished score runs"),
+        (list("abcdefg"), "are 7; name the folders of one to 6"),
+        (["a", {"uri": "./a/", "name": "b"}], "names a run twice, which always agrees with itself; name each run once"),
+    ],
+)
+def test_runs_that_make_no_page_are_one_line(runs: list[Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        validate(ReportConfig, {"runs": runs}, "report")
 
 
 @pytest.mark.parametrize("num_posts", [1, 2, 30])
