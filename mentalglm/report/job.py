@@ -20,6 +20,7 @@ from mentalglm.report.scored import task_view
 from mentalglm.report.sources import LabelSet, Run, Side, read_evaluations, read_runs, read_stages, sides_of
 from mentalglm.report.together import Matrix, across_tasks
 from mentalglm.report.told import Told
+from mentalglm.tasks import builtin_tasks, load_task
 
 Key = tuple[int, str]
 """Number of a side, name of a task."""
@@ -67,6 +68,7 @@ def write_report(config: ReportConfig) -> str:
         for task in tasks
     ]
     names = list(dict.fromkeys(str(each["task"]) for each in evaluations))
+    known = [*tasks, *(LabelSet.of(load_task(name)) for name in names if name in builtin_tasks())]
     page = Page(
         title=config.title or _title(sides),
         sides=sides,
@@ -79,7 +81,7 @@ def write_report(config: ReportConfig) -> str:
                 [
                     evaluation_view(
                         each,
-                        label_set_of(each, tasks),
+                        label_set_of(each, known),
                         sides,
                         [counts.get((at, name)) for at in range(len(sides))],
                         rules,
