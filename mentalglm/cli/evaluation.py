@@ -45,7 +45,11 @@ def tables(
         from mentalglm.evaluation.paper import write_tables
         from mentalglm.evaluation.paper.render import Sheet, markdown
 
-        print("\n".join(markdown(Sheet(filled)) for filled in write_tables(settings, dry_run=dry_run)), end="")
+        filled = write_tables(settings, dry_run=dry_run)
+        print("\n".join(markdown(Sheet(each)) for each in filled), end="")
+        for each in filled:
+            for warning in each.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
 
 
 @commands.command(rich_help_panel=_PANEL)

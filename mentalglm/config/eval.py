@@ -6,7 +6,10 @@ from pydantic import Field, model_validator
 
 from mentalglm.config.base import ConfigModel
 from mentalglm.config.posts import PostsConfig
-from mentalglm.config.storage import S3Config, StorageAddress
+from mentalglm.config.storage import S3Config, StorageAddress, place_of
+
+_FILES = (".jsonl", ".ndjson", ".csv", ".parquet", ".parq", ".pq")
+"""Ends of names of gold files, whose columns `gold` names."""
 
 
 class GoldConfig(ConfigModel):
@@ -77,14 +80,32 @@ class EvalConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _repeats_are_other_runs(self) -> "EvalConfig":
-        if len({self.predictions, *self.repeats}) <= len(self.repeats):
+        if len({place_of(each) for each in (self.predictions, *self.repeats)}) <= len(self.repeats):
             raise ValueError("repeats names a run twice, or the predictions themselves; name each run once")
         return self
 
     @model_validator(mode="after")
     def _differs_from_what_it_is_compared_with(self) -> "EvalConfig":
-        other = (self.against or self.predictions, self.against_adapter)
-        is_compared = self.against is not None or self.against_adapter is not None
-        if is_compared and other == (self.predictions, self.adapter):
+        if self._compared is not None and self._compared == (place_of(self.predictions), self.adapter):
             raise ValueError("against names the predictions themselves; name other ones, or another against_adapter")
         return self
+
+    @model_validator(mode="after")
+    def _gold_is_no_evaluated_run(self) -> "EvalConfig":
+        """What is held against itself is right in every row."""
+        if self.gold.uri.lower().endswith(_FILES) and self.gold.label_column != "labels":
+            return self  # a file may hold people's labels beside the predictions
+        gold = (place_of(self.gold.uri), self.gold.adapter)
+        if gold in {(place_of(each), self.adapter) for each in (self.predictions, *self.repeats)} | {self._compared}:
+            raise ValueError(
+                f"gold.uri = {self.gold.uri} names predictions that are evaluated, which always agree with themselves; "
+                "name a gold file, another run, or another gold.adapter"
+            )
+        return self
+
+    @property
+    def _compared(self) -> tuple[tuple[str, ...], str | None] | None:
+        """Place and adapter of what the predictions are compared with, if they are."""
+        if self.against is None and self.against_adapter is None:
+            return None
+        return place_of(self.against or self.predictions), self.against_adapter

@@ -5,9 +5,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
-from mentalglm.config.storage import S3Config, StorageAddress
+from mentalglm.config.storage import S3Config, StorageAddress, place_of
 
 SMALL_CELL = 10
+_MOST_RUNS = 6
 
 
 class ReportedRunConfig(ConfigModel):
@@ -36,7 +37,7 @@ class ReportOutputConfig(ConfigModel):
 class ReportConfig(ConfigModel):
     """One self-contained HTML page about a score run, or about several side by side."""
 
-    runs: list[ReportedRunConfig] = Field(min_length=1, max_length=6)
+    runs: list[ReportedRunConfig] = Field(min_length=1, max_length=_MOST_RUNS)
     """Addresses, or {uri, name}. The first is the one that the others are compared with."""
     evaluations: list[StorageAddress] = []
     """Folders that `mentalglm eval` has written metrics.json to."""
@@ -63,9 +64,18 @@ class ReportConfig(ConfigModel):
     @field_validator("runs", mode="before")
     @classmethod
     def _addresses_are_runs(cls, value: Any) -> Any:
-        return (
-            [{"uri": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
-        )
+        if not isinstance(value, list):
+            return value
+        if not 1 <= len(value) <= _MOST_RUNS:
+            raise ValueError(f"are {len(value)}; name the folders of one to {_MOST_RUNS} finished score runs")
+        return [{"uri": each} if isinstance(each, str) else each for each in value]
+
+    @field_validator("runs")
+    @classmethod
+    def _runs_differ(cls, value: list[ReportedRunConfig]) -> list[ReportedRunConfig]:
+        if len({place_of(each.uri) for each in value}) < len(value):
+            raise ValueError("names a run twice, which always agrees with itself; name each run once")
+        return value
 
     @model_validator(mode="after")
     def _small_cells_are_meant(self) -> "ReportConfig":

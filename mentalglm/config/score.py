@@ -1,9 +1,7 @@
 """Config of a score job: the YAML that a researcher writes."""
 
-import os
 import re
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -11,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
 from mentalglm.config.records import RecordsConfig
-from mentalglm.config.storage import S3Config, StorageAddress
+from mentalglm.config.storage import S3Config, StorageAddress, place_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -335,13 +333,6 @@ EngineConfig = Annotated[
 ]
 
 
-def _parts(uri: str) -> tuple[str, ...]:
-    """A URI as the parts of its path, so that one folder can be seen to lie in another."""
-    if uri.lower().startswith("s3://"):
-        return ("s3:", *(part for part in uri[5:].split("/") if part))
-    return Path(os.path.abspath(Path(uri.removeprefix("file://")).expanduser())).parts  # noqa: PTH100 - it need not exist
-
-
 class ScoreConfig(ConfigModel):
     """Score every post of the input on every task."""
 
@@ -388,7 +379,7 @@ class ScoreConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _apart(self) -> "ScoreConfig":
-        source, output = (_parts(uri) for uri in (self.input.uri, self.output.uri))
+        source, output = (place_of(uri) for uri in (self.input.uri, self.output.uri))
         if source == output[: len(source)] or output == source[: len(output)]:
             raise ValueError(
                 f"output.uri {self.output.uri!r} lies inside input.uri {self.input.uri!r}, or the other way round: the "

@@ -1,6 +1,8 @@
 """How object storage is reached. Credentials never stand in a config: the usual AWS variables, files and roles do."""
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -17,6 +19,13 @@ def _without_credentials(address: str) -> str:
 
 StorageAddress = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials)]
 """A path, file:// or s3:// address. One with a key in it would be written into the run's folder, so it is refused."""
+
+
+def place_of(uri: str) -> tuple[str, ...]:
+    """An address as the parts of its path: the same for `a/` and `./a`, and a folder is seen to lie in another."""
+    if uri.lower().startswith("s3://"):
+        return ("s3:", *(part for part in uri[5:].split("/") if part))
+    return Path(os.path.abspath(Path(uri.removeprefix("file://")).expanduser())).parts  # noqa: PTH100 - it need not exist
 
 
 class S3Config(ConfigModel):

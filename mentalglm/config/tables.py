@@ -15,6 +15,12 @@ def _is_a_row_name(name: str) -> str:
     return name
 
 
+def _is_a_pattern(address: str) -> str:
+    if set(re.findall(r"{.*?}|[{}]", address)) != {"{row}", "{column}"}:
+        raise ValueError("must hold {row} and {column}, and no other braces; write it like evaluated/{row}/{column}")
+    return address
+
+
 RowName = Annotated[str, AfterValidator(_is_a_row_name)]
 
 
@@ -24,7 +30,7 @@ class TableConfig(ConfigModel):
     rows: dict[RowName, dict[str, StorageAddress]] = {}
     """Row -> column -> the `output.uri` of an eval job, whose `metrics.json` fills the cell; a column with parents and
     children is filled by one evaluation. Rows and columns that are not named stay as the paper has them."""
-    evaluations: StorageAddress | None = None
+    evaluations: Annotated[StorageAddress, AfterValidator(_is_a_pattern)] | None = None
     """Where the evaluations of all others are, with `{row}` and `{column}` in it; those that are there fill their cell.
     """
     more_rows: dict[RowName, Annotated[str, Field(min_length=1)]] = {}

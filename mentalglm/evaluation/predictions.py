@@ -1,6 +1,7 @@
 """The predictions of a score run, or of a Parquet file that looks like one, and what made them."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -23,6 +24,8 @@ READ = (*NEEDED, "parents", "flags", "probability", "label_scores", "text_hash",
 _FIRST_WITH_FORM = 4
 """Parser version."""
 _BATCH_ROWS = 65_536
+_OF_RUN = re.compile(r"(?<=/)(?:task|adapter)=[^/]*(?=/)")
+"""Folders of a run's `data` that are no partitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def find_predictions(
         if adapter is not None:
             raise ConfigError(f"adapter = {adapter}: {uri} is no run, which alone has adapters; leave it out")
         dataset = _open(uri, uri)
+        _check_is_of_one_task(uri, dataset)
         provenance = _footer(dataset)
         if (told := [each["name"] for each in provenance.get("tasks", [])]) and task.name not in told:
             raise ConfigError(f"task = {task.name}: {uri} answers {', '.join(told)}; name the task, or its own file")
@@ -190,6 +194,16 @@ def _open(uri: str, folder: str) -> pads.Dataset:
     except pa.ArrowException as error:
         raise InputError(f"predictions = {uri}: cannot be read as Parquet ({type(error).__name__})") from None
     return dataset
+
+
+def _check_is_of_one_task(uri: str, dataset: pads.Dataset) -> None:
+    """Raises: InputError for a run's folder `data`, or one in it, that holds several tasks or adapters."""
+    folders = {tuple(_OF_RUN.findall(file)) for file in dataset.files}
+    if len(folders) > 1:
+        found = ", ".join(sorted("/".join(each) or "." for each in folders))
+        raise InputError(
+            f"predictions = {uri}: holds those of {found}; name the run's folder, in which task and adapter choose"
+        )
 
 
 def _is_void(schema: pa.Schema, name: str) -> bool:

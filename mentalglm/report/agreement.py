@@ -9,7 +9,7 @@ from mentalglm.report.sources import LabelName
 from mentalglm.report.told import Cell, Told
 
 _MIN_POSTS = 100
-"""Fewer shared posts than ten limits of ten are not compared: shares of them are single posts."""
+"""Fewer shared posts are not compared: each of them would be more than a per cent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Agreement:
     here: str
     there: str
     num_posts: Count
-    num_only_here: Count
-    num_only_there: Count
+    num_only_here: Count | None
+    num_only_there: Count | None
     same: Cell | None
-    """Posts with equal labels, or no result on both sides."""
+    """Posts with equal labels, or no result on both sides. None where nothing but `num_posts` is told."""
     labels: list[LabelAgreement]
 
 
@@ -43,14 +43,15 @@ def agreement(names: tuple[str, str], joined: Joined, told: tuple[Told, Told], r
     what is told of the shared ones stands for itself."""
     wholes = [(side.counts.num_rows, exact(side.counts.num_rows)) for side in told]
     num_posts = rules.all_or_part(joined.num_rows, wholes)
-    # Where a few posts are of one side alone, a share of the others tells how many these are.
-    enough = joined.num_rows >= _MIN_POSTS and joined.num_rows >= 2 * rules.limit and num_posts.is_exact
+    # Where a few posts are of one side alone, a share of the others tells how many these are. Fewer shared ones than
+    # twice the limit cannot be taken apart.
+    enough = joined.num_rows >= max(_MIN_POSTS, 2 * rules.limit) and num_posts.is_exact
     labels = [_of_label(label, joined, told, rules) for label in _shown(told[0])] if enough else []
     return Agreement(
         *names,
         num_posts=num_posts,
-        num_only_here=rules.part(joined.num_alone[0], told[0].counts.num_rows) if enough else rules.hidden,
-        num_only_there=rules.part(joined.num_alone[1], told[1].counts.num_rows) if enough else rules.hidden,
+        num_only_here=rules.part(joined.num_alone[0], told[0].counts.num_rows) if enough else None,
+        num_only_there=rules.part(joined.num_alone[1], told[1].counts.num_rows) if enough else None,
         same=Cell(_same(joined, labels, rules), joined.num_rows) if enough else None,
         labels=labels,
     )

@@ -23,9 +23,18 @@ _EPOCH = date(1970, 1, 1).toordinal()
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _NUMBERS = r"^\s*(?P<y>\d{4})\s?[-/.年]\s?(?P<m>\d{1,2})\s?[-/.月]\s?(?P<d>\d{1,2})"
 _API = r"^\w{3} (?P<m>\w{3}) (?P<d>\d{1,2}) .*(?P<y>\d{4})\s*$"  # Tue May 31 17:46:55 +0800 2011
-_MILLISECONDS = 100_000_000_000
+_NUMBER = r"^\s*\d{8,19}(\.\d*)?\s*$"
+# None of these can be meant by a number that another one makes a day from 1990 to 2099 of.
+_PER_SECOND = (1, 10**3, 10**6, 10**9)
+_PER_DATE = (1, 10**6)  # 20250131, 20250131123000
+_DAY_S = 86_400
 
 NO_DAY = 0
+ACCEPTED = (
+    "dates, timestamps, seconds, milli-, micro- or nanoseconds since 1970, 20250131 (123000 may follow), 2025-01-31 "
+    "with whatever follows (also with / or . or 年 and 月), or Fri Jan 31 17:46:55 +0800 2025; from 1990 to 2099"
+)
+"""What `days` reads, in words."""
 _RARE = 0.001
 
 
@@ -39,29 +48,42 @@ def date_column(names: Sequence[str], wanted: str | None) -> str | None:
 
 def days(column: pa.Array) -> npt.NDArray[np.int64]:
     """Proleptic day numbers (`date.toordinal`) as the column writes them, in its own zone; NO_DAY where it says none,
-    or one before 1990 or after 2099. Takes dates, timestamps, seconds or milliseconds since 1970, and texts that begin
-    with year, month and day or look like those of Weibo's API."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+    or one before 1990 or after 2099. Takes what `ACCEPTED` says, numbers also as text; epochs are in UTC."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
         column = pc.local_timestamp(column)
-    if pa.types.is_integer(column.type):
-        seconds = column.cast(pa.int64(), safe=False)
-        seconds = pc.if_else(pc.greater(seconds, _MILLISECONDS), pc.divide(seconds, 1000), seconds)
-        in_range = pc.and_(pc.greater(seconds, 0), pc.less(seconds, _MILLISECONDS))
-        column = pc.if_else(in_range, seconds, None).cast(pa.timestamp("s"))
-    if pa.types.is_temporal(column.type) and not pa.types.is_time(column.type):
+    if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
         since_epoch = column.cast(pa.date32(), safe=False).cast(pa.int32()).fill_null(-_EPOCH)
         found = since_epoch.to_numpy(zero_copy_only=False).astype(np.int64) + _EPOCH
-    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        found = _of_numbers(column.cast(pa.float64(), safe=False))
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         found = _of_texts(column)
     else:
         found = np.full(len(column), NO_DAY, np.int64)
     return np.where((found >= _FIRST) & (found < _LAST), found, NO_DAY)
 
 
+def _of_numbers(column: pa.Array) -> npt.NDArray[np.int64]:
+    numbers = np.nan_to_num(column.fill_null(0).to_numpy(zero_copy_only=False), nan=0, posinf=0, neginf=0)
+    found = np.full(len(numbers), NO_DAY, np.int64)
+    for per_second in _PER_SECOND:
+        day = np.floor(numbers / per_second / _DAY_S) + _EPOCH
+        found = np.where((day >= _FIRST) & (day < _LAST), day, found).astype(np.int64)
+    for per_date in _PER_DATE:
+        written = np.floor(numbers / per_date)
+        is_date = (written >= 1990_00_00) & (written < 2100_00_00)
+        as_date = written[is_date].astype(np.int64)
+        found[is_date] = _ordinals(as_date // 10_000, as_date // 100 % 100, as_date % 100)
+    return found
+
+
 def _of_texts(column: pa.Array) -> npt.NDArray[np.int64]:
-    found = np.full(len(column), NO_DAY, np.int64)
+    is_number = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
+    numbers = pc.if_else(is_number, pc.utf8_trim_whitespace(column), None).cast(pa.float64())
+    found = _of_numbers(numbers)
     for pattern in (_NUMBERS, _API):
         groups = pc.extract_regex(column, pattern)
         is_match = groups.is_valid().to_numpy(zero_copy_only=False)
@@ -72,13 +94,19 @@ def _of_texts(column: pa.Array) -> npt.NDArray[np.int64]:
         month = groups.field("m")
         if pattern == _API:
             month = pc.add(pc.index_in(month, pa.array(_MONTHS)), 1).fill_null(0)
-        month = month.cast(pa.int64()).to_numpy()
-        is_month = (month >= 1) & (month <= 12)
-        months = (year - 1970).astype("datetime64[Y]").astype("datetime64[M]") + np.where(is_month, month - 1, 0)
-        exact = months.astype("datetime64[D]") + (day - 1)
-        is_day = is_month & (day >= 1) & (exact.astype("datetime64[M]") == months)
-        found[is_match] = np.where(is_day, exact.astype(np.int64) + _EPOCH, NO_DAY)
+        found[is_match] = _ordinals(year, month.cast(pa.int64()).to_numpy(), day)
     return found
+
+
+def _ordinals(
+    year: npt.NDArray[np.int64], month: npt.NDArray[np.int64], day: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """NO_DAY where the calendar has no such day."""
+    is_month = (month >= 1) & (month <= 12)
+    months = (year - 1970).astype("datetime64[Y]").astype("datetime64[M]") + np.where(is_month, month - 1, 0)
+    exact = months.astype("datetime64[D]") + (day - 1)
+    is_day = is_month & (day >= 1) & (exact.astype("datetime64[M]") == months)
+    return np.where(is_day, exact.astype(np.int64) + _EPOCH, NO_DAY)
 
 
 @dataclass(frozen=True, slots=True)

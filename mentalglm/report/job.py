@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mentalglm import storage
 from mentalglm.config import ReportConfig
-from mentalglm.errors import ConfigError
+from mentalglm.errors import ConfigError, InputError
 from mentalglm.manifest import code_version
 from mentalglm.report import dates
 from mentalglm.report.agreement import Agreement, agreement
@@ -164,7 +164,17 @@ def _read(
             )
             if (at, task.name) in buckets:
                 buckets[at, task.name].close()
+            _check_days(config, side.run, counts[at, task.name])
     return counts, buckets
+
+
+def _check_days(config: ReportConfig, run: Run, counts: Counts) -> None:
+    """A column that was asked for tells something. What it holds instead is not quoted: it may be text of posts."""
+    if config.date_column is not None and counts.num_rows and not counts.num_dated:
+        raise InputError(
+            f"date_column = {config.date_column}: no value of it in {run.uri} can be read as a day; name a column that "
+            f"holds {dates.ACCEPTED}"
+        )
 
 
 def _across(sides: Sequence[Side], told: Mapping[Key, Told], buckets: Mapping[Key, Buckets]) -> dict[str, list[Matrix]]:

@@ -205,6 +205,3 @@ def _time_chart(
     narrow = charts.over_time(curves, words, is_share=is_share) if is_wide else None
     rows = [list(cells) for cells in zip(*columns, strict=True)]
     return TimeChart(label, svg, narrow, rows, [each is None for each in series])
-
-
-# Confidence

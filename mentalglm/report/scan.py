@@ -190,6 +190,7 @@ class _Counter:
 
     def _add_to_histogram(self, name: str, column: pa.Array) -> None:
         values = column.drop_null().to_numpy()
+        values = values[~np.isnan(values)]  # as missing as null, to an evaluation too
         if len(values):
             bars = np.clip((values * NUM_BARS).astype(np.int64), 0, NUM_BARS - 1)
             found = self.counts.histograms.setdefault(name, np.zeros(NUM_BARS, np.int64))

@@ -65,7 +65,7 @@ def task_view(
     sides: Sequence[Side],
     told: Sequence[Told | None],
     rules: Disclosure,
-    line: "PostLine | None",
+    line: PostLine | None,
     across: Sequence[Matrix],
 ) -> TaskView:
     """Everything about a task. `told`: of each side, None where it has not the task."""
@@ -138,7 +138,7 @@ def _no_result(told: Told | None) -> Cell:
     return Cell(Count(total - ok.high, total - ok.low), total)
 
 
-# Over time
+# Confidence
 
 
 def _histograms(told: Sequence[Told | None], rules: Disclosure) -> dict[str, list[Histogram]]:
@@ -185,6 +185,3 @@ def _with_value(number: int, slug: str, told: Told, rules: Disclosure) -> Count:
     label = told.label(slug) if slug else None
     beside = [(told.number(slug), label)] if label is not None else []
     return rules.all_or_part(number, [*told.with_result, (total, exact(total))], beside)
-
-
-# Together

@@ -53,9 +53,7 @@ class Measurement:
     @property
     def run(self) -> str:
         """What was evaluated."""
-        predictions = self.metrics["provenance"]["predictions"]
-        name = str(predictions["run_id"] or predictions["uri"])
-        return f"{name}, {predictions['adapter']}" if predictions["adapter"] else name
+        return _name_of(self.metrics["provenance"]["predictions"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +83,8 @@ class FilledTable:
     table: PaperTable
     """With the rows that the config has added."""
     measurements: tuple[Measurement, ...]
+    warnings: tuple[str, ...] = ()
+    """What its config asks for and is not there."""
 
     @cached_property
     def _by_cell(self) -> dict[tuple[str, str], Measurement]:
@@ -158,7 +158,8 @@ def fill(name: str, table: PaperTable, config: TableConfig) -> FilledTable:
     """The table with the evaluations that the config names, read from storage. `name`: the config's for it.
 
     Raises: ConfigError for a row or column that the table does not have, an evaluation of another task, or one that
-    fills two cells; InputError where there is no evaluation, or those of a column are of different gold labels.
+    fills two cells; InputError where there is no evaluation, or those of a column are of different gold labels, or of
+    the same predictions.
     """
     key = f"tables.{name}"
     table = _with_rows(key, table, config.more_rows)
@@ -173,16 +174,23 @@ def fill(name: str, table: PaperTable, config: TableConfig) -> FilledTable:
             if column not in table.columns:
                 raise ConfigError(f"{where}: no such column; use {', '.join(table.columns)}")
             measurements.append(_read(where, row, column, table.columns[column], uri))
+    warnings = []
     if config.evaluations is not None:
+        num_named = len(measurements)
         named = {(each.row, each.column) for each in measurements}
         for row, column in product(table.rows, table.columns):
             uri = config.evaluations.replace("{row}", row).replace("{column}", column)
             if (row, column) not in named and storage.exists(storage.join(uri, "metrics.json")):
                 measurements.append(_read(f"{key}.evaluations", row, column, table.columns[column], uri))
+        if len(measurements) == num_named:
+            warnings.append(
+                f"{key}.evaluations = {config.evaluations}: no evaluation is there; run `mentalglm eval` first"
+            )
     _check_each_is_used_once(measurements)
     if table.rows_share_gold:
         _check_gold(measurements)
-    return FilledTable(name, table, tuple(measurements))
+        _check_methods_differ(measurements)
+    return FilledTable(name, table, tuple(measurements), tuple(warnings))
 
 
 def _with_rows(key: str, table: PaperTable, titles: Mapping[str, str]) -> PaperTable:
@@ -252,6 +260,22 @@ def _check_gold(measurements: list[Measurement]) -> None:
             )
 
 
+def _check_methods_differ(measurements: list[Measurement]) -> None:
+    """An evaluation that was copied, or made twice, would stand for two methods. Predictions that are no run's may have
+    been others at the same address: they are the same where their figures are."""
+    first: dict[Any, Measurement] = {}
+    for each in measurements:
+        levels = levels_of(each.metrics).values()
+        figures = [(level["f1"], level["precision"], level["recall"]) for level in levels]
+        is_run = each.metrics["provenance"]["predictions"]["run_id"] is not None
+        other = first.setdefault((each.column, each.run, None if is_run else tuple(figures)), each)
+        if other is not each:
+            raise InputError(
+                f"{each.where} = {each.uri}: evaluates the predictions of {other.row}.{other.column} ({each.run}); a "
+                "row is of one method: name an evaluation of its own predictions"
+            )
+
+
 def _gold(measurement: Measurement, digest: str = "sha256") -> str | None:
     """A digest of the gold file, or of the labels in it; None where the labels of a run stand for gold."""
     found: str | None = measurement.metrics["provenance"]["gold"].get(digest)
@@ -272,15 +296,21 @@ def _measured(empty: Cell, leaf: Leaf, measurement: Measurement) -> Cell:
 
 
 def _difference(row: str, leaf: Leaf, comparison: Mapping[str, Any]) -> Difference:
-    level, against = comparison["levels"][leaf.level], comparison["against"]
+    level = comparison["levels"][leaf.level]
     low, high = level["ci95"] or (None, None)
     return Difference(
         row=row,
         column=leaf.name,
-        against=str(against["run_id"] or against["uri"]),
+        against=_name_of(comparison["against"]),
         difference=100 * level["difference"],
         low=None if low is None else 100 * low,
         high=None if high is None else 100 * high,
         p_bootstrap=level["p_bootstrap"],
         p_mcnemar=level["p_mcnemar"],
     )
+
+
+def _name_of(predictions: Mapping[str, Any]) -> str:
+    """By their provenance: the run's id, or where they are no run's, their address; and the adapter, if it has some."""
+    name = str(predictions["run_id"] or predictions["uri"])
+    return f"{name}, {predictions['adapter']}" if predictions["adapter"] else name

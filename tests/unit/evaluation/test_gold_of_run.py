@@ -1,5 +1,6 @@
 """The labels of a run in the place of gold labels."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,18 @@ def test_what_is_no_finished_run_is_refused(folder: Path) -> None:
     pq.write_table(pa.concat_tables([table, table.slice(5, 1)]), path)
     with pytest.raises(InputError, match="1 ids come twice"):
         evaluate_run(config(folder, RUNS[1]))
+
+
+def test_a_folder_of_several_tasks_or_adapters_is_told_from_ids_that_come_twice(folder: Path) -> None:
+    data = folder / RUNS[1] / "data"
+    words = r"data: holds those of task=cognitive_distortion, .*task=suicide_risk; name the run's folder"
+    with pytest.raises(InputError, match=words):
+        evaluate_run(config(folder, RUNS[0], predictions=str(data)))
+    one = data / "task=suicide_risk"
+    assert evaluate_run(config(folder, RUNS[0], predictions=str(one)))["n"] == 20
+    for name in ("s1", "s2"):
+        (one / f"adapter={name}").mkdir()
+        shutil.copy(one / "part-0.parquet", one / f"adapter={name}")
+    (one / "part-0.parquet").unlink()
+    with pytest.raises(InputError, match=r"task=suicide_risk/adapter=s1, task=suicide_risk/adapter=s2; name the run's"):
+        evaluate_run(config(folder, RUNS[0], predictions=str(one)))

@@ -264,6 +264,29 @@ def test_a_run_counted_twice_is_no_repeat(repeats: list[str]) -> None:
         config(Path("x"), repeats=repeats)
 
 
-def test_predictions_are_not_compared_with_themselves() -> None:
+@pytest.mark.parametrize("against", ["x/predictions.parquet", "./x//predictions.parquet"])
+def test_predictions_are_not_compared_with_themselves(against: str) -> None:
     with pytest.raises(ValueError, match="the predictions themselves"):
-        config(Path("x"), against=str(Path("x") / "predictions.parquet"))
+        config(Path("x"), against=against)
+
+
+@pytest.mark.parametrize(
+    ("gold", "changes"),
+    [
+        ({"uri": "x/run"}, {}),
+        ({"uri": "./x/../x/run/"}, {}),
+        ({"uri": "x/run", "adapter": "s1"}, {"adapter": "s1"}),
+        ({"uri": "x/other"}, {"repeats": ["x/other"]}),
+        ({"uri": "x/other"}, {"against": "x/other"}),
+        ({"uri": "x/run", "adapter": "s2"}, {"against_adapter": "s2"}),
+        ({"uri": "x/p.parquet", "label_column": "labels"}, {"predictions": "x/p.parquet"}),
+    ],
+)
+def test_predictions_are_not_held_against_themselves(gold: dict[str, Any], changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"gold\.uri = .* names predictions that are evaluated.*; name a gold file"):
+        config(Path("x"), **({"predictions": "x/run", "gold": gold} | changes))
+
+
+def test_another_adapter_or_another_column_may_be_gold() -> None:
+    config(Path("x"), predictions="x/run", adapter="s1", gold={"uri": "x/run", "adapter": "s2"})
+    config(Path("x"), predictions="x/p.parquet", gold={"uri": "x/p.parquet"})

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from statsmodels.stats.multitest import multipletests
+from typer.testing import CliRunner
 
+from mentalglm.cli import app
 from mentalglm.config import EvalConfig, TablesConfig
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation.job import evaluate_run
@@ -151,8 +153,27 @@ def test_a_pattern_fills_what_is_there(folder: Path) -> None:
     [filled] = write_tables(config(folder, rows=rows, evaluations=str(folder / "{row}" / "{column}")))
     found = [(each.row, each.column) for each in filled.measurements]
     assert found == [("mentalglm_chat", "sos_hl_1k"), ("mentalglm", "cp")]
-    with pytest.raises(ConfigError, match="fills"):  # one place for all rows
-        write_tables(config(folder, rows={}, evaluations=str(folder / "{column}")))
+    assert filled.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["ev_{task}", "{row}", "{column}", "{row}/{column}/{task}", "{row}/{column}/}", "ev"]
+)
+def test_a_pattern_that_finds_each_cell_holds_row_and_column(folder: Path, pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"must hold \{row\} and \{column\}, and no other braces; write it like"):
+        config(folder, evaluations=pattern)
+
+
+def test_a_pattern_that_finds_nothing_is_told_where_a_person_looks(folder: Path) -> None:
+    data = {"rows": {}, "evaluations": str(folder / "nothing/{row}/{column}")}
+    path = folder / "tables.yaml"
+    path.write_text(json.dumps({"tables": {"table_4": data}, "output": {"uri": str(folder / "out")}}))
+    result = CliRunner().invoke(app, ["tables", str(path)])
+    assert (result.exit_code, "No row is measured." in result.stdout) == (0, True)
+    place = f"{folder}/nothing/{{row}}/{{column}}"
+    assert result.stderr == (
+        f"warning: tables.table_4.evaluations = {place}: no evaluation is there; run `mentalglm eval` first\n"
+    )
 
 
 def test_people_see_both_figures_what_is_missing_and_what_is_wrong(folder: Path) -> None:
@@ -304,12 +325,59 @@ def test_gold_labels_are_compared_and_not_the_file_that_holds_them(folder: Path)
         write_tables(config(folder, **by_pattern))
 
 
+def changed(folder: Path, name: str, run_id: str | None, adapter: str | None = None, f1: float | None = None) -> str:
+    """A copy of the evaluation of the pathway, as of this run and adapter; with this F1, if there is one."""
+    shutil.copytree(folder / "cp", folder / name)
+    path = folder / name / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["provenance"]["predictions"] |= {"run_id": run_id, "adapter": adapter}
+    metrics["child"] |= {"f1": f1} if f1 is not None else {}
+    path.write_text(json.dumps(metrics))
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        (("run",), ("run",), True),
+        (("run", None, 0.1), ("run", None, 0.2), True),
+        (("run", "s1"), ("run", "s2"), False),
+        (("run",), ("other",), False),
+        ((None,), (None,), True),
+        ((None, None, 0.1), (None, None, 0.2), False),
+    ],
+)
+def test_predictions_fill_a_column_of_one_method(
+    folder: Path, one: tuple[Any, ...], other: tuple[Any, ...], is_same: bool
+) -> None:
+    rows = {"bert": {"cp": changed(folder, "one", *one)}, "mentalglm": {"cp": changed(folder, "other", *other)}}
+    if not is_same:
+        write_tables(config(folder, rows=rows))
+        return
+    words = r"rows\.mentalglm\.cp = .*: evaluates the predictions of bert\.cp \(.*\); a row is of one method"
+    with pytest.raises(InputError, match=words):
+        write_tables(config(folder, rows=rows))
+    assert not (folder / "out").exists()
+
+
+def test_a_comparison_names_the_adapter_that_it_is_with(folder: Path) -> None:
+    path = folder / "cp" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["provenance"]["predictions"] |= {"run_id": "run", "adapter": "s1"}
+    metrics["comparison"]["against"] |= {"run_id": "run", "adapter": "s2"}
+    path.write_text(json.dumps(metrics))
+    [filled] = write_tables(config(folder, rows={"mentalglm": {"cp": str(folder / "cp")}}))
+    assert {each.against for each in filled.differences} == {"run, s2"}
+    assert {each.run for each in filled.measurements} == {"run, s1"}
+
+
 def test_an_evaluation_that_tells_the_file_alone_is_compared_by_it(folder: Path) -> None:
     """As earlier versions wrote it."""
     shutil.copytree(folder / "cp", folder / "earlier")
     path = folder / "earlier" / "metrics.json"
     metrics = json.loads(path.read_text())
     del metrics["provenance"]["gold"]["labels_sha256"]
+    metrics["provenance"]["predictions"]["run_id"] = "earlier"
     metrics["provenance"]["predictions"]["parser"] = "4"  # the other one's predictions are foreign, read by no parser
     path.write_text(json.dumps(metrics))
     rows = {"bert": {"cp": str(folder / "cp")}, "mentalglm": {"cp": str(folder / "earlier")}}
@@ -326,7 +394,7 @@ def test_other_task_files_and_parsers_in_a_column_are_told(folder: Path) -> None
     path = folder / "other" / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["provenance"]["task"]["digest"] = "0" * 64
-    metrics["provenance"]["predictions"]["parser"] = "1"
+    metrics["provenance"]["predictions"] |= {"parser": "1", "run_id": "other"}
     metrics["without_training_texts"] = {"num_in_training": 1}
     path.write_text(json.dumps(metrics))
     first = json.loads((folder / "cp" / "metrics.json").read_text())

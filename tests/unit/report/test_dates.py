@@ -12,6 +12,7 @@ from mentalglm.report import dates
 
 DAY = date(2025, 1, 31)
 NOON = datetime(2025, 1, 31, 12)
+EPOCH_S = int(NOON.replace(tzinfo=UTC).timestamp())
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,15 @@ NOON = datetime(2025, 1, 31, 12)
         pa.array(["2025年1月31日 08:00"], pa.large_string()),
         pa.array(["2025-01-31T12:30:00+08:00"]).dictionary_encode(),
         pa.array(["Fri Jan 31 17:46:55 +0800 2025"]),
-        pa.array([int(NOON.replace(tzinfo=UTC).timestamp())]),
-        pa.array([int(NOON.replace(tzinfo=UTC).timestamp()) * 1000], pa.int64()),
+        *(pa.array([EPOCH_S * per_second]) for per_second in (1, 10**3, 10**6, 10**9)),
+        *(pa.array([float(EPOCH_S * per_second) + 0.25]) for per_second in (1, 10**3)),
+        *(pa.array([str(EPOCH_S * per_second)]) for per_second in (1, 10**3, 10**6, 10**9)),
+        pa.array([EPOCH_S], pa.decimal128(20, 0)),
+        pa.array([f" {EPOCH_S}.0"], pa.large_string()),
+        pa.array([20250131]),
+        pa.array([20250131123000.0]),
+        pa.array(["20250131"]),
+        pa.array(["20250131123000"]).dictionary_encode(),
     ],
     ids=lambda column: str(column.type),
 )
@@ -44,7 +52,10 @@ def test_a_day_is_read_as_it_is_written(column: pa.Array) -> None:
         pa.array([None, None], pa.string()),
         pa.array([None], pa.timestamp("s")),
         pa.array([-5, 0, 10**17]),
-        pa.array([0.5]),
+        pa.array([0.5, float("nan"), float("inf"), -1.7e9, 1e300, None]),
+        pa.array([19891231, 20250230, 20251301, 21000101, 2025013, 20250131250000 * 10]),
+        pa.array(["1234567", "1700000000x", "20250230", "99999999", "-1700000000", "1.7e9", "9" * 19, "9" * 40]),
+        pa.array([1985, 2025], pa.uint64()),
         pa.array([], pa.string()),
     ],
     ids=lambda column: str(column.type),
@@ -52,6 +63,15 @@ def test_a_day_is_read_as_it_is_written(column: pa.Array) -> None:
 def test_what_is_no_day_is_none(column: pa.Array) -> None:
     assert (dates.days(column) == dates.NO_DAY).all()
     assert len(dates.days(column)) == len(column)
+
+
+@settings(deadline=None)
+@given(st.dates(date(1990, 1, 1), date(2099, 12, 31)), st.sampled_from([1, 10**3, 10**6, 10**9]))
+def test_a_number_is_one_day_however_it_is_meant(day: date, per_second: int) -> None:
+    seconds = (day.toordinal() - date(1970, 1, 1).toordinal()) * 86_400
+    written = [seconds * per_second, (seconds + 86_399) * per_second, int(f"{day:%Y%m%d}"), int(f"{day:%Y%m%d}235959")]
+    for column in (pa.array(written), pa.array([str(each) for each in written])):
+        assert dates.days(column).tolist() == [day.toordinal()] * 4
 
 
 @settings(deadline=None)

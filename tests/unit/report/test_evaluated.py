@@ -167,6 +167,17 @@ def test_an_evaluation_against_the_labels_of_a_run_has_a_page(tmp_path: Path) ->
     assert "run the-other-run" in page_of(run, evaluations=evaluated(tmp_path, metrics))
 
 
+def test_labels_of_a_built_in_task_that_no_run_has_keep_their_names(tmp_path: Path) -> None:
+    rows = [row(at, ["labeling"] if at < 60 else ["mental_filter"]) for at in range(120)]
+    metrics = metrics_of("cognitive_distortion", {each["post_id"]: each["labels"] for each in rows}, rows, "other")
+    run = write_run(tmp_path / "scored", {"suicide_risk": risk_rows(100, 200, 0)})
+    label = LabelSet.of(load_task("cognitive_distortion")).labels[0]
+    evaluation = page_of(run, evaluations=evaluated(tmp_path, metrics)).split('id="evaluation"')[1]
+    assert f"<bdi>{label.en}</bdi>" in evaluation
+    assert label.zh in evaluation
+    assert f"<bdi>{label.slug}</bdi>" not in evaluation
+
+
 def test_few_posts_that_are_not_evaluated_are_told_by_no_score_of_a_task_with_one_label_a_post(tmp_path: Path) -> None:
     """Of 33 posts without a gold label 3 have a high risk."""
     rows = risk_rows(103, 230, 0)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mentalglm.config import ReportConfig
+from mentalglm.config import ReportConfig, validate
 from mentalglm.errors import ConfigError, InputError
 from mentalglm.evaluation import evaluate
 from mentalglm.report.job import write_report
@@ -361,6 +361,20 @@ def test_the_column_of_days_is_told_of_each_run(tmp_path: Path) -> None:
     assert "the column <code>created_at</code> in the zone" in page_of(runs[0])
 
 
+def test_a_column_of_days_that_tells_none_is_refused_where_it_was_asked_for(tmp_path: Path) -> None:
+    rows = [each | {"time": "canary"} for each in risk_rows(100, 200, 0)]
+    kept = pa.schema([pa.field("time", pa.string())])
+    run = write_run(tmp_path / "run", {"suicide_risk": rows}, kept=kept)
+    with pytest.raises(
+        InputError, match=r"date_column = time: no value of it in .*; name a column that holds dates, .*"
+    ) as caught:
+        page_of(run, date_column="time")
+    assert "canary" not in str(caught.value)
+    assert 'id="time"' not in page_of(run), "its usual name is no promise"
+    some = write_run(tmp_path / "some", {"suicide_risk": [*rows, row(300, ["low_risk"], time="1700000000")]}, kept=kept)
+    page_of(some, date_column="time")
+
+
 def test_tables_can_be_scrolled_with_keys(tmp_path: Path) -> None:
     html = page_of(write_run(tmp_path / "run", {"suicide_risk": risk_rows(100, 200, 0)}, kept=KEPT))
     areas = re.findall(r'<div class="scroll"[^>]*>', html)
@@ -469,6 +483,19 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
         page_of(run)
     with pytest.raises(ValueError, match=r"ends in \.html"):
         ReportConfig.model_validate({"runs": [str(run)], "output": {"uri": "report.pdf"}})
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([], "report: runs = []: are 0; name the folders of one to 6 finished score runs"),
+        (list("abcdefg"), "are 7; name the folders of one to 6"),
+        (["a", {"uri": "./a/", "name": "b"}], "names a run twice, which always agrees with itself; name each run once"),
+    ],
+)
+def test_runs_that_make_no_page_are_one_line(runs: list[Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        validate(ReportConfig, {"runs": runs}, "report")
 
 
 @pytest.mark.parametrize("num_posts", [1, 2, 30])

@@ -66,6 +66,15 @@ def test_counts_are_those_of_a_loop(tmp_path: Path) -> None:
     )
 
 
+def test_a_confidence_that_is_no_number_is_none(tmp_path: Path) -> None:
+    values = [0.001, 0.999, float("nan"), None, float("nan")]
+    rows = [row(at, [], confidence=each, probability=float("nan")) for at, each in enumerate(values)]
+    found = count(side(tmp_path / "run", rows).dataset(PATHWAY.name), LabelSet.of(PATHWAY), None)
+    assert {name: (bars.sum(), bars[0], bars[99]) for name, bars in found.histograms.items()} == {
+        "confidence": (2, 1, 1)
+    }
+
+
 def test_rows_are_joined_by_id(tmp_path: Path) -> None:
     """In another order, with posts that the other side has not, and with an id that comes twice."""
     rows = random_rows(500, 2)
