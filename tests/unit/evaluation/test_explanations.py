@@ -186,7 +186,7 @@ def test_without_the_posts_quotes_are_not_counted_and_a_missing_address_is_told(
     kept = table.append_column("text", pa.array(TEXTS))
     pq.write_table(kept, folder / "predictions.parquet")
     assert evaluate_run(config(folder))["explanations"]["quotes"]["num_quotes"] == 5
-    run = config(folder, predictions=str(folder / RUNS[0]), gold={"uri": str(folder / RUNS[0])}, posts={})
+    run = config(folder, predictions=str(folder / RUNS[0]), gold={"uri": str(folder / RUNS[1])}, posts={})
     write_demo_runs(folder, 10)
     assert evaluate_run(run)["explanations"]["quotes"]["num_checked"] == 10  # by the input that the manifest names
     pq.write_table(table.drop(["explanation"]), folder / "predictions.parquet")
