@@ -44,7 +44,16 @@ def write_report(config: ReportConfig) -> str:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mentalglm-report-")))
         counts, buckets = _read(config, sides, dict(zip((run.name for run in runs), columns, strict=True)), folder)
         told = {
-            (at, task.name): Told.of(task, counts[at, task.name], _beside(counts, task.name), rules)
+            (at, task.name): Told.of(
+                task,
+                counts[at, task.name],
+                _beside(counts, task.name),
+                rules,
+                is_evaluated=any(
+                    each["task"] == task.name and each["n"] in {one.num_rows for one in _beside(counts, task.name)}
+                    for each in evaluations
+                ),
+            )
             for task in tasks
             for at in range(len(sides))
             if (at, task.name) in counts

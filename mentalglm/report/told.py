@@ -43,12 +43,25 @@ class Told:
     statuses: dict[str, Count] | None
 
     @classmethod
-    def of(cls, task: LabelSet, counts: Counts, beside: Sequence[Counts], rules: Disclosure) -> "Told":
-        """Each sum that is on the page, protected. `beside`: the counts of all sides, this one too."""
+    def of(
+        cls,
+        task: LabelSet,
+        counts: Counts,
+        beside: Sequence[Counts],
+        rules: Disclosure,
+        *,
+        is_evaluated: bool = False,
+    ) -> "Told":
+        """Each sum that is on the page, protected. `beside`: the counts of all sides, this one too. `is_evaluated`: an
+        evaluation of all posts of a side is on the page, whose scores tell the sum over the labels: so a label has to
+        be the range beside one that is hidden, that of the fewest posts and not the one that the scores are about."""
         total = counts.num_rows
         numbers = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
         weights = dict(zip(task.slugs, np.sum([each.labels for each in beside], axis=0).tolist(), strict=True))
         weights[NONE] = sum(each.num_none for each in beside)
+        if is_evaluated:
+            least = -sum(weights.values()) - 1
+            weights = {name: -number for name, number in weights.items()} | {NONE: least, task.positive or NONE: least}
         failed = {status: n for status, n in counts.statuses.items() if status != "ok"}
         if total < rules.limit:
             return cls(task, counts, rules, None, None)

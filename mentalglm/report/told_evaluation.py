@@ -163,9 +163,11 @@ class ToldEvaluation:
 
     @cached_property
     def _weights(self) -> dict[str, int]:
-        """Of labels that could be a range beside one that is hidden, that of the fewest posts is, and never the one
-        that the scores are about: its scores are the least that is lost."""
+        """Of labels that could be a range beside one that is hidden, one is that the run tells as a range, else that of
+        the fewest posts, and never the one that the scores are about: its scores are the least that is lost."""
         found = {slug: -number for slug, number in self._by_label("support").items()}
+        if self.is_whole:
+            found |= {slug: 1 for slug, count in self.said.items() if not count.is_exact}
         return found | ({self.task.positive: -int(self.metrics["n"]) - 1} if self.task.positive else {})
 
     def _by_label(self, what: str) -> dict[str, int]:

@@ -138,6 +138,24 @@ def test_a_label_that_a_few_posts_more_have_in_the_run_has_no_scores(tmp_path: P
     assert "macro" not in evaluation
 
 
+def test_one_rare_label_costs_no_headline(tmp_path: Path) -> None:
+    """All posts of the run are evaluated: on the whole page the range beside the rare label is that of one label, since
+    the average over the labels tells their sum."""
+    slugs = [label.slug for label in load_task("cognitive_distortion").labels]
+    sizes = {slug: 20 + number for number, slug in enumerate(slugs)} | {slugs[3]: 4}
+    rows = distortion_rows(sizes, 100)
+    metrics = metrics_of("cognitive_distortion", {each["post_id"]: each["labels"] for each in rows}, rows, "scored")
+    run = write_run(tmp_path / "scored", {"cognitive_distortion": rows})
+    html = page_of(run, evaluations=evaluated(tmp_path, metrics))
+    evaluation = html[html.index('id="evaluation"') :]
+    assert [cell.split()[0] for cell in line_of(evaluation, "micro")] == ["100.0", "100.0", "100.0", "–"]
+    names = {label.slug: label.en for label in load_task("cognitive_distortion").labels}
+    told = {slug: line_of(evaluation, names[slug]) for slug in slugs}
+    assert [slug for slug in slugs if told[slug][0] == "–"] == [slugs[0], slugs[3]], "it, and the smallest other one"
+    for slug in slugs:
+        assert line_of(html, names[slug])[0] == told[slug][-1], "the run says the same"
+
+
 @pytest.mark.parametrize("what", ["none", "free_form"])
 def test_flags_and_posts_without_a_label_are_not_told_where_a_few_more_are_in_the_run(
     tmp_path: Path, what: str
