@@ -17,7 +17,7 @@ from mentalglm.config import GoldConfig, TrainingTextsConfig
 from mentalglm.corpus import normalise, replace_surrogates, text_hash
 from mentalglm.errors import InputError
 from mentalglm.evaluation.align import NEEDED
-from mentalglm.evaluation.predictions import Which, read_predictions
+from mentalglm.evaluation.predictions import Which, find_predictions
 from mentalglm.tasks import Task, read_gold
 from mentalglm.tasks.task import Slug
 
@@ -40,7 +40,7 @@ class Gold:
 def read_gold_file(task: Task, config: GoldConfig) -> Gold:
     """Raises: InputError for a file that cannot be read, an id that is missing or comes twice, or labels that are not
     the task's: how many rows, the first of them, and what is wrong. Values are not quoted: the column may be wrong.
-    Of a run, what `read_predictions` raises, and where it has no such row.
+    Of a run, what `find_predictions` raises, and where it has no such row.
     """
     fs, path = storage.filesystem(config.uri)
     if fs.get_file_info(path).type == pafs.FileType.Directory:
@@ -84,7 +84,7 @@ def _digest(labels: dict[str, tuple[Slug, ...]]) -> str:
 def _labels_of_run(task: Task, config: GoldConfig) -> Gold:
     """The labels that a run gave, as if they were true."""
     which: Which = "explained" if config.only_explained else "ok"
-    run = read_predictions(config.uri, task, config.adapter, columns=NEEDED, which=which)
+    run = find_predictions(config.uri, task, config.adapter, columns=NEEDED, which=which).read()
     if num_missing := run.table["labels"].null_count:
         raise InputError(f"gold.uri = {config.uri}: {num_missing} rows are ok without labels; mend them")
     columns = (run.table["post_id"].cast(pa.string()).to_pylist(), run.table["labels"].to_pylist())

@@ -19,7 +19,7 @@ from mentalglm.evaluation.compare import compare
 from mentalglm.evaluation.evaluate import Evaluation, evaluate
 from mentalglm.evaluation.explanations import count_explanations
 from mentalglm.evaluation.gold import Gold, read_gold_file, read_text_hashes
-from mentalglm.evaluation.predictions import Predictions, read_predictions
+from mentalglm.evaluation.predictions import Predictions, find_predictions
 from mentalglm.evaluation.reliability import reliability_diagram
 from mentalglm.evaluation.rows import row_table
 from mentalglm.evaluation.table import markdown
@@ -64,7 +64,7 @@ class _Job:
     def read(self, uri: str, adapter: str | None) -> Predictions:
         """The predictions there, or those of them that have gold labels."""
         only = self.gold.labels if self.config.extra_predictions == "ignore" else None
-        return read_predictions(uri, self.task, adapter, only)
+        return find_predictions(uri, self.task, adapter, only).read()
 
     def evaluate(self, predictions: Predictions) -> Evaluation:
         """Against all gold labels."""

@@ -68,19 +68,6 @@ class StoredPredictions:
         return scan(self.dataset, self.columns, self.condition, field="predictions")
 
 
-def read_predictions(
-    uri: str,
-    task: Task,
-    adapter: str | None,
-    only: Iterable[str] | None = None,
-    *,
-    columns: Sequence[str] = READ,
-    which: Which = "all",
-) -> Predictions:
-    """What `find_predictions` finds. Raises: what that raises."""
-    return find_predictions(uri, task, adapter, only, columns=columns, which=which).read()
-
-
 def find_predictions(
     uri: str,
     task: Task,

@@ -12,7 +12,7 @@ from mentalglm import storage
 from mentalglm.config import EvalConfig, ScoreConfig
 from mentalglm.errors import ConfigError
 from mentalglm.evaluation.job import evaluate_run
-from mentalglm.evaluation.predictions import read_predictions
+from mentalglm.evaluation.predictions import find_predictions
 from mentalglm.scoring import score
 from mentalglm.tasks import PARSER_VERSION, load_task
 
@@ -71,4 +71,4 @@ def test_a_run_on_s3_is_evaluated_from_its_address(s3: str, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="has the adapters one, two"):
         evaluate_run(config(run, f"{s3}/gold.jsonl", f"{s3}/metrics", adapter=None))
     with pytest.raises(ConfigError, match="has suicide_risk, cognitive_pathway"):
-        read_predictions(run, load_task("cognitive_distortion"), "one")
+        find_predictions(run, load_task("cognitive_distortion"), "one").read()
