@@ -5,6 +5,8 @@ from pydantic import Field
 from mentalglm.config.base import ConfigModel
 from mentalglm.config.storage import StorageAddress
 
+EXPLANATION_COLUMN = "explanation"
+
 
 class RecordsConfig(ConfigModel):
     """Instruction records, one row each: a post, a task, the labels to learn and, maybe, the explanation."""
@@ -21,7 +23,8 @@ class RecordsConfig(ConfigModel):
     text_column: str = "text"
     labels_column: str = "labels"
     """A list of labels, or a text that names them, such as the answer itself; slugs, names, or 0 and 1."""
-    explanation_column: str | None = "explanation"
-    """Null, or an empty value: the answer ends after its labels."""
+    explanation_column: str | None = EXPLANATION_COLUMN
+    """Null, or an empty value: the answer ends after its labels. A file without explanations may lack the column of the
+    default name, and of no other."""
     weight: float = Field(default=1.0, gt=0, le=100)
     """How often each row is seen in an epoch: 2 twice, 0.5 half of the rows, drawn anew in each epoch."""

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import RecordsConfig
+from mentalglm.config.records import EXPLANATION_COLUMN
 from mentalglm.corpus import normalise, replace_surrogates
 from mentalglm.errors import InputError
 from mentalglm.tasks import Task, load_task, parse_answer, read_gold, render_answer
@@ -64,9 +65,10 @@ class Records:
 def read_records(sources: Sequence[RecordsConfig], key: str) -> Records:
     """All rows of the files, in order. `key`: where the config names them, for messages.
 
-    Raises: ConfigError for a task that is not known; InputError for a file that cannot be read or is empty, and for
-    rows that are no records or whose answer the task's parser does not read back as their labels: how many, with the
-    first ones and what is wrong with each. Messages name rows by id and quote no text.
+    Raises: ConfigError for a task that is not known; InputError for a file that cannot be read, is empty or lacks the
+    explanations that the config names, and for rows that are no records or whose answer the task's parser does not read
+    back as their labels: how many, with the first ones and what is wrong with each. Messages name rows by id and quote
+    no text.
     """
     rows: list[Record] = []
     references: dict[str, str] = {}
@@ -118,10 +120,13 @@ def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record
     records: list[Record] = []
     problems: list[str] = []
     ids: Counter[str] = Counter()
+    explained_by = reader.config.explanation_column
+    has_explanations = explained_by in (None, EXPLANATION_COLUMN)
     num_rows = 0
     for index, row in enumerate(rows):
         num_rows += 1
         name = f"row {index + 1}"
+        has_explanations = has_explanations or explained_by in row
         try:
             if reader.config.id_column is not None:
                 name = _id(row, reader.config.id_column)
@@ -133,6 +138,11 @@ def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record
             problems.append(f"{name}: {error}")
     if not num_rows:
         raise InputError(f"{reader.where}: holds no rows; give a file with records")
+    if not has_explanations:
+        raise InputError(
+            f"{reader.where}: explanation_column = {explained_by}: none of its {num_rows} rows has it; name the column "
+            "of the explanations, or null to learn labels alone"
+        )
     if problems:
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
         raise InputError(

@@ -39,6 +39,7 @@ def model_card(stage: Stage, record: StageRecord) -> str:
     base = stage.config.model.path
     kind = _KINDS[stage.config.method]
     data = record.data
+    explained = "" if stage.config.method == "encoder" else f" ({data['num_explained_records']} with an explanation)"
     num_validated = sum(each["error"] is None for each in record.validations)
     lines = [
         "---",
@@ -66,7 +67,7 @@ def model_card(stage: Stage, record: StageRecord) -> str:
         *_warnings(record),
         "## Training",
         "",
-        f"{data['num_train_records']} records, {record.num_steps} steps of {stage.config.batch_size} "
+        f"{data['num_train_records']} records{explained}, {record.num_steps} steps of {stage.config.batch_size} "
         f"({record.steps_per_epoch} to an epoch). {_loss(stage)}",
         "",
         "| setting | value | where it is from |",

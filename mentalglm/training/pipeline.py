@@ -93,6 +93,7 @@ def counts_of(data: StageData, examples: Examples) -> dict[str, int]:
     """What a stage is made of, for its record and for people."""
     return {
         "num_train_records": len(data.train.rows),
+        "num_explained_records": sum(record.explanation is not None for record in data.train.rows),
         "num_validation_records": len(data.validation.rows),
         "num_validation_texts_in_train": num_shared_texts(data.train, data.validation),
         "num_truncated_posts": examples.num_truncated,

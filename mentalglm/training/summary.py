@@ -15,7 +15,8 @@ def print_plan(plans: Sequence[StagePlan]) -> None:
         done = f"; finished {stage.finished.finished_at}, nothing to do" if stage.finished else ""
         print(f"stage {stage.name}{done}")
         print(
-            f"  records      {counts['num_train_records']:,} to learn, {counts['num_validation_records']:,} to validate"
+            f"  records      {counts['num_train_records']:,} to learn, {counts['num_explained_records']:,} of them "
+            f"with an explanation; {counts['num_validation_records']:,} to validate"
         )
         if counts["num_truncated_posts"]:
             print(f"               {counts['num_truncated_posts']:,} posts are cut to fit max_prompt_tokens")

@@ -47,6 +47,18 @@ def test_jsonl_and_parquet_hold_the_same_records(tmp_path: Path) -> None:
     assert [record.labels for record in read(str(path)).rows] == [("low_risk",), ("high_risk",)]
 
 
+def test_explanations_that_the_config_names_must_be_there(tmp_path: Path) -> None:
+    """A model would be trained without any, and nobody would know."""
+    labels_alone = {name: value for name, value in ROW.items() if name != "explanation"}
+    uri = write(tmp_path, labels_alone, labels_alone)
+    with pytest.raises(InputError, match=r"explanation_column = explantion: none of its 2 rows has it; .* or null"):
+        read(uri, explanation_column="explantion")
+    for column in ("explanation", None):
+        assert [record.explanation for record in read(uri, explanation_column=column).rows] == [None, None]
+    some = write(tmp_path, labels_alone, labels_alone | {"e": "没有计划。"})
+    assert [record.explanation for record in read(some, explanation_column="e").rows] == [None, "没有计划。"]
+
+
 def test_the_form_of_c_imhi_is_read_by_naming_its_columns(shared_data: Path) -> None:
     """(d, t, q) -> (c, e): labels are read out of the answer c as the parser reads a model's."""
     names = {"sos_hl_1k": "suicide_risk", "socialcd_3k": "cognitive_distortion", "cp": "cognitive_pathway"}
