@@ -192,6 +192,11 @@ class WorkersConfig(ConfigModel):
             raise ValueError("must be at least 1, and [least, most] in this order")
         return value
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """(least, most) of them."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
 
 class TrackingConfig(ConfigModel):
     """Where the metrics of training go, beside `metrics.jsonl` and `tensorboard/`, which are always written."""
