@@ -150,7 +150,8 @@ class CheckpointConfig(ConfigModel):
     """What an interrupted stage goes on from."""
 
     every_steps: int = Field(default=200, ge=1)
-    """Beside those that are validated. A killed worker loses at most this many steps."""
+    """Beside those that are validated. A killed worker loses at most this many steps, and those of one upload: what was
+    being uploaded as it died is not gone on from."""
     num_to_keep: int | None = Field(default=3, ge=1)
     """The best so many, and the latest; null: all."""
 
@@ -215,7 +216,8 @@ class TrainOutputConfig(ConfigModel):
 
 
 class TrainConfig(ConfigModel):
-    """Fine-tunes a model in one or more stages. Published values are defaults; README of each stage tells which."""
+    """Fine-tunes a model in one or more stages. Published values are defaults, but for dtype; README of each stage
+    tells which are."""
 
     output: TrainOutputConfig
     model: BaseModelConfig = BaseModelConfig()
