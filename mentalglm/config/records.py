@@ -1,5 +1,7 @@
 """Config of labelled posts: what is learned from, or shown as examples."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from mentalglm.config.base import ConfigModel
@@ -28,3 +30,5 @@ class RecordsConfig(ConfigModel):
     default name, and of no other."""
     weight: float = Field(default=1.0, gt=0, le=100)
     """How often each row is seen in an epoch: 2 twice, 0.5 half of the rows, drawn anew in each epoch."""
+    task_weights: dict[str, Annotated[float, Field(gt=0, le=100)]] = {}
+    """Name of a task in this file -> what `weight` is multiplied by for its rows; rows are then drawn task by task."""

@@ -29,6 +29,7 @@ _PUBLISHED_OF_ENCODERS: dict[str, Any] = {
     "num_epochs": 10,
 }
 _NOT_TOLD = "assumed: the paper does not say"
+_NOT_WEIGHED = "assumed: the paper does not weigh"
 _KINDS = {"lora": "LoRA adapter", "full": "Model, all weights trained", "encoder": "Classifier"}
 _LIBRARIES = {
     "lora": ["library_name: peft"],
@@ -140,7 +141,9 @@ def _settings(stage: Stage) -> Iterator[tuple[str, Any, str]]:
         yield "max_steps", stage.settings.max_steps, "yours: ends the stage before its epochs"
     for number, source in enumerate(stage.settings.train):
         if source.weight != 1:
-            yield f"train[{number}].weight", source.weight, "assumed: the paper does not weigh"
+            yield f"train[{number}].weight", source.weight, _NOT_WEIGHED
+        for task, weight in source.task_weights.items():
+            yield f"train[{number}].task_weights.{task}", weight, _NOT_WEIGHED
     yield from _selection(stage)
     if stage.settings.start_from != BASE:
         yield "start_from", stage.settings.start_from, "assumed: the same weights are trained further"

@@ -185,7 +185,7 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
             """Ctrl-C stays ours: Ray Train's own answer ends the process with 1."""
 
     config = stage.config
-    weights = tuple(source.weight for source in stage.settings.train)
+    weights = tuple(data.train.weights)
     sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
     parent = config.stages[stage.name].start_from

@@ -65,8 +65,7 @@ def _plan_stage(stage: Stage) -> StagePlan:
     examples = encode(stage, data)
     if (finished := stage.read_record()) is not None:
         stage.check_finished(finished, fingerprint_of(stage, data))
-    weights = [source.weight for source in stage.settings.train]
-    sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
+    sampler = Sampler(examples.sources, data.train.weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
     lengths = examples.lengths
     model = outline(config, examples, Path(stage.model.path))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import StageConfig, TrainConfig
 from mentalglm.corpus import NORMAL_FORM_VERSION
-from mentalglm.corpus.records import Records
+from mentalglm.corpus.records import Records, mixture
 from mentalglm.engine.cache import fetched
 from mentalglm.engine.files import digest_of
 from mentalglm.engine.model import ResolvedModel
@@ -105,7 +105,7 @@ class Stage:
             "train": {
                 "digest": train.digest,
                 "num_records": len(train.rows),
-                "weights": [source.weight for source in settings.train],
+                **mixture(settings.train),
             },
             "validation": {"digest": validation.digest, "num_records": len(validation.rows)},
             "method": config.method,

@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 from mentalglm import manifest, storage
 from mentalglm.cluster import lasting_output
 from mentalglm.config import BaselineConfig
-from mentalglm.corpus.records import Records, read_records
+from mentalglm.corpus.records import Records, mixture, read_records
 from mentalglm.engine.classifier import Classifier, chosen_labels, has_one_answer
 from mentalglm.engine.files import digest_of
 from mentalglm.engine.tfidf import Floats, NgramSettings, TfidfModel
@@ -136,7 +136,7 @@ def _fingerprint(config: BaselineConfig, task: Task, settings: NgramSettings, re
         "parser": PARSER_VERSION,
         "task": {task.name: task.digest},
         "ngrams": settings.model_dump(mode="json"),
-        "train": {"digest": records.digest, "weights": [source.weight for source in config.train]},
+        "train": {"digest": records.digest, **mixture(config.train)},
     }
 
 
@@ -147,7 +147,7 @@ def _data(config: BaselineConfig, task: Task, records: Records) -> _Data:
         task,
         texts,
         np.array([[slug in record.labels for slug in task.answerable] for record in records.rows], dtype=np.bool_),
-        np.array([config.train[record.source].weight for record in records.rows]),
+        np.array([records.weights[record.part] for record in records.rows]),
         np.array([numbers.setdefault(text, len(numbers)) for text in texts]),
     )
 

@@ -76,6 +76,13 @@ def test_how_the_best_checkpoint_is_found_is_told_and_assumed() -> None:
     assert not {"selection.every_epochs", "validation_fraction"} & other.keys()
 
 
+def test_weights_of_files_and_of_tasks_are_told() -> None:
+    found = card({"train": [SOURCE, SOURCE | {"weight": 2, "task_weights": {"suicide_risk": 3}}]})
+    assert [(name, value) for name, (value, _) in found.items() if "weight" in name and "decay" not in name] == [
+        ("lora.init_lora_weights", "True"), ("train[1].weight", "2.0"), ("train[1].task_weights.suicide_risk", "3.0"),
+    ]  # fmt: skip
+
+
 def test_it_tells_how_many_records_had_an_explanation_to_learn() -> None:
     assert "90 records (7 with an explanation), 1 steps" in text({})
     assert "90 records, 1 steps" in text({}, method="encoder")

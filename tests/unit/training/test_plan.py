@@ -48,6 +48,17 @@ def test_its_tokens_are_those_of_the_batches(job: dict[str, Any], weight: float,
         assert found.num_tokens == 4 * (found.counts["num_prompt_tokens"] + found.counts["num_answer_tokens"])
 
 
+def test_a_task_that_weighs_twice_is_seen_twice_as_often(job: dict[str, Any]) -> None:
+    [source] = job["stages"]["s1"]["train"]
+    stages = {"s1": {"train": [source | {"task_weights": {"suicide_risk": 2}}], "num_epochs": 1}}
+    found = planned(job, stages=stages)
+    [stage] = resolve_stages(TrainConfig.model_validate(job | {"stages": stages}))
+    records = prepare(stage)
+    lengths = encode(stage, records).lengths
+    times = [2 if record.task.name == "suicide_risk" else 1 for record in records.train.rows]
+    assert found.num_tokens == sum(lengths * times)
+
+
 def test_workers_share_a_model_with_fsdp_alone(job: dict[str, Any]) -> None:
     whole = planned(job, workers={"num_workers": [2, 4]}).memory
     assert planned(job).memory == whole
