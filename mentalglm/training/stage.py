@@ -81,7 +81,7 @@ class Stage:
     @property
     def product_uri(self) -> str:
         """The folder of the adapter, or of the model, that it makes."""
-        return storage.join(self.uri, "adapter" if self.config.method == "lora" else "model")
+        return storage.join(self.uri, self.config.product)
 
     def read_record(self) -> StageRecord | None:
         """What it is; None while it is not finished."""
