@@ -6,6 +6,7 @@ from typing import Any
 from mentalglm.config import StageConfig
 from mentalglm.config.train import BASE
 from mentalglm.manifest import INTENDED_USE
+from mentalglm.training.scores import scores_by_name
 from mentalglm.training.stage import Stage, StageRecord
 
 # Paper, section 4.1; LoRA and the epochs: sections 2.2 and 2.3. What it does not tell has no entry.
@@ -66,7 +67,7 @@ def model_card(stage: Stage, record: StageRecord) -> str:
         "",
         "| task | F1 |",
         "|---|---|",
-        *(f"| {name} | {value:.4f} |" for name, value in record.best_scores.items()),
+        *(f"| {name} | {value:.4f} |" for name, value in scores_by_name(record.best_scores).items()),
         "",
         *_warnings(record),
         "## Training",

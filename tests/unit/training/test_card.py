@@ -83,6 +83,10 @@ def test_weights_of_files_and_of_tasks_are_told() -> None:
     ]  # fmt: skip
 
 
+def test_the_mean_of_the_tasks_is_no_task() -> None:
+    assert "| suicide_risk | 0.2200 |\n| mean F1 | 0.2200 |" in text({})
+
+
 def test_it_tells_how_many_records_had_an_explanation_to_learn() -> None:
     assert "90 records (7 with an explanation), 1 steps" in text({})
     assert "90 records, 1 steps" in text({}, method="encoder")
