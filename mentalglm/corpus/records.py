@@ -174,7 +174,7 @@ def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record
     known = {record.task.name for record in records}
     if unknown := sorted(reader.config.task_weights.keys() - known):
         raise ConfigError(
-            f"{reader.where}: task_weights: no row has the task {', '.join(unknown)}; its tasks are "
+            f"{reader.where}: task_weights: no row has the task {', '.join(unknown)}; name those it has: "
             f"{', '.join(sorted(known))}"
         )
     return records

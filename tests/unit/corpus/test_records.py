@@ -70,7 +70,9 @@ def test_tasks_of_one_file_may_weigh_differently(tmp_path: Path) -> None:
     assert list(records.weights) == [0.5, 0.5, 1.5]
     for side in split(records, 0.5, 42):
         assert side.weights == records.weights
-    with pytest.raises(ConfigError, match=r"task_weights: no row has the task risk; its tasks are cognitive_.*, suici"):
+    with pytest.raises(
+        ConfigError, match=r"task_weights: no row has the task risk; name those it has: cognitive_.*, suici"
+    ):
         read(uri, task_weights={"risk": 2})
 
 
