@@ -8,8 +8,10 @@ import typer
 
 from mentalglm.cli.shared import ConfigArgument, JsonOption, SetOption, configure_storage, resumable
 from mentalglm.config import ScoreConfig, load_config
+from mentalglm.errors import ConfigError
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN_URI", help="The output.uri of a score job.")]
+JobArgument = Annotated[str, typer.Argument(metavar="RUN_URI", help="The output.uri of a score or train job.")]
 S3Option = Annotated[
     list[str] | None, typer.Option("--set", metavar="s3.KEY=VALUE", help="How to reach the run's storage.")
 ]
@@ -73,18 +75,19 @@ def estimate(
 
 
 @commands.command(rich_help_panel=_PANEL)
-def status(run_uri: RunArgument, json_: JsonOption = False, set_: S3Option = None) -> None:
+def status(run_uri: JobArgument, json_: JsonOption = False, set_: S3Option = None) -> None:
     """How far a score run or a train job is, at what rate, what failed; from any machine that can read its folder."""
     from mentalglm.scoring.run.ledger import Ledger
     from mentalglm.scoring.status import print_status, read_status
 
     configure_storage(set_)
     if Ledger(run_uri).find() is None:
-        from mentalglm.training.status import print_train_status, read_train_status, to_json
+        from mentalglm.training.status import print_train_status, read_train_status, to_json, what_to_name
 
         if stages := read_train_status(run_uri):
             print(json.dumps(to_json(stages), indent=2)) if json_ else print_train_status(run_uri, stages)
             return
+        raise ConfigError(f"RUN_URI = {run_uri}: {what_to_name(run_uri)}")
     found = read_status(run_uri)
     if json_:
         print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))

@@ -36,15 +36,26 @@ def train(
 
 
 @commands.command(rich_help_panel=_PANEL)
-def baseline(config: ConfigArgument, set_: SetOption = None) -> None:
+def baseline(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Read and check the records; show how many have each label; train nothing."),
+    ] = False,
+) -> None:
     """Train a logistic regression over character n-grams, in seconds: what a language model should be better than.
 
     Score with it as engine.kind: tfidf.
     """
-    with resumable("baseline", str(config), kept="nothing was written", set=set_):
+    again = [str(config), *(["--dry-run"] if dry_run else [])]
+    with resumable("baseline", *again, kept="nothing was written", set=set_):
         settings = load_config(BaselineConfig, config, set_)
-        from mentalglm.training.tfidf import train_baseline
+        from mentalglm.training.tfidf import plan_baseline, train_baseline
 
+        if dry_run:
+            print("\n".join(plan_baseline(settings)))
+            return
         record = train_baseline(settings)
         print("\n".join([*record.describe(), f"  {settings.output.uri.rstrip('/')}/model"]))
 

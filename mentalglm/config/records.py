@@ -1,9 +1,13 @@
 """Config of labelled posts: what is learned from, or shown as examples."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from mentalglm.config.base import ConfigModel
 from mentalglm.config.storage import StorageAddress
+
+EXPLANATION_COLUMN = "explanation"
 
 
 class RecordsConfig(ConfigModel):
@@ -21,7 +25,10 @@ class RecordsConfig(ConfigModel):
     text_column: str = "text"
     labels_column: str = "labels"
     """A list of labels, or a text that names them, such as the answer itself; slugs, names, or 0 and 1."""
-    explanation_column: str | None = "explanation"
-    """Null, or an empty value: the answer ends after its labels."""
+    explanation_column: str | None = EXPLANATION_COLUMN
+    """Null, or an empty value: the answer ends after its labels. A file without explanations may lack the column of the
+    default name, and of no other."""
     weight: float = Field(default=1.0, gt=0, le=100)
     """How often each row is seen in an epoch: 2 twice, 0.5 half of the rows, drawn anew in each epoch."""
+    task_weights: dict[str, Annotated[float, Field(gt=0, le=100)]] = {}
+    """Name of a task in this file -> what `weight` is multiplied by for its rows; rows are then drawn task by task."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from mentalglm.config.base import ConfigModel
+from mentalglm.config.lora import NOT_IN_VLLM, PLAIN_INITS, beyond_vllm
 from mentalglm.config.records import RecordsConfig
 from mentalglm.config.score import EchoEngineConfig, EncoderEngineConfig, EngineConfig, VllmEngineConfig
 from mentalglm.config.storage import S3Config, StorageAddress
@@ -13,15 +14,7 @@ from mentalglm.config.storage import S3Config, StorageAddress
 BASE = "base"
 """What a stage starts from that starts from `model.path` itself."""
 
-_NOT_IN_VLLM = {
-    "use_dora": "DoRA",
-    "modules_to_save": "whole modules beside the adapter",
-    "lora_bias": "biases in the adapter",
-    "bias": "biases in the adapter",
-    "layer_replication": "replicated layers",
-    "trainable_token_indices": "trained tokens",
-}
-_PLAIN_INITS = ("gaussian", "orthogonal")
+_OUR_INITS = ("gaussian", "orthogonal")
 
 # With `method: encoder`, where a config says nothing. Paper, appendix C: 10 epochs, batches of 16, Adam, 2e-5; it tells
 # of no warm-up, schedule, weight decay or precision, so there is none of them, and float32.
@@ -68,16 +61,23 @@ class LoraConfig(ConfigModel):
     def _is_loadable(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for key, what in _NOT_IN_VLLM.items():
-            if data.get(key) not in (None, False, [], "none"):
-                raise ValueError(f"{key} = {data[key]}: vLLM cannot load {what}; leave it out")
+        if key := beyond_vllm(data):
+            raise ValueError(f"{key} = {data[key]}: vLLM cannot load {NOT_IN_VLLM[key]}; leave it out")
         init = data.get("init_lora_weights", True)
-        if init is not True and init not in _PLAIN_INITS:
+        if init is not True and init not in _OUR_INITS:
+            why = "changes the model's own weights, or vLLM cannot load it"
+            if init in PLAIN_INITS:
+                why = "takes more than drawing numbers, which this job does not do"
+            raise ValueError(f"init_lora_weights = {init}: {why}; use true, {' or '.join(_OUR_INITS)}")
+        return {key: value for key, value in data.items() if key not in NOT_IN_VLLM}
+
+    @model_validator(mode="after")
+    def _rank_suits_its_init(self) -> "LoraConfig":
+        if self.init_lora_weights == "orthogonal" and self.r % 2:
             raise ValueError(
-                f"init_lora_weights = {init}: changes the model's own weights, or vLLM cannot load it; "
-                f"use true, {' or '.join(_PLAIN_INITS)}"
+                f"r = {self.r}: is odd, and init_lora_weights: orthogonal takes even ranks; use {self.r + 1}"
             )
-        return {key: value for key, value in data.items() if key not in _NOT_IN_VLLM}
+        return self
 
 
 class OptimizerConfig(ConfigModel):
@@ -150,7 +150,8 @@ class CheckpointConfig(ConfigModel):
     """What an interrupted stage goes on from."""
 
     every_steps: int = Field(default=200, ge=1)
-    """Beside those that are validated. A killed worker loses at most this many steps."""
+    """Beside those that are validated. A killed worker loses at most this many steps, and those of one upload: what was
+    being uploaded as it died is not gone on from."""
     num_to_keep: int | None = Field(default=3, ge=1)
     """The best so many, and the latest; null: all."""
 
@@ -192,6 +193,11 @@ class WorkersConfig(ConfigModel):
             raise ValueError("must be at least 1, and [least, most] in this order")
         return value
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """(least, most) of them."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
 
 class TrackingConfig(ConfigModel):
     """Where the metrics of training go, beside `metrics.jsonl` and `tensorboard/`, which are always written."""
@@ -210,7 +216,8 @@ class TrainOutputConfig(ConfigModel):
 
 
 class TrainConfig(ConfigModel):
-    """Fine-tunes a model in one or more stages. Published values are defaults; README of each stage tells which."""
+    """Fine-tunes a model in one or more stages. Published values are defaults, but for dtype; README of each stage
+    tells which are."""
 
     output: TrainOutputConfig
     model: BaseModelConfig = BaseModelConfig()
@@ -303,6 +310,11 @@ class TrainConfig(ConfigModel):
                 "dtype = float16: its loss scaling does not work with workers.strategy: fsdp; use bfloat16"
             )
         return self
+
+    @property
+    def product(self) -> Literal["adapter", "model"]:
+        """What a stage makes, and the name of its folder."""
+        return "adapter" if self.method == "lora" else "model"
 
     def optimizer_of(self, stage: str) -> OptimizerConfig:
         """The settings of a stage: its own, or the job's."""

@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from mentalglm import storage
 from mentalglm.config import RecordsConfig
+from mentalglm.config.records import EXPLANATION_COLUMN
 from mentalglm.corpus import normalise, replace_surrogates
-from mentalglm.errors import InputError
+from mentalglm.errors import ConfigError, InputError
 from mentalglm.tasks import Task, load_task, parse_answer, read_gold, render_answer
 from mentalglm.tasks.task import Slug
 
@@ -36,6 +37,8 @@ class Record:
     """Unique among the records of a stage's training, and of its validation."""
     source: int = 0
     """Which of the stage's files it is from, counted from 0."""
+    part: int = 0
+    """Which part of the mixture it belongs to: its file or, where tasks have weights of their own, its task in it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Records:
     rows: Sequence[Record]
     references: dict[str, str] = field(default_factory=dict)
     """Name of a task -> what `load_task` takes for it: a built-in name, or the path of a file."""
+    weights: Sequence[float] = (1.0,)
+    """Of each part of the mixture: how often its rows are seen in an epoch."""
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -64,19 +69,21 @@ class Records:
 def read_records(sources: Sequence[RecordsConfig], key: str) -> Records:
     """All rows of the files, in order. `key`: where the config names them, for messages.
 
-    Raises: ConfigError for a task that is not known; InputError for a file that cannot be read or is empty, and for
-    rows that are no records or whose answer the task's parser does not read back as their labels: how many, with the
-    first ones and what is wrong with each. Messages name rows by id and quote no text.
+    Raises: ConfigError for a task that is not known, or weighs and does not occur; InputError for a file that cannot be
+    read, is empty or lacks the explanations that the config names, and for rows that are no records or whose answer the
+    task's parser does not read back as their labels: how many, with the first ones and what is wrong with each.
+    Messages name rows by id and quote no text.
     """
     rows: list[Record] = []
     references: dict[str, str] = {}
+    parts: dict[tuple[int, str | None], float] = {}
     for number, source in enumerate(sources):
         where = f"{key}[{number}] = {source.uri}"
         data = storage.read_bytes(source.uri)
         if data is None:
             raise InputError(f"{where}: no such file; give a JSONL or Parquet file")
-        rows += _read_source(_Reader(source, number, where, references), _table_rows(where, data))
-    return Records(rows, references)
+        rows += _read_source(_Reader(source, number, where, references, parts), _table_rows(where, data))
+    return Records(rows, references, list(parts.values()))
 
 
 def split(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
@@ -96,7 +103,14 @@ def split(records: Records, fraction: float, seed: int) -> tuple[Records, Record
             f"{len(sides[0])} learned; change it, or name a file of records under validation"
         )
     train, validation = sides
-    return Records(train, records.references), Records(validation, records.references)
+    return replace(records, rows=train), replace(records, rows=validation)
+
+
+def mixture(sources: Sequence[RecordsConfig]) -> dict[str, Any]:
+    """What a fingerprint tells of how they are mixed. Weights of tasks are in it only where there are any, so that what
+    was made before they could be given is still known."""
+    by_task = [source.task_weights for source in sources]
+    return {"weights": [source.weight for source in sources], **({"task_weights": by_task} if any(by_task) else {})}
 
 
 def num_shared_texts(train: Records, validation: Records) -> int:
@@ -112,16 +126,29 @@ class _Reader:
     where: str
     references: dict[str, str]
     """Filled with those of the tasks that are met."""
+    parts: dict[tuple[int, str | None], float]
+    """Filled with the parts of the mixture as they are met: (file, task or None) -> weight."""
+
+    def part(self, task: Task) -> int:
+        """Number of the part that records of this task belong to."""
+        config = self.config
+        key = (self.number, task.name if config.task_weights else None)
+        if key not in self.parts:
+            self.parts[key] = config.weight * config.task_weights.get(task.name, 1.0)
+        return list(self.parts).index(key)
 
 
 def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record]:
     records: list[Record] = []
     problems: list[str] = []
     ids: Counter[str] = Counter()
+    explained_by = reader.config.explanation_column
+    has_explanations = explained_by in (None, EXPLANATION_COLUMN)
     num_rows = 0
     for index, row in enumerate(rows):
         num_rows += 1
         name = f"row {index + 1}"
+        has_explanations = has_explanations or explained_by in row
         try:
             if reader.config.id_column is not None:
                 name = _id(row, reader.config.id_column)
@@ -133,11 +160,22 @@ def _read_source(reader: _Reader, rows: Iterable[dict[str, Any]]) -> list[Record
             problems.append(f"{name}: {error}")
     if not num_rows:
         raise InputError(f"{reader.where}: holds no rows; give a file with records")
+    if not has_explanations:
+        raise InputError(
+            f"{reader.where}: explanation_column = {explained_by}: none of its {num_rows} rows has it; name the column "
+            "of the explanations, or null to learn labels alone"
+        )
     if problems:
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
         raise InputError(
             f"{reader.where}: {len(problems)} of {num_rows} rows cannot be learned from: "
             f"{'; '.join(problems[:_MOST_SHOWN])}{more}. Mend or remove them"
+        )
+    known = {record.task.name for record in records}
+    if unknown := sorted(reader.config.task_weights.keys() - known):
+        raise ConfigError(
+            f"{reader.where}: task_weights: no row has the task {', '.join(unknown)}; name those it has: "
+            f"{', '.join(sorted(known))}"
         )
     return records
 
@@ -162,7 +200,7 @@ def _record(reader: _Reader, name: str, row: dict[str, Any]) -> Record:
         raise ValueError(
             f"the answer made of {config.labels_column} and explanation is not read back as it is ({read})"
         )
-    return Record(task, text, labels, explanation, f"{reader.number}:{name}", reader.number)
+    return Record(task, text, labels, explanation, f"{reader.number}:{name}", reader.number, reader.part(task))
 
 
 def _task(reader: _Reader, row: dict[str, Any]) -> Task:

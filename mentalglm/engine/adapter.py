@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mentalglm import storage
+from mentalglm.config.lora import PLAIN_INITS, beyond_vllm
 from mentalglm.engine.cache import fetched
 from mentalglm.engine.files import digest_of, read_json
 from mentalglm.errors import ConfigError
@@ -15,12 +16,6 @@ WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 
 _MAX_RANK = 512
-# vLLM 0.32, lora/peft_helper.py: what it refuses. It would say so only with the first row, and die of it.
-_NOT_IN_VLLM = (
-    *("use_dora", "modules_to_save", "lora_bias", "alora_invocation_tokens", "layer_replication"),
-    *("use_bdlora", "use_qalora", "trainable_token_indices"),
-)
-_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _PLAIN_TENSOR = re.compile(r".*\.(?:lora_[AB]\.weight|lora_embedding_[AB]|base_layer\.weight)")
 # The same layer has other leading names in other wrappings of a model (model., transformer.encoder., ...).
@@ -81,13 +76,10 @@ def _rank(shown: str, settings: dict[str, Any]) -> int:
 
 def beyond_plain_lora(settings: dict[str, Any], shapes: Iterable[str] = ()) -> str | None:
     """What an adapter has beside two factors for each module, in words; vLLM loads none of it. `shapes`: by name."""
-    for name in _NOT_IN_VLLM:
-        if settings.get(name):
-            return name
-    if (settings.get("bias") or "none") != "none":
-        return f"bias = {settings['bias']}"
+    if key := beyond_vllm(settings):
+        return f"bias = {settings[key]}" if key == "bias" else key
     init = settings.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
+    if isinstance(init, str) and init.lower() not in PLAIN_INITS:
         return f"init_lora_weights = {init}, which changes the model's own weights"
     return next((f"the tensor {name}" for name in shapes if not _PLAIN_TENSOR.fullmatch(name)), None)
 

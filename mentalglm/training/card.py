@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mentalglm.config import StageConfig
+from mentalglm.config.train import BASE
 from mentalglm.manifest import INTENDED_USE
+from mentalglm.training.scores import scores_by_name
 from mentalglm.training.stage import Stage, StageRecord
 
-# Paper, section 4.3 (docs: training-and-evaluation, section 2). What it does not tell has no entry.
+# Paper, section 4.1; LoRA and the epochs: sections 2.2 and 2.3. What it does not tell has no entry.
 _PUBLISHED: dict[str, Any] = {
     "method": "lora",
     "optimizer": "AdamW",
@@ -17,7 +20,7 @@ _PUBLISHED: dict[str, Any] = {
     "max_prompt_tokens": 1024,
     "dtype": "float16",
 }
-_EPOCHS = (5, 10)  # of stage 1 and of stage 2
+_EPOCHS_FROM_BASE, _EPOCHS_FROM_A_STAGE = 5, 10
 # Paper, appendix C, of the classifier of explanations. It tells nothing of how its encoder baselines were trained.
 _PUBLISHED_OF_ENCODERS: dict[str, Any] = {
     "method": "encoder",
@@ -26,6 +29,8 @@ _PUBLISHED_OF_ENCODERS: dict[str, Any] = {
     "batch_size": 16,
     "num_epochs": 10,
 }
+_NOT_TOLD = "assumed: the paper does not say"
+_NOT_WEIGHED = "assumed: the paper does not weigh"
 _KINDS = {"lora": "LoRA adapter", "full": "Model, all weights trained", "encoder": "Classifier"}
 _LIBRARIES = {
     "lora": ["library_name: peft"],
@@ -39,6 +44,7 @@ def model_card(stage: Stage, record: StageRecord) -> str:
     base = stage.config.model.path
     kind = _KINDS[stage.config.method]
     data = record.data
+    explained = "" if stage.config.method == "encoder" else f" ({data['num_explained_records']} with an explanation)"
     num_validated = sum(each["error"] is None for each in record.validations)
     lines = [
         "---",
@@ -50,7 +56,7 @@ def model_card(stage: Stage, record: StageRecord) -> str:
         f"# {stage.name}",
         "",
         f"{kind} for {', '.join(sorted(record.fingerprint['tasks']))}, made {record.finished_at} from "
-        f"{'the base model' if record.start_from == 'base' else f'stage `{record.start_from}`'} "
+        f"{'the base model' if record.start_from == BASE else f'stage `{record.start_from}`'} "
         f"(`{base}`, digest `{record.fingerprint['model'][:16]}`). {INTENDED_USE}",
         "",
         "## How good it is",
@@ -61,12 +67,12 @@ def model_card(stage: Stage, record: StageRecord) -> str:
         "",
         "| task | F1 |",
         "|---|---|",
-        *(f"| {name} | {value:.4f} |" for name, value in record.best_scores.items()),
+        *(f"| {name} | {value:.4f} |" for name, value in scores_by_name(record.best_scores).items()),
         "",
         *_warnings(record),
         "## Training",
         "",
-        f"{data['num_train_records']} records, {record.num_steps} steps of {stage.config.batch_size} "
+        f"{data['num_train_records']} records{explained}, {record.num_steps} steps of {stage.config.batch_size} "
         f"({record.steps_per_epoch} to an epoch). {_loss(stage)}",
         "",
         "| setting | value | where it is from |",
@@ -125,21 +131,43 @@ def _settings(stage: Stage) -> Iterator[tuple[str, Any, str]]:
     values |= {"max_prompt_tokens": config.max_prompt_tokens, "dtype": config.dtype, "seed": config.seed}
     for name, value in values.items():
         if name not in published:
-            yield name, value, "assumed: the paper does not say"
+            yield name, value, _NOT_TOLD
         elif value == published[name]:
             yield name, value, paper
         else:
             yield name, value, f"changed: the paper has {published[name]}"
     if "num_epochs" not in values:
-        epochs = stage.settings.num_epochs
-        is_paper = epochs in _EPOCHS
-        yield "num_epochs", epochs, "paper" if is_paper else "changed: the paper has 5 (stage 1) and 10 (stage 2)"
+        yield "num_epochs", stage.settings.num_epochs, _origin_of_epochs(stage.settings)
     if stage.settings.max_steps is not None:
         yield "max_steps", stage.settings.max_steps, "yours: ends the stage before its epochs"
     for number, source in enumerate(stage.settings.train):
         if source.weight != 1:
-            yield f"train[{number}].weight", source.weight, "assumed: the paper does not weigh"
-    engine = config.selection.engine.kind
-    yield "selection.engine", engine, "a test: it does not look at the model" if engine == "echo" else "ours"
-    if stage.settings.start_from != "base":
+            yield f"train[{number}].weight", source.weight, _NOT_WEIGHED
+        for task, weight in source.task_weights.items():
+            yield f"train[{number}].task_weights.{task}", weight, _NOT_WEIGHED
+    yield from _selection(stage)
+    if stage.settings.start_from != BASE:
         yield "start_from", stage.settings.start_from, "assumed: the same weights are trained further"
+
+
+def _origin_of_epochs(settings: StageConfig) -> str:
+    is_first = settings.start_from == BASE
+    published = _EPOCHS_FROM_BASE if is_first else _EPOCHS_FROM_A_STAGE
+    of_what = "from the base model" if is_first else "that goes on from another"
+    return "paper" if settings.num_epochs == published else f"changed: the paper has {published} for a stage {of_what}"
+
+
+def _selection(stage: Stage) -> Iterator[tuple[str, Any, str]]:
+    """How the best checkpoint was found. The paper says that it is the best on validation records, and no more."""
+    selection = stage.config.selection
+    yield "selection.metric", "F1, mean of the tasks'", "assumed: the paper has the best in validation, not by what"
+    every = "every_epochs" if selection.every_steps is None else "every_steps"
+    yield f"selection.{every}", getattr(selection, every), _NOT_TOLD
+    yield "selection.patience", selection.patience or "none", _NOT_TOLD
+    yield "selection.max_rows", selection.max_rows or "all", _NOT_TOLD
+    yield "selection.max_tokens", selection.max_tokens, _NOT_TOLD
+    engine = selection.engine.kind
+    yield "selection.engine", engine, "a test: it does not look at the model" if engine == "echo" else "ours"
+    if not stage.settings.validation:
+        fraction = stage.settings.validation_fraction
+        yield "validation_fraction", fraction, "assumed: the paper has validation records of its own"

@@ -1,5 +1,7 @@
 """A model with its adapter in its weights, checked before it is given out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def export_merged(model: ResolvedModel, target: Path) -> MergeCheck:
     """
     adapter = model.adapters[None]
     assert adapter is not None
-    with whole_folder(target, "TARGET") as folder:
+    with whole_folder(target, "TARGET") as folder, _without_bars():
         merge_adapter(model, adapter, folder)
         check = _check(Path(model.path), Path(adapter.path), folder)
     return check
@@ -74,6 +76,20 @@ def _check(base: Path, adapter: Path, merged: Path) -> MergeCheck:
             f"than rounding to {check.dtype} explains; use the adapter beside the model"
         )
     return check
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers draws one for each model that it loads or writes."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def _load(folder: Path) -> Any:

@@ -93,6 +93,7 @@ def counts_of(data: StageData, examples: Examples) -> dict[str, int]:
     """What a stage is made of, for its record and for people."""
     return {
         "num_train_records": len(data.train.rows),
+        "num_explained_records": sum(record.explanation is not None for record in data.train.rows),
         "num_validation_records": len(data.validation.rows),
         "num_validation_texts_in_train": num_shared_texts(data.train, data.validation),
         "num_truncated_posts": examples.num_truncated,
@@ -184,7 +185,7 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
             """Ctrl-C stays ours: Ray Train's own answer ends the process with 1."""
 
     config = stage.config
-    weights = tuple(source.weight for source in stage.settings.train)
+    weights = tuple(data.train.weights)
     sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
     parent = config.stages[stage.name].start_from

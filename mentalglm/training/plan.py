@@ -1,14 +1,12 @@
 """What a train job would do: its steps, tokens and memory, without a GPU and without loading weights."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mentalglm.config import TrainConfig
 from mentalglm.training.loop.sampler import Sampler
+from mentalglm.training.loop.schedule import num_warmup_steps
 from mentalglm.training.loop.timeline import Timeline
 from mentalglm.training.models.language_model import DTYPES
 from mentalglm.training.models.method import outline
@@ -20,12 +18,13 @@ _OPTIMIZER_BYTES = 16  # of each trained parameter: itself, its gradient and two
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one worker, in bytes. A lower bound: what the framework itself and its kernels take is not in it."""
+    """Of one worker, in bytes. A lower bound: what the framework itself and its kernels take is not in it, nor, with
+    FSDP, the one layer that is whole on every worker while it is computed."""
 
     weights: int
-    """Frozen ones, in the config's dtype."""
+    """Frozen ones, in the config's dtype; with FSDP, its share of them among as few workers as there may be."""
     trained: int
-    """Trained weights, their gradients and the optimizer's moments."""
+    """Trained weights, their gradients and the optimizer's moments; shared likewise."""
     activations: int
     """Of a micro-batch of the longest examples: 34 bytes for each token, hidden unit and layer (Korthikanti et al.,
     2022, equation 2, without the attention matrix, which is not kept); 2 with activation checkpointing, and one whole
@@ -66,23 +65,19 @@ def _plan_stage(stage: Stage) -> StagePlan:
     examples = encode(stage, data)
     if (finished := stage.read_record()) is not None:
         stage.check_finished(finished, fingerprint_of(stage, data))
-    weights = [source.weight for source in stage.settings.train]
-    sampler = Sampler(examples.sources, weights, batch_size=config.batch_size, seed=config.seed)
+    sampler = Sampler(examples.sources, data.train.weights, batch_size=config.batch_size, seed=config.seed)
     timeline = Timeline.of(config, stage.name, sampler)
     lengths = examples.lengths
     model = outline(config, examples, Path(stage.model.path))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    often = np.array(weights)[examples.sources]
-    tokens_per_step = float((lengths * often).sum() / often.sum()) * config.batch_size
-    warmup_ratio = config.optimizer_of(stage.name).warmup_ratio
     return StagePlan(
         name=stage.name,
         finished=finished,
         counts=counts_of(data, examples),
         timeline=timeline,
-        num_warmup_steps=math.ceil(warmup_ratio * timeline.num_steps),
-        num_tokens=round(tokens_per_step * timeline.num_steps),
+        num_warmup_steps=num_warmup_steps(config.optimizer_of(stage.name), timeline.num_steps),
+        num_tokens=sum(int(lengths[sampler.batch(step)].sum()) for step in range(timeline.num_steps)),
         num_parameters=num_parameters - (num_trained if config.method == "lora" else 0),
         num_trained_parameters=num_trained,
         memory=_memory(config, model, num_parameters, num_trained, int(lengths.max())),
@@ -95,9 +90,10 @@ def _memory(config: TrainConfig, model: Any, num_parameters: int, num_trained: i
     num_tokens = longest * min(config.micro_batch_size, config.batch_size)
     layer = 34 * num_tokens * hidden_size
     kept = num_layers * 2 * num_tokens * hidden_size + layer if config.activation_checkpointing else num_layers * layer
+    num_shares = config.workers.bounds[0] if config.workers.strategy == "fsdp" else 1
     return Memory(
-        weights=(num_parameters - num_trained) * DTYPES[config.dtype].itemsize,
-        trained=num_trained * _OPTIMIZER_BYTES,
+        weights=-(-(num_parameters - num_trained) // num_shares) * DTYPES[config.dtype].itemsize,
+        trained=-(-num_trained // num_shares) * _OPTIMIZER_BYTES,
         activations=kept * (2 if config.dtype == "float32" else 1),
         logits=_num_logits(config, model, num_tokens) * 8,
     )

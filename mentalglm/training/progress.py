@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from mentalglm.errors import StorageError
 from mentalglm.scoring.progress import duration
 from mentalglm.training.metrics_log import read_metrics
+from mentalglm.training.scores import describe_scores
 from mentalglm.training.validation.notes import read_validations
 
 _POLL_INTERVAL_S = 2.0
@@ -64,8 +65,8 @@ class StageProgress:
         for validation in read_validations(self._uri):
             if validation.checkpoint not in self._validated:
                 self._validated.add(validation.checkpoint)
-                scores = ", ".join(f"{name} {value:.4f}" for name, value in validation.scores.items())
-                said = f"F1 {scores}" if validation.error is None else f"failed: {validation.error}"
+                found = describe_scores(validation.scores)
+                said = found if validation.error is None else f"failed: {validation.error}"
                 self._console.print(
                     f"{self._name}: validation after step {validation.step}: {said}", highlight=False, markup=False
                 )
@@ -83,8 +84,12 @@ class StageProgress:
 
 
 def describe(lines: list[dict[str, Any]], num_steps: int) -> str:
-    """One line of the last of the logged metrics: loss, tokens per second, time left."""
+    """One line of the last of the logged metrics: loss, tokens per second, time left.
+
+    A step is taken to need what the last ones did, and its share of all the saves so far: these are rare.
+    """
     last, recent = lines[-1], lines[-10:]
     step_s = sum(line["step_s"] for line in recent) / len(recent)
+    step_s += sum(line.get("save_s", 0.0) for line in lines) / last["step"]
     left = duration((num_steps - last["step"]) * step_s)
     return f"loss {last['loss']:.4f} · {last['tokens_per_s']:.0f} tokens/s · epoch {last['epoch']:.2f} · {left} left"

@@ -13,8 +13,7 @@ def gpus_of_a_worker(config: TrainConfig) -> float:
     num_gpus = workers.num_gpus
     if num_gpus is None:
         num_gpus = 1.0 if available.get("GPU") else 0.0
-    number = workers.num_workers
-    least, most = (number, number) if isinstance(number, int) else number
+    least, most = workers.bounds
     for name, each in (("GPU", num_gpus), ("CPU", workers.num_cpus)):
         if each * least > available.get(name, 0):
             raise ConfigError(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from mentalglm import storage
 from mentalglm.config import StageConfig, TrainConfig
 from mentalglm.corpus import NORMAL_FORM_VERSION
-from mentalglm.corpus.records import Records
+from mentalglm.corpus.records import Records, mixture
 from mentalglm.engine.cache import fetched
 from mentalglm.engine.files import digest_of
 from mentalglm.engine.model import ResolvedModel
@@ -81,7 +81,7 @@ class Stage:
     @property
     def product_uri(self) -> str:
         """The folder of the adapter, or of the model, that it makes."""
-        return storage.join(self.uri, "adapter" if self.config.method == "lora" else "model")
+        return storage.join(self.uri, self.config.product)
 
     def read_record(self) -> StageRecord | None:
         """What it is; None while it is not finished."""
@@ -105,7 +105,7 @@ class Stage:
             "train": {
                 "digest": train.digest,
                 "num_records": len(train.rows),
-                "weights": [source.weight for source in settings.train],
+                **mixture(settings.train),
             },
             "validation": {"digest": validation.digest, "num_records": len(validation.rows)},
             "method": config.method,

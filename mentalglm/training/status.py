@@ -10,6 +10,7 @@ from mentalglm import storage
 from mentalglm.scoring.run.lease import read_lease, state_of
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.progress import describe
+from mentalglm.training.scores import describe_scores
 from mentalglm.training.stage import RECORD, TIMELINE, StageRecord
 from mentalglm.training.validation.notes import read_validations
 
@@ -38,6 +39,14 @@ class StageStatus:
 def read_train_status(uri: str) -> list[StageStatus]:
     """The stages that have begun, in the order in which they did; none where the folder is of no train job."""
     return [_read_stage(uri, name) for name in _stages(uri)]
+
+
+def what_to_name(uri: str) -> str:
+    """Which address has a status, where this one has none, in words."""
+    if storage.exists(storage.join(uri, TIMELINE)) or storage.exists(storage.join(uri, RECORD)):
+        job = storage.absolute(uri).rstrip("/").rpartition("/")[0]
+        return f"is one stage of a train job; give the job's output.uri, {job}"
+    return "holds no run and no train job; give the output.uri of a score or train job"
 
 
 def _stages(uri: str) -> list[str]:
@@ -84,8 +93,7 @@ def print_train_status(uri: str, stages: list[StageStatus]) -> None:
         if stage.last:
             lines[1] += f", {stage.last}"
         if stage.best:
-            scores = ", ".join(f"{task} {value:.4f}" for task, value in stage.best.items())
-            lines.append(f"best validation: F1 {scores}")
+            lines.append(f"best validation: {describe_scores(stage.best)}")
         lines += [f"validation after step {step} failed: {why}" for step, why in stage.failed_validations.items()]
         if stage.state == "running":
             lines.append(f"by {stage.owner}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mentalglm import storage
 from mentalglm.config import TrainConfig
 from mentalglm.training.plan import Memory, StagePlan
+from mentalglm.training.scores import describe_scores
 from mentalglm.training.stage import StageRecord
 
 
@@ -15,7 +16,8 @@ def print_plan(plans: Sequence[StagePlan]) -> None:
         done = f"; finished {stage.finished.finished_at}, nothing to do" if stage.finished else ""
         print(f"stage {stage.name}{done}")
         print(
-            f"  records      {counts['num_train_records']:,} to learn, {counts['num_validation_records']:,} to validate"
+            f"  records      {counts['num_train_records']:,} to learn, {counts['num_explained_records']:,} of them "
+            f"with an explanation; {counts['num_validation_records']:,} to validate"
         )
         if counts["num_truncated_posts"]:
             print(f"               {counts['num_truncated_posts']:,} posts are cut to fit max_prompt_tokens")
@@ -49,10 +51,9 @@ def describe_memory(memory: Memory) -> str:
 def print_summary(config: TrainConfig, records: Sequence[StageRecord]) -> None:
     """Each stage with its best checkpoint and where its product lies."""
     for record in records:
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in record.best_scores.items())
-        folder = "adapter" if config.method == "lora" else "model"
-        print(f"{record.name}: best after step {record.best_step} of {record.num_steps}: validation F1 {scores}")
-        print(f"  {storage.join(config.output.uri, record.name, folder)}")
+        found = describe_scores(record.best_scores)
+        print(f"{record.name}: best after step {record.best_step} of {record.num_steps}: validation {found}")
+        print(f"  {storage.join(config.output.uri, record.name, config.product)}")
         for each in record.validations:
             if each["error"] is not None:
                 print(f"  validation after step {each['step']} failed: {each['error']}")

@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 from mentalglm import manifest, storage
 from mentalglm.cluster import lasting_output
 from mentalglm.config import BaselineConfig
-from mentalglm.corpus.records import Records, read_records
+from mentalglm.corpus.records import Records, mixture, read_records
 from mentalglm.engine.classifier import Classifier, chosen_labels, has_one_answer
 from mentalglm.engine.files import digest_of
 from mentalglm.engine.tfidf import Floats, NgramSettings, TfidfModel
@@ -77,32 +77,36 @@ class _Data:
     texts_numbers: npt.NDArray[np.int64]
     """The same for equal texts."""
 
+    @property
+    def num_texts(self) -> int:
+        """How many different ones there are."""
+        return len(np.unique(self.texts_numbers))
+
     def take(self, rows: npt.NDArray[np.int64]) -> "_Data":
         """Those rows."""
         texts = [self.texts[row] for row in rows]
         return _Data(self.task, texts, self.targets[rows], self.weights[rows], self.texts_numbers[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A baseline whose records are read and checked."""
+
+    uri: str
+    settings: NgramSettings
+    fingerprint: dict[str, Any]
+    data: _Data
+    finished: BaselineRecord | None
+
+
 def train_baseline(config: BaselineConfig) -> BaselineRecord:
     """Trains it, or finds that it is there. Raises: ConfigError, InputError."""
     started = time.monotonic()
-    storage.configure(config.s3)
-    uri = lasting_output(config.output.uri)
-    records = read_records(config.train, "train")
-    if len(records.tasks) > 1:
-        raise ConfigError(f"train: a baseline learns one task, here are {', '.join(sorted(records.tasks))}; name one")
-    [task] = records.tasks.values()
-    settings = _settings(config, task)
-    fingerprint = _fingerprint(config, task, settings, records)
-    if (found := _read(uri)) is not None:
-        if changes := manifest.differences(found.fingerprint, json.loads(json.dumps(fingerprint))):
-            raise ConfigError(
-                f"output.uri = {uri}: holds a baseline with other settings ({'; '.join(changes)}); name another folder"
-            )
-        if storage.has_files(storage.join(uri, "model")):  # else made again, which gives the same
-            return found
-
-    data = _data(config, task, records)
+    job = _prepare(config)
+    if job.finished is not None:
+        return job.finished
+    uri, settings, fingerprint, data = job.uri, job.settings, job.fingerprint, job.data
+    task = data.task
     scores = _cross_validate(config, settings, data)
     best = max(scores, key=lambda strength: scores[strength].f1)
     model = _fit(config, settings, data, [best])[best]
@@ -123,6 +127,48 @@ def train_baseline(config: BaselineConfig) -> BaselineRecord:
     return record
 
 
+def plan_baseline(config: BaselineConfig) -> list[str]:
+    """What would be learned, for people: reads and checks the records, and writes nothing.
+
+    Raises: ConfigError, InputError.
+    """
+    job = _prepare(config)
+    data, tried = job.data, len(config.inverse_regularization)
+    done = "" if job.finished is None else f"; finished {job.finished.finished_at}, nothing to do"
+    counts = dict(zip(data.task.answerable, data.targets.sum(axis=0).tolist(), strict=True))
+    if num_without := int((~data.targets.any(axis=1)).sum()):
+        counts["no label"] = num_without
+    width = max(map(len, counts))
+    return [
+        f"{data.task.name}: {len(data.texts):,} records, {data.num_texts:,} different texts{done}",
+        *(f"  {label:{width}}  {count:,}" for label, count in counts.items()),
+        f"  {tried} C in cross-validation with {config.num_folds} folds",
+    ]
+
+
+def _prepare(config: BaselineConfig) -> _Job:
+    storage.configure(config.s3)
+    uri = lasting_output(config.output.uri)
+    records = read_records(config.train, "train")
+    if len(records.tasks) > 1:
+        raise ConfigError(f"train: a baseline learns one task, here are {', '.join(sorted(records.tasks))}; name one")
+    [task] = records.tasks.values()
+    settings = _settings(config, task)
+    fingerprint = _fingerprint(config, task, settings, records)
+    finished = _read(uri)
+    if finished is not None:
+        if changes := manifest.differences(finished.fingerprint, json.loads(json.dumps(fingerprint))):
+            raise ConfigError(
+                f"output.uri = {uri}: holds a baseline with other settings ({'; '.join(changes)}); name another folder"
+            )
+        if not storage.has_files(storage.join(uri, "model")):
+            finished = None  # made again, which gives the same
+    data = _data(config, task, records)
+    if data.num_texts < config.num_folds:
+        raise InputError(f"train: has {data.num_texts} different texts for num_folds = {config.num_folds}; give more")
+    return _Job(uri, settings, fingerprint, data, finished)
+
+
 def _settings(config: BaselineConfig, task: Task) -> NgramSettings:
     if task.language == "zh":
         return NgramSettings(analyzer="char", ngrams=config.ngrams or (1, 3))
@@ -136,7 +182,7 @@ def _fingerprint(config: BaselineConfig, task: Task, settings: NgramSettings, re
         "parser": PARSER_VERSION,
         "task": {task.name: task.digest},
         "ngrams": settings.model_dump(mode="json"),
-        "train": {"digest": records.digest, "weights": [source.weight for source in config.train]},
+        "train": {"digest": records.digest, **mixture(config.train)},
     }
 
 
@@ -147,7 +193,7 @@ def _data(config: BaselineConfig, task: Task, records: Records) -> _Data:
         task,
         texts,
         np.array([[slug in record.labels for slug in task.answerable] for record in records.rows], dtype=np.bool_),
-        np.array([config.train[record.source].weight for record in records.rows]),
+        np.array([records.weights[record.part] for record in records.rows]),
         np.array([numbers.setdefault(text, len(numbers)) for text in texts]),
     )
 
@@ -160,9 +206,6 @@ class _Score:
 
 def _cross_validate(config: BaselineConfig, settings: NgramSettings, data: _Data) -> dict[float, _Score]:
     """C -> how good models with it are on records that they have not seen."""
-    num_texts = int(data.texts_numbers.max()) + 1
-    if num_texts < config.num_folds:
-        raise InputError(f"train: has {num_texts} different texts for num_folds = {config.num_folds}; give more")
     strengths = config.inverse_regularization
     probabilities = {strength: np.empty(data.targets.shape) for strength in strengths}
     folds = GroupKFold(config.num_folds, shuffle=True, random_state=config.seed)

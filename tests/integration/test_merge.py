@@ -135,11 +135,13 @@ def test_a_merged_model_is_given_out_when_it_answers_as_the_adapter_does(
     assert {path.name for path in tmp_path.iterdir()} == {"a", "merged"}
 
 
-def test_an_adapter_that_rounding_drowns_is_told_of(tmp_path: Path) -> None:
+def test_an_adapter_that_rounding_drowns_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_adapter(tmp_path / "a", seed=6, std=0.0003)
+    capfd.readouterr()
     check = export_merged(resolve_model(ModelConfig(adapter=str(tmp_path / "a"), merge=True)), tmp_path / "merged")
     assert check.effect < 2 * check.error
     assert "use it beside the model" in check.describe()[1]
+    assert capfd.readouterr().err == "", "transformers' bars"
 
 
 def test_a_model_and_an_adapter_on_s3_are_fetched_once(

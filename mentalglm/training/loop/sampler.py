@@ -12,9 +12,10 @@ Indices = npt.NDArray[np.int64]
 class Sampler:
     """The batches of all epochs.
 
-    In each epoch, an example of a source with weight w is seen w times; of a fractional part, examples are drawn
-    anew in each epoch, at least one of a source. The order is random, and the last batch of an epoch may be smaller.
-    Random numbers are numpy's (PCG64), seeded by (seed, epoch).
+    A source is a file or, where tasks have weights of their own, a task in it. In each epoch, an example of a source
+    with weight w is seen w times; of a fractional part, examples are drawn anew in each epoch, at least one of a
+    source. The order is random, and the last batch of an epoch may be smaller. Random numbers are numpy's (PCG64),
+    seeded by (seed, epoch).
     """
 
     def __init__(self, sources: npt.NDArray[np.int32], weights: Sequence[float], *, batch_size: int, seed: int) -> None:

@@ -59,7 +59,7 @@ class LoopSpec:
     """What the stage before has made, or None to start from the base model."""
     fingerprint: str
     weights: tuple[float, ...]
-    """Of each source of records."""
+    """Of each part of the mixture."""
 
     @property
     def checkpoints_uri(self) -> str:

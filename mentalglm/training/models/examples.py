@@ -44,7 +44,7 @@ class ExampleSet:
     ids: list[str]
     """Of their records, for messages."""
     sources: npt.NDArray[np.int32]
-    """Which file each is from."""
+    """Which part of the mixture each belongs to."""
     num_truncated: int = 0
     """Examples whose post was cut."""
 
@@ -106,7 +106,7 @@ class ExampleEncoder:
             offsets=np.cumsum([0, *(len(example.token_ids) for example in examples)], dtype=np.int64),
             num_prompt_tokens=np.array([example.num_prompt_tokens for example in examples], dtype=np.int32),
             ids=[record.id for record in records],
-            sources=np.array([record.source for record in records], dtype=np.int32),
+            sources=np.array([record.part for record in records], dtype=np.int32),
             num_truncated=sum(cut),
         )
 

@@ -38,7 +38,7 @@ class LabelledTexts:
     ids: list[str]
     """Of their records, for messages."""
     sources: npt.NDArray[np.int32]
-    """Which file each is from."""
+    """Which part of the mixture each belongs to."""
     num_truncated: int
 
     def __len__(self) -> int:
@@ -91,6 +91,6 @@ class LabelledTextEncoder:
             offsets=np.cumsum([0, *(len(text.token_ids) for text in texts)], dtype=np.int64),
             targets=np.array([[slug in record.labels for slug in task.answerable] for record in records], dtype=bool),
             ids=[record.id for record in records],
-            sources=np.array([record.source for record in records], dtype=np.int32),
+            sources=np.array([record.part for record in records], dtype=np.int32),
             num_truncated=sum(text.is_truncated for text in texts),
         )

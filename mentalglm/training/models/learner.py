@@ -22,7 +22,7 @@ class Examples(Protocol):
 
     @property
     def sources(self) -> npt.NDArray[np.int32]:
-        """Which file each is from."""
+        """Which part of the mixture each belongs to."""
         ...
 
     @property

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mentalglm.config import RecordsConfig
-from mentalglm.corpus.records import Record, Records, num_shared_texts, read_records, split
+from mentalglm.corpus.records import Record, Records, mixture, num_shared_texts, read_records, split
 from mentalglm.engine.chat import ChatEncoder
 from mentalglm.engine.model import DEMO_MODEL
-from mentalglm.errors import InputError, UserError
+from mentalglm.errors import ConfigError, InputError, UserError
 from mentalglm.tasks import Task, load_task, render_answer, render_prompt
 from mentalglm.training.models.examples import ExampleEncoder
 
@@ -45,6 +45,41 @@ def test_jsonl_and_parquet_hold_the_same_records(tmp_path: Path) -> None:
     path = tmp_path / "records.parquet"
     pq.write_table(pa.Table.from_pylist([ROW, ROW | {"labels": ["high_risk"]}]), path)
     assert [record.labels for record in read(str(path)).rows] == [("low_risk",), ("high_risk",)]
+
+
+def test_explanations_that_the_config_names_must_be_there(tmp_path: Path) -> None:
+    """A model would be trained without any, and nobody would know."""
+    labels_alone = {name: value for name, value in ROW.items() if name != "explanation"}
+    uri = write(tmp_path, labels_alone, labels_alone)
+    with pytest.raises(InputError, match=r"explanation_column = explantion: none of its 2 rows has it; .* or null"):
+        read(uri, explanation_column="explantion")
+    for column in ("explanation", None):
+        assert [record.explanation for record in read(uri, explanation_column=column).rows] == [None, None]
+    some = write(tmp_path, labels_alone, labels_alone | {"e": "没有计划。"})
+    assert [record.explanation for record in read(some, explanation_column="e").rows] == [None, "没有计划。"]
+
+
+OTHER = {"task": "cognitive_distortion", "text": "总是这样", "labels": ["all_or_nothing_thinking"], "explanation": None}
+
+
+def test_tasks_of_one_file_may_weigh_differently(tmp_path: Path) -> None:
+    uri = write(tmp_path, OTHER, ROW, ROW | {"text": "还好"})
+    sources = [{"uri": uri, "weight": 0.5}, {"uri": uri, "weight": 0.5, "task_weights": {"suicide_risk": 3}}]
+    records = read_records([RecordsConfig.model_validate(source) for source in sources], "train")
+    assert [record.part for record in records.rows] == [0, 0, 0, 1, 2, 2]
+    assert list(records.weights) == [0.5, 0.5, 1.5]
+    for side in split(records, 0.5, 42):
+        assert side.weights == records.weights
+    with pytest.raises(
+        ConfigError, match=r"task_weights: no row has the task risk; name those it has: cognitive_.*, suici"
+    ):
+        read(uri, task_weights={"risk": 2})
+
+
+def test_how_files_are_mixed_is_told_as_before_where_tasks_do_not_weigh() -> None:
+    plain, weighed = RecordsConfig(uri="a", weight=2), RecordsConfig(uri="b", task_weights={"suicide_risk": 2})
+    assert mixture([plain]) == {"weights": [2.0]}
+    assert mixture([plain, weighed]) == {"weights": [2.0, 1.0], "task_weights": [{}, {"suicide_risk": 2.0}]}
 
 
 def test_the_form_of_c_imhi_is_read_by_naming_its_columns(shared_data: Path) -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from mentalglm.cli import app
 from mentalglm.errors import ConfigError
 from mentalglm.scoring.run.lease import Lease
+from mentalglm.training.progress import describe
 from mentalglm.training.status import read_train_status
 from mentalglm.training.validation.notes import Validation, write_validation
 
@@ -45,13 +46,25 @@ def test_the_best_validation_and_those_that_failed_are_told(job: Path) -> None:
         uri, Validation(checkpoint="step-00000020-bb", step=20, score=None, error="no room for the engine")
     )
     told = CliRunner().invoke(app, ["status", str(job)]).stdout
-    assert "best validation: F1 suicide_risk 0.8000, score 0.8000" in told
+    assert "best validation: F1 suicide_risk 0.8000, mean F1 0.8000" in told
     assert "validation after step 20 failed: no room for the engine" in told
     machine = json.loads(CliRunner().invoke(app, ["status", str(job), "--json"]).stdout)
     assert machine[1]["failed_validations"] == {"20": "no room for the engine"}
 
 
-def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(app, ["status", str(tmp_path)])
+def test_a_folder_of_neither_kind_is_refused(job: Path, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["status", str(tmp_path / "absent")])
     assert isinstance(refused.exception, ConfigError)
-    assert "holds no run; give the output.uri" in str(refused.exception)
+    assert "holds no run and no train job; give the output.uri of a score or train job" in str(refused.exception)
+    of_a_stage = CliRunner().invoke(app, ["status", f"{job}/second/"])
+    assert isinstance(of_a_stage.exception, ConfigError)
+    assert str(of_a_stage.exception).endswith(f"is one stage of a train job; give the job's output.uri, {job}")
+
+
+def test_time_left_has_the_saves_in_it() -> None:
+    """20 steps of 2 s with a save of 10 s, 40 to come: 80 s, and 20 s for saves, however long ago the last one was."""
+    lines = [
+        {"step": step, "loss": 0.5, "tokens_per_s": 100.0, "step_s": 2.0, "save_s": 10.0 * (step == 1), "epoch": 0.5}
+        for step in range(1, 21)
+    ]
+    assert describe(lines, 60).endswith("1 min 40 s left")

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
+from typer.testing import CliRunner
 
+from mentalglm.cli import app
 from mentalglm.config import BaselineConfig, ScoreConfig, load_config
 from mentalglm.corpus.synthetic import SyntheticPost, generate_posts
 from mentalglm.engine.classifier import check_classifier, read_classifier
@@ -98,6 +100,28 @@ def test_the_same_call_finds_it_done_and_another_is_refused(tmp_path: Path) -> N
     assert "records" in (tmp_path / "out" / "model" / "README.md").read_text()
     with pytest.raises(ConfigError, match=r"output\.uri = .*other settings \(min_count: 2, now 3\)"):
         train_baseline(config(tmp_path, RISK, min_count=3))
+
+
+def test_a_dry_run_counts_labels_and_writes_nothing(tmp_path: Path) -> None:
+    posts = POSTS[:60]
+    path = tmp_path / "baseline.yaml"
+    settings = config(tmp_path, DISTORTION, posts)
+    path.write_text(settings.model_dump_json(exclude_unset=True))
+    shown = CliRunner().invoke(app, ["baseline", str(path), "--dry-run"])
+    assert shown.exit_code == 0, shown.exception
+    first, *counts, last = shown.stdout.splitlines()
+    assert first.startswith("cognitive_distortion: 60 records, ")
+    labels = [post.labels[DISTORTION.name] for post in posts]
+    expected = {slug: sum(slug in each for each in labels) for slug in DISTORTION.answerable}
+    expected |= {"no label": sum(not each for each in labels)}
+    assert {line.rsplit(maxsplit=1)[0].strip(): int(line.split()[-1]) for line in counts} == expected
+    assert last == "  1 C in cross-validation with 3 folds"
+    assert not (tmp_path / "out").exists()
+    record = train_baseline(settings)
+    shown = CliRunner().invoke(app, ["baseline", str(path), "--dry-run"])
+    assert f"finished {record.finished_at}, nothing to do" in shown.stdout
+    few = CliRunner().invoke(app, ["baseline", str(path), "--dry-run", "--set", "num_folds=20"])
+    assert isinstance(few.exception, ConfigError), "a folder with other settings"
 
 
 def test_what_cannot_be_learned_is_refused(tmp_path: Path) -> None:
