@@ -153,6 +153,8 @@ def _settings(stage: Stage) -> Iterator[tuple[str, Any, str]]:
 def _origin_of_epochs(settings: StageConfig) -> str:
     is_first = settings.start_from == BASE
     published = _EPOCHS_FROM_BASE if is_first else _EPOCHS_FROM_A_STAGE
+    if is_first and settings.num_epochs == _EPOCHS_FROM_A_STAGE:  # ablation S2
+        return "assumed: of the paper's second stage, which is not told to be shorter without the first"
     of_what = "from the base model" if is_first else "that goes on from another"
     return "paper" if settings.num_epochs == published else f"changed: the paper has {published} for a stage {of_what}"
 

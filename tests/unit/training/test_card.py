@@ -54,7 +54,11 @@ def text(stage: dict[str, Any], **changes: Any) -> str:
     ("stage", "origin"),
     [
         ({"num_epochs": 5}, "paper"),
-        ({"num_epochs": 10}, "changed: the paper has 5 for a stage from the base model"),
+        ({"num_epochs": 3}, "changed: the paper has 5 for a stage from the base model"),
+        (
+            {"num_epochs": 10},
+            "assumed: of the paper's second stage, which is not told to be shorter without the first",
+        ),
         ({"num_epochs": 10, "start_from": "first"}, "paper"),
         ({"num_epochs": 5, "start_from": "first"}, "changed: the paper has 10 for a stage that goes on from another"),
     ],
