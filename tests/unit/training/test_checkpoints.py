@@ -40,6 +40,9 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     assert newest(str(target), "f") == found[0]
     (target / found[0].name / "manifest.json").unlink()  # an upload that never ended
     assert newest(str(target), "f") is None
+    for damaged in ('{"version": 1, "st', "[]", '{"version": 1}', "\x00"):
+        (target / found[0].name / "manifest.json").write_text(damaged)
+        assert newest(str(target), "f") is None
     with local_copy(found[2].uri) as folder:
         assert (folder / "adapter_model.safetensors").read_bytes()[-1] == 10
 
@@ -133,6 +136,13 @@ def test_of_two_validations_of_one_step_the_better_counts(tmp_path: Path) -> Non
         )
     write_validation(str(tmp_path), Validation(checkpoint="step-00000002-a", step=2, score=0.5))
     assert EarlyStopping(str(tmp_path), SelectionConfig(patience=1)).is_over([1, 2])
+
+
+def test_a_damaged_note_of_a_validation_counts_as_none(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_validation(str(tmp_path), Validation(checkpoint=f"step-{step:08d}-a", step=step, score=0.5))
+    (tmp_path / "_run/validation/step-00000001-a.json").write_text('{"checkpoint": "st')
+    assert [each.step for each in read_validations(str(tmp_path))] == [2]
 
 
 def test_a_validation_that_never_comes_is_waited_for_once(tmp_path: Path) -> None:
