@@ -25,7 +25,7 @@ from mentalglm.training.resources import gpus_of_a_worker
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
 from mentalglm.training.validation.measure import ValidationSet, validate
 from mentalglm.training.validation.notes import read_validations
-from mentalglm.training.validation.selection import drop_damaged_notes, make_up_for_lost_validations, select
+from mentalglm.training.validation.selection import drop_damaged_snapshot, make_up_for_lost_validations, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
     workers = config.workers
     num_gpus = gpus_of_a_worker(config)
     stage.write_timeline(timeline.num_steps, timeline.steps_per_epoch)
-    drop_damaged_notes(stage.checkpoints_uri)
+    drop_damaged_snapshot(stage.checkpoints_uri)
     make_up_for_lost_validations(stage, data.validated_tasks)
     trainer = Trainer(
         train_worker,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import threading
 import time
@@ -145,6 +146,18 @@ def test_a_finished_stage_is_not_trained_again_and_not_taken_for_another(
     other = settings(model, records, undisturbed, seed=43)
     with pytest.raises(ConfigError, match=r"stages.s1: .* holds a stage with other settings .*seed: 42, now 43"):
         train(other)
+
+
+def test_it_goes_on_although_a_checkpoint_is_gone_that_ray_has_listed(
+    model: Path, records: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed / "s1", tmp_path / "s1")
+    (tmp_path / "s1" / "stage.json").unlink()
+    last = list_checkpoints(str(tmp_path / "s1/_run/checkpoints"))[-1]
+    shutil.rmtree(last.uri)
+    train(settings(model, records, tmp_path))
+    assert adapter(tmp_path) == adapter(undisturbed)
+    assert losses(tmp_path) == losses(undisturbed)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
