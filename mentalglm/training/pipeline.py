@@ -125,7 +125,7 @@ def _train_stage(stage: Stage, data: StageData) -> StageRecord:
         stage.open(fingerprint)
         posts = ValidationSet(stage.uri)
         num_validated_rows = posts.write(data.validation.rows, stage.config.selection.max_rows)
-        num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint)
+        num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint, lease.epoch)
         best, validation = select(stage, data.validated_tasks)
         lease.check()
         digest = export(stage, best)
@@ -158,10 +158,12 @@ def _train_stage(stage: Stage, data: StageData) -> StageRecord:
     return record
 
 
-def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[str, Any]) -> tuple[int, int]:
+def _fit(
+    stage: Stage, data: StageData, examples: Examples, fingerprint: dict[str, Any], lease_epoch: int
+) -> tuple[int, int]:
     """Trains to the end, or until validation stops getting better; goes on from the last checkpoint.
 
-    Returns (steps done, steps of an epoch).
+    Returns (steps done, steps of an epoch). Raises: InterruptedRunError also where another job takes the lease over.
     """
     connect()
     import ray
@@ -196,6 +198,7 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
         start_uri=None if parent == BASE else Stage(parent, config, stage.model).product_uri,
         fingerprint=sha256_of(fingerprint),
         weights=weights,
+        lease_epoch=lease_epoch,
     )
     filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
     workers = config.workers
