@@ -19,6 +19,7 @@ from mentalglm.manifest import differences
 from mentalglm.tasks import PARSER_VERSION, Task
 from mentalglm.training.checkpoint import list_checkpoints
 from mentalglm.training.metrics_log import delete_metrics
+from mentalglm.training.validation.early_stopping import forget_decisions
 from mentalglm.training.validation.notes import delete_validations
 
 RECORD = "stage.json"
@@ -137,6 +138,7 @@ class Stage:
             # Of a training that is not gone on with: they would be taken for this one's.
             delete_validations(self.uri)
             delete_metrics(self.uri)
+            forget_decisions(self.uri)
             storage.put(uri, json.dumps(fingerprint, indent=2).encode())
         elif (data := storage.read_bytes(uri)) is not None:
             try:

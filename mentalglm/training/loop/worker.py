@@ -420,7 +420,7 @@ class _Loop:
         if self.config.selection.patience is None or not self.step or not self.timeline.is_candidate(self.step):
             return False
         candidates = [step for step in range(1, self.step) if self.timeline.is_candidate(step)]
-        is_over = self.early_stopping.is_over(candidates) if self.rank == 0 else None
+        is_over = self.early_stopping.is_over(self.step, candidates) if self.rank == 0 else None
         return bool(broadcast_from_rank_zero(is_over))
 
 

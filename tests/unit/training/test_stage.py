@@ -73,6 +73,7 @@ def test_settings_may_change_while_nothing_is_done(tmp_path: Path) -> None:
 def leave_notes(folder: Path) -> None:
     """Of a training that has done something."""
     write_validation(str(folder), Validation(checkpoint="step-00000002-aa", step=2, score=0.9))
+    (folder / "_run/early_stopping.json").write_text('{"is_over": {"4": true}}')
     (folder / "tensorboard").mkdir()
     (folder / "tensorboard/events.out.tfevents.0000000000").write_bytes(b"curve")
     (folder / "metrics.jsonl").write_text('{"step": 2, "loss": 0.5}\n')
@@ -90,6 +91,7 @@ def test_what_is_begun_anew_has_nothing_of_another_training(tmp_path: Path) -> N
     made.open({"seed": 43})
     assert read_validations(made.uri) == read_metrics(made.uri) == []
     assert list((tmp_path / "s1/tensorboard").iterdir()) == []
+    assert not (tmp_path / "s1/_run/early_stopping.json").exists()
 
 
 def test_a_record_that_is_damaged_is_one_line(tmp_path: Path) -> None:
