@@ -65,23 +65,33 @@ def upload(folder: Path, uri: str, *, step: int, is_candidate: bool, fingerprint
 
 
 def list_checkpoints(uri: str) -> list[StoredCheckpoint]:
-    """Those in the folder `uri` that have a manifest, by step."""
+    """Those in the folder `uri` that have a manifest which can be read, by step."""
     found: list[StoredCheckpoint] = []
     for file in storage.list_files(uri):
         match = _NAME.fullmatch(file.path)
         data = storage.read_bytes(storage.join(uri, file.path)) if match else None
         if match is None or data is None:  # deleted since it was listed
             continue
-        manifest = json.loads(data)
-        if manifest.get("version") != _VERSION:
-            continue
-        folder = storage.join(uri, match[1])
-        found.append(
-            StoredCheckpoint(
-                folder, manifest["step"], manifest["is_candidate"], manifest["files"], manifest["fingerprint"]
-            )
-        )
+        checkpoint = _read_manifest(storage.join(uri, match[1]), data)
+        if checkpoint is not None:
+            found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+
+
+def _read_manifest(uri: str, data: bytes) -> StoredCheckpoint | None:
+    """None where it is damaged, or of another version: then there is no checkpoint."""
+    try:
+        manifest = json.loads(data)
+        if manifest["version"] != _VERSION:
+            return None
+        files = {
+            str(name): {"sha256": each["sha256"], "size": each["size"]} for name, each in manifest["files"].items()
+        }
+        return StoredCheckpoint(
+            uri, int(manifest["step"]), bool(manifest["is_candidate"]), files, str(manifest["fingerprint"])
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def newest(uri: str, fingerprint: str) -> StoredCheckpoint | None:

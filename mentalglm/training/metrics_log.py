@@ -33,7 +33,7 @@ class MetricsLog:
         """
         self._uri = stage_uri
         self._exit = ExitStack()
-        self._lines = [line for line in _read_lines(stage_uri) if json.loads(line)["step"] <= first_step]
+        self._lines = [json.dumps(line) for line in read_metrics(stage_uri) if line["step"] <= first_step]
         self._folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="mentalglm-metrics-")))
         self._first_step = first_step
         self._writer = _tensorboard(self._folder, first_step)
@@ -101,8 +101,20 @@ class MetricsLog:
 
 
 def read_metrics(stage_uri: str) -> list[dict[str, Any]]:
-    """What has been logged so far."""
-    return [json.loads(line) for line in _read_lines(stage_uri)]
+    """What has been logged so far, without lines that are damaged."""
+    found: list[dict[str, Any]] = []
+    for line in (storage.read_bytes(storage.join(stage_uri, METRICS)) or b"").splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def delete_metrics(stage_uri: str) -> None:
+    """All that has been logged."""
+    storage.delete(storage.join(stage_uri, METRICS))
+    folder = storage.join(stage_uri, TENSORBOARD)
+    for name in storage.list_names(folder):
+        storage.delete(storage.join(folder, name))
 
 
 def write_validation_scalars(stage_uri: str, scores: Mapping[int, Mapping[str, float]]) -> None:
@@ -115,11 +127,6 @@ def write_validation_scalars(stage_uri: str, scores: Mapping[int, Mapping[str, f
         writer.close()
         for path in Path(folder).iterdir():
             storage.put(storage.join(stage_uri, TENSORBOARD, "events.out.tfevents.validation"), path.read_bytes())
-
-
-def _read_lines(stage_uri: str) -> list[str]:
-    data = storage.read_bytes(storage.join(stage_uri, METRICS))
-    return [] if data is None else data.decode().splitlines()
 
 
 def _tensorboard(folder: Path, first_step: int) -> Any:

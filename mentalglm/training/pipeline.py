@@ -25,7 +25,7 @@ from mentalglm.training.resources import gpus_of_a_worker
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
 from mentalglm.training.validation.measure import ValidationSet, validate
 from mentalglm.training.validation.notes import read_validations
-from mentalglm.training.validation.selection import drop_damaged_notes, make_up_for_lost_validations, select
+from mentalglm.training.validation.selection import drop_damaged_snapshot, make_up_for_lost_validations, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _train_stage(stage: Stage, data: StageData) -> StageRecord:
         stage.open(fingerprint)
         posts = ValidationSet(stage.uri)
         num_validated_rows = posts.write(data.validation.rows, stage.config.selection.max_rows)
-        num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint)
+        num_steps, steps_per_epoch = _fit(stage, data, examples, fingerprint, lease.epoch)
         best, validation = select(stage, data.validated_tasks)
         lease.check()
         digest = export(stage, best)
@@ -159,10 +159,12 @@ def _train_stage(stage: Stage, data: StageData) -> StageRecord:
     return record
 
 
-def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[str, Any]) -> tuple[int, int]:
+def _fit(
+    stage: Stage, data: StageData, examples: Examples, fingerprint: dict[str, Any], lease_epoch: int
+) -> tuple[int, int]:
     """Trains to the end, or until validation stops getting better; goes on from the last checkpoint.
 
-    Returns (steps done, steps of an epoch).
+    Returns (steps done, steps of an epoch). Raises: InterruptedRunError also where another job takes the lease over.
     """
     connect()
     import ray
@@ -197,12 +199,13 @@ def _fit(stage: Stage, data: StageData, examples: Examples, fingerprint: dict[st
         start_uri=None if parent == BASE else Stage(parent, config, stage.model).product_uri,
         fingerprint=sha256_of(fingerprint),
         weights=weights,
+        lease_epoch=lease_epoch,
     )
     filesystem, path = storage.filesystem(storage.join(stage.uri, "_run"))
     workers = config.workers
     num_gpus = gpus_of_a_worker(config)
     stage.write_timeline(timeline.num_steps, timeline.steps_per_epoch)
-    drop_damaged_notes(stage.checkpoints_uri)
+    drop_damaged_snapshot(stage.checkpoints_uri)
     make_up_for_lost_validations(stage, data.validated_tasks)
     trainer = Trainer(
         train_worker,

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mentalglm import storage
 from mentalglm.config import StageConfig, TrainConfig
@@ -18,6 +18,9 @@ from mentalglm.errors import ConfigError
 from mentalglm.manifest import differences
 from mentalglm.tasks import PARSER_VERSION, Task
 from mentalglm.training.checkpoint import list_checkpoints
+from mentalglm.training.metrics_log import delete_metrics
+from mentalglm.training.validation.early_stopping import forget_decisions
+from mentalglm.training.validation.notes import delete_validations
 
 RECORD = "stage.json"
 TIMELINE = "_run/timeline.json"
@@ -84,9 +87,8 @@ class Stage:
         return storage.join(self.uri, self.config.product)
 
     def read_record(self) -> StageRecord | None:
-        """What it is; None while it is not finished."""
-        data = storage.read_bytes(storage.join(self.uri, RECORD))
-        return None if data is None else StageRecord.model_validate_json(data)
+        """What it is; None while it is not finished. Raises: ConfigError where that cannot be read."""
+        return read_record(self.uri)
 
     def fingerprint(
         self, train: Records, validation: Records, tasks: dict[str, Task], parent: StageRecord | None
@@ -133,9 +135,17 @@ class Stage:
         """
         uri = storage.join(self.uri, "_run", "fingerprint.json")
         if not list_checkpoints(self.checkpoints_uri):
+            # Of a training that is not gone on with: they would be taken for this one's.
+            delete_validations(self.uri)
+            delete_metrics(self.uri)
+            forget_decisions(self.uri)
             storage.put(uri, json.dumps(fingerprint, indent=2).encode())
         elif (data := storage.read_bytes(uri)) is not None:
-            self._check_same(json.loads(data), fingerprint)
+            try:
+                found = json.loads(data)
+            except ValueError:  # it would name the settings; whether they are the same, checkpoints tell too
+                return
+            self._check_same(found, fingerprint)
 
     def write_timeline(self, num_steps: int, steps_per_epoch: int) -> None:
         """Notes how long it is, for `mentalglm status`."""
@@ -173,6 +183,28 @@ class Stage:
                 f"stages.{self.name}: {self.product_uri} is not what the stage has made (digest); put it back, or "
                 f"remove {self.uri}/{RECORD} to have it made again"
             )
+
+
+def read_record(stage_uri: str) -> StageRecord | None:
+    """What the stage in this folder is; None while it is not finished. Raises: ConfigError where it cannot be read."""
+    uri = storage.join(stage_uri, RECORD)
+    data = storage.read_bytes(uri)
+    try:
+        return None if data is None else StageRecord.model_validate_json(data)
+    except ValidationError:
+        raise ConfigError(
+            f"{uri}: is not the record of a stage that this version understands (damaged, or written by another "
+            "version); put it back, or remove it and run the same command again: checkpoints are kept"
+        ) from None
+
+
+def read_num_steps(stage_uri: str) -> int:
+    """How many steps the stage in this folder is to have. Raises: ConfigError where it cannot be read."""
+    uri = storage.join(stage_uri, TIMELINE)
+    try:
+        return int(json.loads(storage.read_bytes(uri) or b"")["num_steps"])
+    except (ValueError, LookupError, TypeError):
+        raise ConfigError(f"{uri}: is damaged; the same `mentalglm train` command writes it anew") from None
 
 
 def sha256_of(fingerprint: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """How far is a train job, from any machine: read from its folder alone."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from mentalglm.scoring.run.lease import read_lease, state_of
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.progress import describe
 from mentalglm.training.scores import describe_scores
-from mentalglm.training.stage import RECORD, TIMELINE, StageRecord
+from mentalglm.training.stage import RECORD, TIMELINE, read_num_steps, read_record
 from mentalglm.training.validation.notes import read_validations
 
 
@@ -37,7 +36,10 @@ class StageStatus:
 
 
 def read_train_status(uri: str) -> list[StageStatus]:
-    """The stages that have begun, in the order in which they did; none where the folder is of no train job."""
+    """The stages that have begun, in the order in which they did; none where the folder is of no train job.
+
+    Raises: ConfigError where the notes of one cannot be read.
+    """
     return [_read_stage(uri, name) for name in _stages(uri)]
 
 
@@ -60,9 +62,8 @@ def _stages(uri: str) -> list[str]:
 
 def _read_stage(job_uri: str, name: str) -> StageStatus:
     uri = storage.join(job_uri, name)
-    timeline = json.loads(storage.read_bytes(storage.join(uri, TIMELINE)) or b"{}")
-    data = storage.read_bytes(storage.join(uri, RECORD))
-    record = StageRecord.model_validate_json(data) if data else None
+    record = read_record(uri)
+    num_steps = record.num_steps if record else read_num_steps(uri)
     lease = read_lease(uri)
     lines = read_metrics(uri)
     validations = read_validations(uri)
@@ -72,9 +73,9 @@ def _read_stage(job_uri: str, name: str) -> StageStatus:
         name=name,
         state=state_of(record is not None, lease),
         owner=lease.describe() if lease else None,
-        num_steps=record.num_steps if record else timeline["num_steps"],
+        num_steps=num_steps,
         step=lines[-1]["step"] if lines else 0,
-        last=describe(lines, timeline["num_steps"]) if lines and record is None else None,
+        last=describe(lines, num_steps) if lines and record is None else None,
         best=record.best_scores if record else best.scores if best else {},
         failed_validations={each.step: each.error for each in validations if each.error is not None},
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from mentalglm import storage
 from mentalglm.config import ModelConfig, TrainConfig
 from mentalglm.engine import cache
 from mentalglm.engine.model import resolve_model
-from mentalglm.errors import ConfigError, InputError
+from mentalglm.errors import ConfigError, InputError, InterruptedRunError
 from mentalglm.training.checkpoint import list_checkpoints
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.pipeline import train
@@ -145,6 +146,31 @@ def test_a_finished_stage_is_not_trained_again_and_not_taken_for_another(
     other = settings(model, records, undisturbed, seed=43)
     with pytest.raises(ConfigError, match=r"stages.s1: .* holds a stage with other settings .*seed: 42, now 43"):
         train(other)
+
+
+def test_it_goes_on_although_a_checkpoint_is_gone_that_ray_has_listed(
+    model: Path, records: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed / "s1", tmp_path / "s1")
+    (tmp_path / "s1" / "stage.json").unlink()
+    last = list_checkpoints(str(tmp_path / "s1/_run/checkpoints"))[-1]
+    shutil.rmtree(last.uri)
+    train(settings(model, records, tmp_path))
+    assert adapter(tmp_path) == adapter(undisturbed)
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_a_job_whose_stage_is_taken_over_ends_before_its_end(model: Path, records: Path, tmp_path: Path) -> None:
+    def take_over() -> None:
+        while not read_metrics(str(tmp_path / "s1")):
+            time.sleep(0.1)
+        (tmp_path / "s1/_run/leases/00000002.json").write_text("{}")
+
+    threading.Thread(target=take_over, daemon=True).start()
+    stage = {"train": [{"uri": str(records), "id_column": "id"}], "num_epochs": 1000}
+    with pytest.raises(InterruptedRunError, match=r"s1: taken over, since this job gave no sign of life"):
+        train(settings(model, records, tmp_path, stages={"s1": stage}, checkpoints={"every_steps": 1000}))
+    assert read_metrics(str(tmp_path / "s1"))[-1]["step"] < 1000
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])

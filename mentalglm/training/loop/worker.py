@@ -28,8 +28,9 @@ from torch.distributed.checkpoint.state_dict import (
 from mentalglm import storage
 from mentalglm.config import TrainConfig
 from mentalglm.engine.model import find_folder
-from mentalglm.errors import UserError
+from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy, newest, upload
+from mentalglm.training.loop.lease_watch import LeaseWatch
 from mentalglm.training.loop.sampler import Indices, Sampler, micro_batches
 from mentalglm.training.loop.schedule import learning_rate
 from mentalglm.training.loop.timeline import Timeline
@@ -60,6 +61,8 @@ class LoopSpec:
     fingerprint: str
     weights: tuple[float, ...]
     """Of each part of the mixture."""
+    lease_epoch: int
+    """Of the lease under which the job works on the stage."""
 
     @property
     def checkpoints_uri(self) -> str:
@@ -108,7 +111,10 @@ class _Loop:
         self.dtype = DTYPES[config.dtype]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.log: MetricsLog | None = None
-        """Of the first worker alone."""
+        """Of the first worker alone, as is `lease`."""
+        self.lease: LeaseWatch | None = None
+        self.is_taken_over = False
+        """By another job, as the first worker has told all of them with their gradients."""
         self.num_left_out = 0
         """Steps in a row that loss scaling has left out."""
         self.step = 0
@@ -126,7 +132,10 @@ class _Loop:
         if self.rank != 0:
             return self._train()
         name = f"{self.spec.stage}-{self.spec.fingerprint[:8]}"
-        with MetricsLog(self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name) as self.log:
+        with (
+            LeaseWatch(self.spec.stage_uri, self.spec.lease_epoch) as self.lease,
+            MetricsLog(self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name) as self.log,
+        ):
             return self._train()
 
     def _train(self) -> Outcome:
@@ -138,6 +147,8 @@ class _Loop:
             started = time.perf_counter()
             batch = self.sampler.batch(self.step)
             loss, grad_norm, bad_ids = self._learn(batch)
+            if self.is_taken_over:
+                return Outcome("failed", self.step, *self._takeover())
             if bad_ids:
                 return Outcome("failed", self.step, self._not_finite(loss, bad_ids), "InputError")
             self.step += 1
@@ -175,14 +186,16 @@ class _Loop:
                 losses.append(loss.detach())
                 self.scaler.scale(loss * scale).backward()
         total = torch.stack(losses).sum()
-        shared = torch.stack([total.double(), torch.tensor(self.last_step_s, dtype=torch.float64, device=self.device)])
+        mine_too = [self.last_step_s, float(self.lease is not None and self.lease.error is not None)]
+        shared = torch.cat([total.double().reshape(1), torch.tensor(mine_too, dtype=torch.float64, device=self.device)])
         if self.num_workers > 1:
             dist.all_reduce(shared)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, self.optimizer_config.max_grad_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        loss_sum, seconds, grad_norm = torch.cat([shared, norm.double().reshape(1)]).tolist()
+        loss_sum, seconds, is_taken_over, grad_norm = torch.cat([shared, norm.double().reshape(1)]).tolist()
         self.shared_s += seconds / self.num_workers
+        self.is_taken_over = is_taken_over > 0
         # With loss scaling, gradients that overflow now and then are expected: the scaler leaves such a step out.
         is_left_out = self.scaler.is_enabled() and not math.isfinite(grad_norm)
         self.num_left_out = self.num_left_out + 1 if is_left_out else 0
@@ -235,6 +248,11 @@ class _Loop:
             f"stages.{self.spec.stage}: {what} is not finite at step {self.step + 1}, in the micro-batch with "
             f"the records {', '.join(ids[:_MOST_SHOWN])}{more}; look at them, or {fix}, and give the stage another name"
         )
+
+    def _takeover(self) -> tuple[str, str]:
+        """(message, class of the error). Of all workers' outcomes the first one's is told."""
+        error = self.lease.error if self.lease is not None else None
+        return str(error or f"stages.{self.spec.stage}: taken over by another job"), InterruptedRunError.__name__
 
     def _metrics(self, window: "_Window", grad_norm: float) -> dict[str, float]:
         return {
@@ -402,7 +420,7 @@ class _Loop:
         if self.config.selection.patience is None or not self.step or not self.timeline.is_candidate(self.step):
             return False
         candidates = [step for step in range(1, self.step) if self.timeline.is_candidate(step)]
-        is_over = self.early_stopping.is_over(candidates) if self.rank == 0 else None
+        is_over = self.early_stopping.is_over(self.step, candidates) if self.rank == 0 else None
         return bool(broadcast_from_rank_zero(is_over))
 
 

@@ -3,9 +3,10 @@
 Selection, early stopping and resuming read these.
 """
 
+from contextlib import suppress
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mentalglm import storage
 
@@ -40,11 +41,19 @@ def write_validation(stage_uri: str, validation: Validation) -> None:
 
 
 def read_validations(stage_uri: str) -> list[Validation]:
-    """All that have ended, by step."""
+    """All that have ended, by step. A damaged note counts as none: the validation is made up for."""
     folder = storage.join(stage_uri, "_run", "validation")
     found: list[Validation] = []
     for name in storage.list_names(folder):
         data = storage.read_bytes(storage.join(folder, name)) if name.endswith(".json") else None
-        if data is not None:
-            found.append(Validation.model_validate_json(data))
+        with suppress(ValidationError):
+            found += [] if data is None else [Validation.model_validate_json(data)]
     return sorted(found, key=lambda validation: (validation.step, validation.checkpoint))
+
+
+def delete_validations(stage_uri: str) -> None:
+    """All that are noted."""
+    folder = storage.join(stage_uri, "_run", "validation")
+    for name in storage.list_names(folder):
+        if name.endswith(".json"):
+            storage.delete(storage.join(folder, name))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from mentalglm import storage
 from mentalglm.errors import InterruptedRunError
@@ -10,6 +11,8 @@ from mentalglm.training.checkpoint import StoredCheckpoint, is_whole, list_check
 from mentalglm.training.stage import Stage
 from mentalglm.training.validation.measure import validate_checkpoint
 from mentalglm.training.validation.notes import Validation, read_validations
+
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def select(stage: Stage, tasks: Sequence[str]) -> tuple[StoredCheckpoint, Validation]:
@@ -36,22 +39,34 @@ def _candidates(stage: Stage) -> list[StoredCheckpoint]:
 
 
 def make_up_for_lost_validations(stage: Stage, tasks: Sequence[str]) -> None:
-    """Validates what an interrupted attempt has left without a validation and Ray does not know of any more."""
-    uri = storage.join(stage.checkpoints_uri, "checkpoint_manager_snapshot.json")
-    known = storage.read_bytes(uri) or b""
+    """Validates what an interrupted attempt has left without a validation and Ray will not validate any more: what it
+    does not know of, and what it takes for done although our note of it is lost."""
+    snapshot = _read_snapshot(stage.checkpoints_uri)
+    known = _named(snapshot) - set(snapshot.get("validated_checkpoint_dir_names", ())) if snapshot else set()
     done = {each.checkpoint for each in read_validations(stage.uri)}
     for each in _candidates(stage):
-        if each.name not in done and each.name.encode() not in known and is_whole(each):
+        if each.name not in done | known and is_whole(each):
             with suppress(Exception):  # written down with its reason
                 validate_checkpoint(stage.config, stage.uri, each.name, tasks)
 
 
-def drop_damaged_notes(checkpoints_uri: str) -> None:
-    """Removes Ray Train's list of checkpoints where it was cut off by a kill: Ray would not start with it. What is gone
-    on from, and what has been validated, our own files tell."""
-    uri = storage.join(checkpoints_uri, "checkpoint_manager_snapshot.json")
-    data = storage.read_bytes(uri)
+def drop_damaged_snapshot(checkpoints_uri: str) -> None:
+    """Removes Ray Train's list of checkpoints where a kill has cut it off, or where one that it names is gone: Ray
+    would not start with it. What is gone on from, and what has been validated, our own files tell."""
+    snapshot = _read_snapshot(checkpoints_uri)
+    if snapshot is None or not _named(snapshot) <= {each.name for each in list_checkpoints(checkpoints_uri)}:
+        storage.delete(storage.join(checkpoints_uri, _SNAPSHOT))
+
+
+def _read_snapshot(checkpoints_uri: str) -> dict[str, Any] | None:
+    """Ray Train's list of checkpoints; None where there is none that can be read."""
     try:
-        json.loads(data or b"{}")
-    except ValueError:
-        storage.delete(uri)
+        snapshot = json.loads(storage.read_bytes(storage.join(checkpoints_uri, _SNAPSHOT)) or b"")
+        _named(snapshot)
+    except (ValueError, LookupError, TypeError):
+        return None
+    return dict(snapshot)
+
+
+def _named(snapshot: dict[str, Any]) -> set[str]:
+    return {each["checkpoint_dir_name"] for each in snapshot["checkpoint_results"]}

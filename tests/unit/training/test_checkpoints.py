@@ -12,7 +12,7 @@ from mentalglm.config.train import SelectionConfig
 from mentalglm.errors import ConfigError
 from mentalglm.training.checkpoint import is_whole, list_checkpoints, local_copy, newest, upload
 from mentalglm.training.models.language_model import copy_tokenizer
-from mentalglm.training.validation.early_stopping import EarlyStopping
+from mentalglm.training.validation.early_stopping import EarlyStopping, forget_decisions
 from mentalglm.training.validation.notes import Validation, read_validations, write_validation
 
 MINIMAL: dict[str, Any] = {"output": {"uri": "out"}, "stages": {"s1": {"train": [{"uri": "r.jsonl"}]}}}
@@ -40,6 +40,9 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     assert newest(str(target), "f") == found[0]
     (target / found[0].name / "manifest.json").unlink()  # an upload that never ended
     assert newest(str(target), "f") is None
+    for damaged in ('{"version": 1, "st', "[]", '{"version": 1}', "\x00"):
+        (target / found[0].name / "manifest.json").write_text(damaged)
+        assert newest(str(target), "f") is None
     with local_copy(found[2].uri) as folder:
         assert (folder / "adapter_model.safetensors").read_bytes()[-1] == 10
 
@@ -83,7 +86,7 @@ def test_early_stopping_follows_from_what_is_written_down(
             str(tmp_path), Validation(checkpoint=f"step-{number:08d}-a", step=number, score=score, error=error)
         )
     stopping = EarlyStopping(str(tmp_path), SelectionConfig(patience=patience))
-    assert stopping.is_over(range(1, len(scores) + 1)) is is_over
+    assert stopping.is_over(len(scores) + 1, range(1, len(scores) + 1)) is is_over
     assert [each.step for each in read_validations(str(tmp_path))] == list(range(1, len(scores) + 1))
 
 
@@ -135,15 +138,37 @@ def test_of_two_validations_of_one_step_the_better_counts(tmp_path: Path) -> Non
             str(tmp_path), Validation(checkpoint=f"step-00000001-{name}", step=1, score=score, error=error)
         )
     write_validation(str(tmp_path), Validation(checkpoint="step-00000002-a", step=2, score=0.5))
-    assert EarlyStopping(str(tmp_path), SelectionConfig(patience=1)).is_over([1, 2])
+    assert EarlyStopping(str(tmp_path), SelectionConfig(patience=1)).is_over(3, [1, 2])
+
+
+def test_a_damaged_note_of_a_validation_counts_as_none(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_validation(str(tmp_path), Validation(checkpoint=f"step-{step:08d}-a", step=step, score=0.5))
+    (tmp_path / "_run/validation/step-00000001-a.json").write_text('{"checkpoint": "st')
+    assert [each.step for each in read_validations(str(tmp_path))] == [2]
 
 
 def test_a_validation_that_never_comes_is_waited_for_once(tmp_path: Path) -> None:
     write_validation(str(tmp_path), Validation(checkpoint="step-00000001-a", step=1, score=0.5))
     stopping = EarlyStopping(str(tmp_path), SelectionConfig(patience=1, timeout_s=2))
     started = time.monotonic()
-    assert not stopping.is_over([1, 2])
+    assert not stopping.is_over(3, [1, 2])
     assert time.monotonic() - started >= 2
+    write_validation(str(tmp_path), Validation(checkpoint="step-00000003-a", step=3, score=0.6))
     started = time.monotonic()
-    assert not stopping.is_over([1, 2])
+    assert not stopping.is_over(4, [1, 2, 3])
     assert time.monotonic() - started < 1
+
+
+def test_what_was_decided_without_a_validation_stands_though_it_has_ended_since(tmp_path: Path) -> None:
+    uri, config = str(tmp_path), SelectionConfig(patience=1, timeout_s=0.01)
+    write_validation(uri, Validation(checkpoint="step-00000001-a", step=1, score=0.5))
+    assert not EarlyStopping(uri, config).is_over(3, [1, 2])
+    write_validation(uri, Validation(checkpoint="step-00000002-a", step=2, score=0.4))
+    resumed = EarlyStopping(uri, config)
+    assert not resumed.is_over(3, [1, 2])
+    assert not resumed.is_over(4, [1, 2])  # given up is given up: else it would be over here
+    forget_decisions(uri)
+    assert EarlyStopping(uri, config).is_over(3, [1, 2])
+    (tmp_path / "_run/early_stopping.json").write_text('{"is_o')
+    assert EarlyStopping(uri, config).is_over(3, [1, 2])

@@ -1,6 +1,7 @@
 """What ends a training loop, without Ray."""
 
 import multiprocessing
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,12 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from mentalglm.config import TrainConfig
 from mentalglm.config.train import OptimizerConfig
-from mentalglm.errors import ConfigError
+from mentalglm.errors import ConfigError, InterruptedRunError
+from mentalglm.scoring.run.lease import Lease
 from mentalglm.training.checkpoint import list_checkpoints, upload
-from mentalglm.training.loop.worker import LoopSpec, _Loop
+from mentalglm.training.loop import lease_watch
+from mentalglm.training.loop.lease_watch import LeaseWatch
+from mentalglm.training.loop.worker import LoopSpec, Outcome, _Loop
 from mentalglm.training.validation.notes import Validation, write_validation
 
 
@@ -45,6 +49,7 @@ def loop_of(model: Steep, dtype: torch.dtype) -> Any:
     loop.optimizer_config, loop.timeline = OptimizerConfig(), SimpleNamespace(num_steps=100)
     loop.rank, loop.num_workers, loop.device = 0, 1, torch.device("cpu")
     loop.step = loop.num_left_out = 0
+    loop.lease = loop.log = None
     loop.last_step_s = loop.shared_s = 0.0
     loop.dtype = dtype
     loop.scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
@@ -118,7 +123,7 @@ def test_a_checkpoint_that_was_uploaded_as_its_worker_died_is_told_to_ray_and_va
     )
     loop: Any = object.__new__(_Loop)
     loop.config, loop.rank, loop.step = config, 0, 6
-    loop.spec = LoopSpec(config, "s1", str(tmp_path / "s1"), "model", None, "f", (1.0,))
+    loop.spec = LoopSpec(config, "s1", str(tmp_path / "s1"), "model", None, "f", (1.0,), 1)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     for name in ("step-00000004-aa", "step-00000006-bb"):
         upload(
@@ -144,6 +149,52 @@ def test_a_checkpoint_that_was_uploaded_as_its_worker_died_is_told_to_ray_and_va
     assert (more["checkpoint"].path, more["checkpoint_dir_name"]) == (uploaded.uri, "step-00000006-bb")
     assert more["checkpoint_upload_mode"] == CheckpointUploadMode.NO_UPLOAD
     assert bool(more["validation"]) == is_validated
+
+
+def _fenced(rank: int, store: str, told: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = Steep()
+    torch.nn.init.ones_(model.weight)
+    loop = loop_of(model, torch.float32)
+    loop.num_workers, loop.rank = 2, rank
+    loop.sampler = SimpleNamespace(batch=lambda step: np.arange(4, dtype=np.int64))
+    loop.is_saved_for_preemption = False
+    loop.timeline = SimpleNamespace(num_steps=100, is_saved=lambda step: False)
+    loop.lease = SimpleNamespace(error=None) if rank == 0 else None
+
+    def learn(batch: Any, learn: Any = loop._learn) -> Any:
+        if rank == 0 and loop.step == 3:
+            loop.lease.error = InterruptedRunError("out/s1: taken over")
+        return learn(batch)
+
+    loop._learn = learn
+    told.put((rank, loop._train()))
+    dist.destroy_process_group()
+
+
+def test_a_stage_that_another_job_has_taken_over_is_left_by_all_workers_at_the_same_step(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    workers = [context.Process(target=_fenced, args=(rank, str(tmp_path / "store"), told)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = dict(told.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+    assert found[0] == Outcome("failed", 3, "out/s1: taken over", "InterruptedRunError")
+    assert (found[1].status, found[1].step) == ("failed", 3)
+
+
+def test_a_takeover_is_seen_by_the_store_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_watch, "_INTERVAL_S", 0.01)
+    with Lease.acquire(str(tmp_path)) as lease, LeaseWatch(str(tmp_path), lease.epoch) as watch:
+        time.sleep(0.2)
+        assert watch.error is None
+        (tmp_path / f"_run/leases/{lease.epoch + 1:08d}.json").write_text("{}")
+        deadline = time.monotonic() + 60
+        while watch.error is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "taken over" in str(watch.error)
 
 
 def _finder(rank: int, store: str, checkpoints: str, told: Any) -> None:

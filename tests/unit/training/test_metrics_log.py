@@ -66,6 +66,11 @@ def test_the_last_events_are_written_however_slow_their_writer_is(
     assert [step for _, step, _ in events(path)] == [1, 2, 3, 4, 5]
 
 
+def test_a_line_that_is_damaged_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.1}\n{"step": 2, "lo\xe4')
+    assert read_metrics(str(tmp_path)) == [{"step": 1, "loss": 0.1}]
+
+
 class Mlflow(SimpleNamespace):
     """MLflow's functions that are used, noting what they are called with."""
 

@@ -1,5 +1,7 @@
 """Which checkpoint is given out, and what a validation is that could not be made."""
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from mentalglm.training.stage import Stage
 from mentalglm.training.validation import measure, selection
 from mentalglm.training.validation.measure import ValidationSet, validate_checkpoint
 from mentalglm.training.validation.notes import Validation, read_validations, write_validation
-from mentalglm.training.validation.selection import select
+from mentalglm.training.validation.selection import drop_damaged_snapshot, make_up_for_lost_validations, select
 
 
 @pytest.fixture
@@ -73,6 +75,46 @@ def test_a_validation_that_failed_is_made_again_and_may_win(stage: Stage, monkey
     monkeypatch.setattr(selection, "validate_checkpoint", lambda *_: found)
     assert select(stage, ["suicide_risk"]) == (select(stage, ["suicide_risk"])[0], found)
     assert select(stage, ["suicide_risk"])[0].step == 1
+
+
+def snapshot_of(stage: Stage, *steps: int, validated: tuple[int, ...] = ()) -> Path:
+    """Ray Train's list of these checkpoints."""
+    path = Path(stage.checkpoints_uri) / "checkpoint_manager_snapshot.json"
+    results = [{"version": 0, "checkpoint_dir_name": name(step), "metrics": {}} for step in steps]
+    path.write_text(
+        json.dumps(
+            {"checkpoint_results": results, "validated_checkpoint_dir_names": [name(step) for step in validated]}
+        )
+    )
+    return path
+
+
+def test_rays_list_goes_where_it_is_cut_off_or_names_a_checkpoint_that_is_gone(stage: Stage) -> None:
+    path = snapshot_of(stage, 1, 2, 3)
+    drop_damaged_snapshot(stage.checkpoints_uri)
+    assert path.exists()
+    path.write_text(path.read_text()[:-5])
+    drop_damaged_snapshot(stage.checkpoints_uri)
+    assert not path.exists()
+    snapshot_of(stage, 1, 2, 3)
+    shutil.rmtree(weights(stage, 2).parent)
+    drop_damaged_snapshot(stage.checkpoints_uri)
+    assert not path.exists()
+    snapshot_of(stage, 1, 3)
+    drop_damaged_snapshot(stage.checkpoints_uri)
+    assert path.exists()
+
+
+def test_validations_are_made_up_for_that_ray_does_not_know_of_or_whose_note_is_lost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(selection, "validate_checkpoint", lambda config, uri, name, tasks: made.append(name))
+    for note in (Path(stage.uri) / "_run/validation").iterdir():
+        note.write_text('{"cut o')
+    snapshot_of(stage, 1, 2, validated=(1,))  # the second is still to be made, by Ray
+    make_up_for_lost_validations(stage, ["suicide_risk"])
+    assert made == [name(1), name(3)]
 
 
 @pytest.mark.parametrize("status", ["engine_error", "too_long"])

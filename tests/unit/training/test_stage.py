@@ -9,8 +9,10 @@ import pytest
 from mentalglm.config import TrainConfig, validate
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.errors import ConfigError
+from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.stage import RECORD, Stage, StageRecord
-from tests.unit.training.test_checkpoints import MINIMAL
+from mentalglm.training.validation.notes import Validation, read_validations, write_validation
+from tests.unit.training.test_checkpoints import MINIMAL, make
 
 
 def stage(folder: Path) -> Stage:
@@ -66,3 +68,43 @@ def test_settings_may_change_while_nothing_is_done(tmp_path: Path) -> None:
     made.open({"seed": 42})
     made.open({"seed": 43})
     assert json.loads((tmp_path / "s1/_run/fingerprint.json").read_text()) == {"seed": 43}
+
+
+def leave_notes(folder: Path) -> None:
+    """Of a training that has done something."""
+    write_validation(str(folder), Validation(checkpoint="step-00000002-aa", step=2, score=0.9))
+    (folder / "_run/early_stopping.json").write_text('{"is_over": {"4": true}}')
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard/events.out.tfevents.0000000000").write_bytes(b"curve")
+    (folder / "metrics.jsonl").write_text('{"step": 2, "loss": 0.5}\n')
+
+
+def test_what_is_begun_anew_has_nothing_of_another_training(tmp_path: Path) -> None:
+    made = stage(tmp_path)
+    leave_notes(tmp_path / "s1")
+    make(tmp_path / "local", tmp_path / "s1/_run/checkpoints", 2)
+    made.open({"seed": 42})
+    assert [each.step for each in read_validations(made.uri)] == [2]
+    assert [line["step"] for line in read_metrics(made.uri)] == [2]
+    for path in (tmp_path / "s1/_run/checkpoints").rglob("manifest.json"):
+        path.unlink()
+    made.open({"seed": 43})
+    assert read_validations(made.uri) == read_metrics(made.uri) == []
+    assert list((tmp_path / "s1/tensorboard").iterdir()) == []
+    assert not (tmp_path / "s1/_run/early_stopping.json").exists()
+
+
+def test_a_record_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    made = stage(tmp_path)
+    finish(made, {})
+    (tmp_path / "s1" / RECORD).write_text('{"name": "s1", "cut o')
+    with pytest.raises(ConfigError, match=r"s1/stage\.json: is not the record .* put it back, or remove it"):
+        made.read_record()
+
+
+def test_a_fingerprint_that_is_damaged_leaves_it_to_the_checkpoints(tmp_path: Path) -> None:
+    made = stage(tmp_path)
+    make(tmp_path / "local", tmp_path / "s1/_run/checkpoints", 2)
+    made.open({"seed": 42})
+    (tmp_path / "s1/_run/fingerprint.json").write_text('{"se')
+    made.open({"seed": 42})

@@ -52,6 +52,14 @@ def test_the_best_validation_and_those_that_failed_are_told(job: Path) -> None:
     assert machine[1]["failed_validations"] == {"20": "no room for the engine"}
 
 
+@pytest.mark.parametrize("name", ["stage.json", "_run/timeline.json"])
+def test_a_note_that_is_damaged_is_one_line(name: str, job: Path) -> None:
+    (job / "second" / name).write_text('{"num_st')
+    refused = CliRunner().invoke(app, ["status", str(job)])
+    assert isinstance(refused.exception, ConfigError)
+    assert f"second/{name}: is " in str(refused.exception)
+
+
 def test_a_folder_of_neither_kind_is_refused(job: Path, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["status", str(tmp_path / "absent")])
     assert isinstance(refused.exception, ConfigError)
