@@ -125,15 +125,15 @@ def is_whole(checkpoint: StoredCheckpoint) -> bool:
 
 
 @contextmanager
-def local_copy(checkpoint_uri: str) -> Iterator[Path]:
-    """A folder on this machine with the checkpoint's files: itself, or a temporary copy of what is on S3.
+def local_copy(checkpoint_uri: str, parent: Path | None = None) -> Iterator[Path]:
+    """A folder on this machine with the checkpoint's files: itself, or a temporary copy, in `parent`, of what is on S3.
 
     Raises: StorageError where the copy cannot be made.
     """
     if not storage.is_s3(checkpoint_uri):
         yield storage.local_path(checkpoint_uri)
         return
-    with tempfile.TemporaryDirectory(prefix="mentalglm-checkpoint-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mentalglm-checkpoint-", dir=parent) as folder:
         _fetch(checkpoint_uri, Path(folder))
         yield Path(folder)
 

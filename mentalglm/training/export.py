@@ -8,6 +8,7 @@ from mentalglm import storage
 from mentalglm.engine.files import digest_of
 from mentalglm.training.card import model_card
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy
+from mentalglm.training.local_files import empty_folder
 from mentalglm.training.models.language_model import DTYPES, copy_tokenizer
 from mentalglm.training.stage import Stage, StageRecord
 
@@ -17,7 +18,8 @@ def export(stage: Stage, best: StoredCheckpoint) -> str:
     folder. Returns its digest."""
     for file in list(storage.list_files(stage.product_uri)):  # of an attempt that died here
         storage.delete(storage.join(stage.product_uri, file.path))
-    with local_copy(best.uri) as folder, tempfile.TemporaryDirectory(prefix="mentalglm-export-") as temporary:
+    local = empty_folder(stage.uri, "export")
+    with local_copy(best.uri, local) as folder, tempfile.TemporaryDirectory(prefix="export-", dir=local) as temporary:
         made = Path(temporary)
         if stage.config.method == "full":
             _write_rounded(folder, stage, made)

@@ -26,15 +26,20 @@ class MetricsLog:
     Of an attempt that was killed, what came after the checkpoint that is gone on from is left out.
     """
 
-    def __init__(self, stage_uri: str, config: TrackingConfig, *, first_step: int, run_name: str) -> None:
-        """`first_step`: steps done before; `run_name`: the stage as MLflow shows it.
+    def __init__(
+        self, stage_uri: str, config: TrackingConfig, *, first_step: int, run_name: str, local: Path | None = None
+    ) -> None:
+        """`first_step`: steps done before; `run_name`: the stage as MLflow shows it; `local`: where TensorBoard's files
+        are written first, by default a temporary folder.
 
         Raises: ConfigError where MLflow is asked for and not installed.
         """
         self._uri = stage_uri
         self._exit = ExitStack()
         self._lines = [json.dumps(line) for line in read_metrics(stage_uri) if line["step"] <= first_step]
-        self._folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="mentalglm-metrics-")))
+        self._folder = Path(
+            self._exit.enter_context(tempfile.TemporaryDirectory(prefix="mentalglm-metrics-", dir=local))
+        )
         self._first_step = first_step
         self._writer = _tensorboard(self._folder, first_step)
         self._exit.callback(self._writer.close)

@@ -30,6 +30,7 @@ from mentalglm.config import TrainConfig
 from mentalglm.engine.model import find_folder
 from mentalglm.errors import InterruptedRunError, UserError
 from mentalglm.training.checkpoint import OPTIMIZER, StoredCheckpoint, local_copy, newest, upload
+from mentalglm.training.local_files import empty_folder
 from mentalglm.training.loop.lease_watch import LeaseWatch
 from mentalglm.training.loop.sampler import Indices, Sampler, micro_batches
 from mentalglm.training.loop.schedule import learning_rate
@@ -106,6 +107,7 @@ class _Loop:
         sampler = Sampler(examples.sources, spec.weights, batch_size=config.batch_size, seed=config.seed)
         self.sampler = sampler
         self.timeline = Timeline.of(config, spec.stage, sampler)
+        self.local = empty_folder(spec.stage_uri, f"worker-{self.rank}")
         self.lengths, self.num_learned = examples.lengths, examples.num_learned
         self.early_stopping = EarlyStopping(spec.stage_uri, config.selection)
         self.dtype = DTYPES[config.dtype]
@@ -134,7 +136,9 @@ class _Loop:
         name = f"{self.spec.stage}-{self.spec.fingerprint[:8]}"
         with (
             LeaseWatch(self.spec.stage_uri, self.spec.lease_epoch) as self.lease,
-            MetricsLog(self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name) as self.log,
+            MetricsLog(
+                self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name, local=self.local
+            ) as self.log,
         ):
             return self._train()
 
@@ -290,7 +294,7 @@ class _Loop:
         checkpoint = self._newest()
         start = checkpoint.uri if checkpoint else self.spec.start_uri
         state = None
-        with local_copy(start) if start else nullcontext() as folder:
+        with local_copy(start, self.local) if start else nullcontext() as folder:
             model = load_learner(self.config, self.examples, self._base_folder(), folder)
             if checkpoint is not None and folder is not None:
                 self.step = checkpoint.step
@@ -357,14 +361,15 @@ class _Loop:
         )
 
     def _save(self, *, is_candidate: bool) -> None:
-        """A checkpoint of this moment. What is trained is copied; writing and uploading go on beside the training."""
+        """A checkpoint of this moment. Training waits until it is written to this machine's disk: what it is made of
+        changes with the next step. Uploading goes on beside the training."""
         started = time.perf_counter()
         trained = get_model_state_dict(self.module, options=_FULL)
         optimizer = get_optimizer_state_dict(self.module, self.optimizer, options=_FULL)
         step, spec = self.step, self.spec
         checkpoint = None
         if self.rank == 0:
-            folder = Path(tempfile.mkdtemp(prefix="mentalglm-checkpoint-"))
+            folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=self.local))
             self.model.save(folder, cast(dict[str, Tensor], trained), self.config, self._base_folder())
             torch.save({"optimizer": optimizer, "scaler": self.scaler.state_dict()}, folder / OPTIMIZER)
             checkpoint = Checkpoint.from_directory(str(folder))
