@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mentalglm import storage
-from mentalglm.config.train import TrackingConfig
-from mentalglm.errors import ConfigError
+from mentalglm.training.mlflow_run import RUN, MlflowRun
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -27,13 +26,10 @@ class MetricsLog:
     """
 
     def __init__(
-        self, stage_uri: str, config: TrackingConfig, *, first_step: int, run_name: str, local: Path | None = None
+        self, stage_uri: str, *, first_step: int, mlflow: MlflowRun | None = None, local: Path | None = None
     ) -> None:
-        """`first_step`: steps done before; `run_name`: the stage as MLflow shows it; `local`: where TensorBoard's files
-        are written first, by default a temporary folder.
-
-        Raises: ConfigError where MLflow is asked for and not installed.
-        """
+        """`first_step`: steps done before; `local`: where TensorBoard's files are written first, by default a temporary
+        folder."""
         self._uri = stage_uri
         self._exit = ExitStack()
         self._lines = [json.dumps(line) for line in read_metrics(stage_uri) if line["step"] <= first_step]
@@ -43,7 +39,9 @@ class MetricsLog:
         self._first_step = first_step
         self._writer = _tensorboard(self._folder, first_step)
         self._exit.callback(self._writer.close)
-        self._mlflow = None if config.mlflow_uri is None else _start_mlflow(config, run_name)
+        self._mlflow = mlflow
+        self.has_failed = False
+        """Set where training ends without an error and is not done."""
         self._is_changed = threading.Event()
         self._is_closing = threading.Event()
         self._lock = threading.Lock()
@@ -67,8 +65,7 @@ class MetricsLog:
             self._is_closed = True
             self._exit.close()
         if self._mlflow is not None:
-            with suppress(Exception):
-                self._mlflow.end_run()
+            self._mlflow.end(has_failed=self.has_failed or kind is not None)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes the metrics of a step (the number of steps done with it), and `time`, s since 1970. Those that are no
@@ -79,8 +76,7 @@ class MetricsLog:
         for name, value in metrics.items():
             self._writer.add_scalar(f"train/{name}", value, step)
         if self._mlflow is not None:
-            with suppress(Exception):  # a tracker that is away for a while is no reason to stop training
-                self._mlflow.log_metrics(dict(metrics), step=step)
+            self._mlflow.log(step, metrics)
         self._is_changed.set()
 
     def _write_now_and_then(self) -> None:
@@ -115,8 +111,9 @@ def read_metrics(stage_uri: str) -> list[dict[str, Any]]:
 
 
 def delete_metrics(stage_uri: str) -> None:
-    """All that has been logged."""
-    storage.delete(storage.join(stage_uri, METRICS))
+    """All that has been logged; MLflow keeps its run and gets another."""
+    for name in (METRICS, RUN):
+        storage.delete(storage.join(stage_uri, name))
     folder = storage.join(stage_uri, TENSORBOARD)
     for name in storage.list_names(folder):
         storage.delete(storage.join(folder, name))
@@ -138,22 +135,3 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(logdir=str(folder), purge_step=first_step or None, write_to_disk=True)
-
-
-def _start_mlflow(config: TrackingConfig, run_name: str) -> Any:
-    try:
-        import mlflow
-    except ImportError:
-        raise ConfigError(
-            "tracking.mlflow_uri: MLflow is not installed where the worker runs; install mlflow-skinny, or leave it out"
-        ) from None
-    try:
-        mlflow.set_tracking_uri(config.mlflow_uri)
-        mlflow.set_experiment(config.mlflow_experiment)
-        mlflow.start_run(run_name=run_name)
-    except Exception as error:  # theirs, of many kinds
-        raise ConfigError(
-            f"tracking.mlflow_uri = {config.mlflow_uri}: no run can be begun there ({type(error).__name__}); check the "
-            "address, or leave it out"
-        ) from None
-    return mlflow

@@ -19,12 +19,13 @@ from mentalglm.training.export import export, write_card
 from mentalglm.training.loop.sampler import Sampler
 from mentalglm.training.loop.timeline import Timeline
 from mentalglm.training.metrics_log import write_validation_scalars
+from mentalglm.training.mlflow_run import log_validation
 from mentalglm.training.models.learner import Examples
 from mentalglm.training.models.method import check_tasks, record_encoder
 from mentalglm.training.resources import gpus_of_a_worker
 from mentalglm.training.stage import RECORD, Stage, StageRecord, sha256_of
 from mentalglm.training.validation.measure import ValidationSet, validate
-from mentalglm.training.validation.notes import read_validations
+from mentalglm.training.validation.notes import Validation, read_validations
 from mentalglm.training.validation.selection import drop_damaged_snapshot, make_up_for_lost_validations, select
 
 
@@ -152,7 +153,7 @@ def _train_stage(stage: Stage, data: StageData) -> StageRecord:
             versions=manifest.code_version(),
         )
         write_card(stage, record)
-        write_validation_scalars(stage.uri, {each.step: each.scores for each in read_validations(stage.uri)})
+        _show_validations(stage)
         posts.delete()
         lease.check()
         storage.put(storage.join(stage.uri, RECORD), record.model_dump_json(indent=2).encode())
@@ -238,7 +239,13 @@ def _fit(
             ray_remote_kwargs={"num_cpus": 0},
         ),
     )
-    with StageProgress(stage.name, stage.uri, timeline.num_steps):
+
+    def publish(validation: Validation) -> None:
+        _show_validations(stage)
+        if config.tracking.mlflow_uri is not None:
+            log_validation(stage.uri, config.tracking, validation.step, validation.scores)
+
+    with StageProgress(stage.name, stage.uri, timeline.num_steps, on_validation=publish):
         try:
             outcome: Outcome = trainer.fit().return_value
         except TrainingFailedError as error:
@@ -246,6 +253,11 @@ def _fit(
     if outcome.status == "failed":
         raise errors.told(outcome.error, outcome.message)
     return outcome.step, timeline.steps_per_epoch
+
+
+def _show_validations(stage: Stage) -> None:
+    """As TensorBoard's curves."""
+    write_validation_scalars(stage.uri, {each.step: each.scores for each in read_validations(stage.uri)})
 
 
 def _failure(stage: Stage, error: Exception) -> UserError:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,7 @@ from mentalglm.errors import StorageError
 from mentalglm.scoring.progress import duration
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.scores import describe_scores
-from mentalglm.training.validation.notes import read_validations
+from mentalglm.training.validation.notes import Validation, read_validations
 
 _POLL_INTERVAL_S = 2.0
 _PLAIN_INTERVAL_S = 10.0
@@ -22,9 +23,18 @@ _PLAIN_INTERVAL_S = 10.0
 class StageProgress:
     """Steps done, loss, tokens per second, time left, and each validation as it ends."""
 
-    def __init__(self, name: str, stage_uri: str, num_steps: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        stage_uri: str,
+        num_steps: int,
+        console: Console | None = None,
+        on_validation: Callable[[Validation], None] = lambda _: None,
+    ) -> None:
+        """`on_validation`: called with each that ends meanwhile."""
         self._name, self._uri, self._num_steps = name, stage_uri, num_steps
         self._console = console or Console(stderr=True, soft_wrap=True)
+        self._on_validation = on_validation
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._validated = {validation.checkpoint for validation in read_validations(stage_uri)}
@@ -65,6 +75,7 @@ class StageProgress:
         for validation in read_validations(self._uri):
             if validation.checkpoint not in self._validated:
                 self._validated.add(validation.checkpoint)
+                self._on_validation(validation)
                 found = describe_scores(validation.scores)
                 said = found if validation.error is None else f"failed: {validation.error}"
                 self._console.print(

@@ -36,6 +36,7 @@ from mentalglm.training.loop.sampler import Indices, Sampler, micro_batches
 from mentalglm.training.loop.schedule import learning_rate
 from mentalglm.training.loop.timeline import Timeline
 from mentalglm.training.metrics_log import MetricsLog
+from mentalglm.training.mlflow_run import MlflowRun
 from mentalglm.training.models.language_model import DTYPES
 from mentalglm.training.models.learner import Examples, Learner
 from mentalglm.training.models.method import load_learner
@@ -133,14 +134,23 @@ class _Loop:
         self._register(checkpoint)
         if self.rank != 0:
             return self._train()
-        name = f"{self.spec.stage}-{self.spec.fingerprint[:8]}"
         with (
             LeaseWatch(self.spec.stage_uri, self.spec.lease_epoch) as self.lease,
             MetricsLog(
-                self.spec.stage_uri, self.config.tracking, first_step=self.step, run_name=name, local=self.local
+                self.spec.stage_uri, first_step=self.step, mlflow=self._mlflow_run(), local=self.local
             ) as self.log,
         ):
-            return self._train()
+            outcome = self._train()
+            self.log.has_failed = outcome.status == "failed"
+            return outcome
+
+    def _mlflow_run(self) -> MlflowRun | None:
+        spec, tracking = self.spec, self.config.tracking
+        if tracking.mlflow_uri is None:
+            return None
+        shared = self.config.model_dump(mode="json", exclude={"s3", "stages"})
+        params = shared | {"stage": self.config.stages[spec.stage].model_dump(mode="json")}
+        return MlflowRun(spec.stage_uri, tracking, f"{spec.stage}-{spec.fingerprint[:8]}", params)
 
     def _train(self) -> Outcome:
         window = _Window()

@@ -1,22 +1,18 @@
 """Metrics that can be watched, and of which none is twice after a kill."""
 
-import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from mentalglm.config.train import TrackingConfig
-from mentalglm.errors import ConfigError
 from mentalglm.training.metrics_log import MetricsLog, read_metrics, write_validation_scalars
 
 
-def log(folder: Path, first_step: int, **tracking: Any) -> MetricsLog:
-    return MetricsLog(str(folder), TrackingConfig(**tracking), first_step=first_step, run_name="s1-abc")
+def log(folder: Path, first_step: int) -> MetricsLog:
+    return MetricsLog(str(folder), first_step=first_step)
 
 
 def events(path: Path) -> list[tuple[str, int, float]]:
@@ -69,38 +65,3 @@ def test_the_last_events_are_written_however_slow_their_writer_is(
 def test_a_line_that_is_damaged_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.1}\n{"step": 2, "lo\xe4')
     assert read_metrics(str(tmp_path)) == [{"step": 1, "loss": 0.1}]
-
-
-class Mlflow(SimpleNamespace):
-    """MLflow's functions that are used, noting what they are called with."""
-
-    def __init__(self, *, is_away: bool) -> None:
-        self.calls: list[Any] = []
-        super().__init__(set_tracking_uri=self.calls.append, set_experiment=self.calls.append, end_run=lambda: None)
-        self.is_away = is_away
-
-    def start_run(self, run_name: str) -> None:
-        self.calls.append(run_name)
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        if self.is_away:
-            raise ConnectionError
-        self.calls.append((step, metrics))
-
-
-@pytest.mark.parametrize("is_away", [False, True])
-def test_mlflow_has_the_same_and_may_be_away_for_a_while(
-    is_away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mlflow = Mlflow(is_away=is_away)
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    with log(tmp_path, 0, mlflow_uri="http://host:5000") as each:
-        each.add(1, {"loss": 2.0})
-    assert mlflow.calls == ["http://host:5000", "mentalglm", "s1-abc", *([] if is_away else [(1, {"loss": 2.0})])]
-    assert len(read_metrics(str(tmp_path))) == 1
-
-
-def test_mlflow_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ConfigError, match=r"tracking.mlflow_uri: MLflow is not installed .* mlflow-skinny"):
-        log(tmp_path, 0, mlflow_uri="http://host:5000")
