@@ -15,7 +15,8 @@ less 1, as before. Promised for every sum that holds exactly between shown count
 
 Not promised: that a range stays as wide for someone who knows more than the page, such as an earlier report of some of
 these posts or the run itself; nor where sums hold only nearly (posts with several labels); nor what two models' answers
-to the same posts, several evaluations of a run, or runs of which one has a few posts more, tell of each other. Scores
+to the same posts (also by the difference of their F1), several evaluations of a run, labels of tasks whose file is gone
+and with it what their parents are, or runs of which one has a few posts more, tell of each other. Scores
 (precision, recall, F1, calibration) are of the model, not of a group: how often it was wrong, or failed, can be worked
 out from them, or nearly. `told_evaluation` says which of them are shown.
 """
@@ -133,14 +134,15 @@ class Disclosure:
         weights: Mapping[KeyT, int] | None = None,
         at_most: Mapping[KeyT, Count] | None = None,
     ) -> dict[KeyT, Count] | None:
-        """Labels of which a post may have several, and of which nearly each may have one: complements in `total` and
-        in `wholes` are protected as in `part`, sums as in `partition`. None where `total`, which is shown, is too
-        small. `whole`: what the cells add up to if no post has several of them, such as a parent of these labels, and
-        what is told of that."""
+        """Labels of which a post may have several, and of which nearly each may have one: complements in `wholes`
+        (without any: in `total`) are protected as in `part`, sums as in `partition`. None where `total` is too small.
+        `whole`: what the cells add up to if no post has several of them, such as a parent of these labels, and what is
+        told of that."""
         if total < 2 * self.limit:
             return None
-        uncertain = _uncertain({key: self.part(number, total, *wholes) for key, number in cells.items()}, at_most)
-        most = min([total, *(each.high for each in wholes)])
+        within = wholes or (exact(total),)
+        uncertain = _uncertain({key: self.part(number, *within) for key, number in cells.items()}, at_most)
+        most = min(each.high for each in within)
         # A sum of more than there are posts would tell how many have several labels: moved down, it has the same width.
         return {
             key: Count(max(0, count.low - max(0, count.high - most)), min(count.high, most))

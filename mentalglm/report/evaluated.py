@@ -120,6 +120,8 @@ class EvaluationView:
     is_whole_run: bool = False
     """Whether all posts of the run are evaluated."""
     is_partly_hidden: bool = False
+    is_too_small: bool = False
+    """Whether so few posts are evaluated that nothing is told."""
     leaves_few: bool = False
     """Whether so few posts of the run are not evaluated that their number is not told."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -168,6 +170,7 @@ def evaluation_view(
         if "hierarchical" in metrics and all("precision" in scores for scores in shown.values())
         else [],
         is_whole_run=told.is_whole,
+        is_too_small=not told.is_enough,
         is_partly_hidden=told.is_enough and not told.is_open,
         leaves_few=told.run is not None and told.is_enough and not told.n.is_exact,
         provenance=metrics["provenance"],
@@ -226,7 +229,7 @@ def _score_rows(told: ToldEvaluation) -> Iterator[ScoreRow]:
         for name, level in levels_of(rest).items():
             words = f"{'' if name == 'label' else f'{name}: '}{level['average']}, without posts that were trained on"
             # With precision and recall, too, it would tell of the posts that were trained on.
-            yield ScoreRow(words, False, _scores(level, told.scores_of(level)[:1]))
+            yield ScoreRow(words, False, _scores(level, told.scores_of(levels_of(told.metrics)[name])[:1]))
 
 
 def _scores(level: Mapping[str, Any], shown: Container[str]) -> list[Score]:

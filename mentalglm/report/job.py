@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from mentalglm import storage
 from mentalglm.config import ReportConfig
@@ -20,6 +21,7 @@ from mentalglm.report.scored import task_view
 from mentalglm.report.sources import LabelSet, Run, Side, read_evaluations, read_runs, read_stages, sides_of
 from mentalglm.report.together import Matrix, across_tasks
 from mentalglm.report.told import Told
+from mentalglm.report.told_evaluation import by_label
 
 Key = tuple[int, str]
 """Number of a side, name of a task."""
@@ -49,10 +51,7 @@ def write_report(config: ReportConfig) -> str:
                 counts[at, task.name],
                 _beside(counts, task.name),
                 rules,
-                is_evaluated=any(
-                    each["task"] == task.name and each["n"] in {one.num_rows for one in _beside(counts, task.name)}
-                    for each in evaluations
-                ),
+                gold=_gold(evaluations, task, counts),
             )
             for task in tasks
             for at in range(len(sides))
@@ -108,6 +107,15 @@ def write_report(config: ReportConfig) -> str:
     )
     storage.put(config.output.uri, render(page).encode("utf-8", "replace"))
     return config.output.uri
+
+
+def _gold(
+    evaluations: Sequence[Mapping[str, Any]], task: LabelSet, counts: Mapping[Key, Counts]
+) -> dict[str, int] | None:
+    """Label -> posts that have it, of an evaluation of all posts of a side; None: there is none of the task."""
+    sizes = {each.num_rows for each in _beside(counts, task.name)}
+    whole = [each for each in evaluations if each["task"] == task.name and each["n"] in sizes]
+    return by_label(whole[0], "support") if whole else None
 
 
 def _title(sides: Sequence[Side]) -> str:

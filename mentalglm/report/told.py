@@ -50,18 +50,15 @@ class Told:
         beside: Sequence[Counts],
         rules: Disclosure,
         *,
-        is_evaluated: bool = False,
+        gold: Mapping[str, int] | None = None,
     ) -> "Told":
-        """Each sum that is on the page, protected. `beside`: the counts of all sides, this one too. `is_evaluated`: an
-        evaluation of all posts of a side is on the page, whose scores tell the sum over the labels: so a label has to
-        be the range beside one that is hidden, that of the fewest posts and not the one that the scores are about."""
+        """Each sum that is on the page, protected. `beside`: the counts of all sides, this one too. `gold`: label ->
+        posts that have it, of an evaluation of all posts of a side that is on the page: see `evaluated_weights`."""
         total = counts.num_rows
         numbers = dict(zip(task.slugs, counts.labels.tolist(), strict=True))
         weights = dict(zip(task.slugs, np.sum([each.labels for each in beside], axis=0).tolist(), strict=True))
         weights[NONE] = sum(each.num_none for each in beside)
-        if is_evaluated:
-            least = -sum(weights.values()) - 1
-            weights = {name: -number for name, number in weights.items()} | {NONE: least, task.positive or NONE: least}
+        weights |= evaluated_weights(task, gold) if gold is not None else {}
         failed = {status: n for status, n in counts.statuses.items() if status != "ok"}
         if total < rules.limit:
             return cls(task, counts, rules, None, None)
@@ -78,7 +75,15 @@ class Told:
             return cls(task, counts, rules, None, rules.partition(dict(counts.statuses)))
         parts = rules.partition(counts.statuses)
         with_result = [parts["ok"]] if parts and "ok" in parts else []
-        labels = overlapping_labels(task, numbers | {NONE: counts.num_none}, total, with_result, rules, weights=weights)
+        labels = overlapping_labels(
+            task,
+            numbers | {NONE: counts.num_none},
+            total,
+            [exact(total), *with_result],
+            rules,
+            weights=weights,
+            at_most=beside_hidden(numbers, gold or {}, rules),
+        )
         return cls(task, counts, rules, labels, parts)
 
     def label(self, slug: str) -> Count | None:
@@ -127,6 +132,24 @@ class Told:
             none = labels[NONE]
             found += [Count(told.low - none.high, told.high - none.low) for _, told in self.with_result]
         return found
+
+
+def evaluated_weights(task: LabelSet, gold: Mapping[str, int]) -> dict[str, int]:
+    """Which label is a range beside one that is hidden, where scores tell the sum over the labels: that of the fewest
+    posts, since its own scores are not shown then, and never the one that the scores are about; the same one in gold
+    labels and in answers, and not NONE, which is in no such sum."""
+    least = -sum(gold.values()) - 1
+    return {slug: -number for slug, number in gold.items()} | {NONE: least, task.positive or NONE: least}
+
+
+def beside_hidden(numbers: Mapping[str, int], others: Mapping[str, int], rules: Disclosure) -> dict[str, Count]:
+    """Of labels that are hidden in `others` (gold labels, if `numbers` are of answers, or the other way round): as many
+    values as there, since scores tell how far the two can be apart."""
+    hidden = {slug: number for slug, number in others.items() if number < rules.limit <= numbers.get(slug, 0)}
+    return {
+        slug: Count(max(0, numbers[slug] - number), numbers[slug] - number + rules.limit - 1)
+        for slug, number in hidden.items()
+    }
 
 
 def overlapping_labels(

@@ -7,8 +7,9 @@ A score is a share of such counts, so with one of them it tells the other:
 
 - of a label: shown where the posts that have it and those that were given it are both told as they are
 - micro precision, recall and F1: shares of sums over the labels, so these sums count as told. Where a label is hidden,
-  another one beside it is a range
-- weighted F1 and accuracy of a task with more than two labels: of all labels at once
+  another one beside it is a range; and both are so in gold labels as well as in answers, as of a good model the one
+  tells the other. Where this cannot be had, such averages are not shown
+- weighted F1 and accuracy of a task with more than two labels: as micro
 - all others (accuracy of two labels, macro, answers in strict form, McNemar's counts): shown where nothing of the
   evaluation is hidden
 """
@@ -22,7 +23,7 @@ from mentalglm.evaluation.evaluate import FREE_FORM, OUT_OF_SET
 from mentalglm.evaluation.table import levels_of
 from mentalglm.report.disclosure import Count, Disclosure, exact
 from mentalglm.report.sources import LabelSet
-from mentalglm.report.told import NONE, STATUS, Told, overlapping_labels
+from mentalglm.report.told import NONE, STATUS, Told, beside_hidden, evaluated_weights, overlapping_labels
 
 OK = "ok"
 TRAINED_ON = "trained_on"
@@ -80,10 +81,17 @@ class ToldEvaluation:
         numbers = self._by_label("support")
         if not self.is_enough:
             return {}
+        said = self._by_label("num_predicted")
+        beside = beside_hidden(numbers, said, self.rules)
+        for slug, number in ({} if self.is_whole else said).items():
+            told = self._beside(slug, number)  # a range, then one as wide here
+            as_wide = Count(max(0, numbers[slug] + told.low - number), numbers[slug] + told.high - number)
+            beside[slug] = _joined(as_wide, beside.get(slug, as_wide))
         if self.task.is_exclusive:
-            return self.rules.partition(numbers, self._weights, told=self.n) or {}
-        n = self.metrics["n"]
-        return overlapping_labels(self.task, numbers, n, [self.n], self.rules, weights=self._weights) or {}
+            return self.rules.partition(numbers, self._weights, self.n, None if len(numbers) == 2 else beside) or {}
+        n, wholes, weights = self.metrics["n"], [self.n], self._weights
+        found = overlapping_labels(self.task, numbers, n, wholes, self.rules, weights=weights, at_most=beside)
+        return found or {}
 
     @cached_property
     def said(self) -> dict[str, Count]:
@@ -96,7 +104,11 @@ class ToldEvaluation:
         if self.task.is_exclusive:
             return {slug: self._answers[slug] for slug in numbers} if self._answers is not None else {}
         read = [self.statuses[OK]] if OK in self.statuses else []
-        at_most = {slug: self._beside(slug, number) for slug, number in numbers.items()}
+        beside = beside_hidden(numbers, self._by_label("support"), self.rules)
+        at_most = {
+            slug: _joined(self._beside(slug, number), beside.get(slug, exact(number)))
+            for slug, number in numbers.items()
+        }
         n, wholes = self.metrics["n"], [self.n, *read]
         found = overlapping_labels(self.task, numbers, n, wholes, self.rules, weights=self._weights, at_most=at_most)
         return found or {}
@@ -138,12 +150,17 @@ class ToldEvaluation:
             return ()
         if level["average"] == "binary":
             return SCORES[:3] if self.task.positive is not None and self.has_scores(self.task.positive) else ()
+        hidden = [{slug for slug in level["per_label"] if slug not in told or not told[slug].is_exact}
+                  for told in (self.gold, self.said)]  # fmt: skip
+        if hidden[0] != hidden[1]:  # a good model gives nearly as many posts a label as have it
+            return ()
         for key, told in (("support", self.gold), ("num_predicted", self.said)):
             if not _sum_tells_nothing({slug: each[key] for slug, each in level["per_label"].items()}, told):
                 return ()
         if level["average"] == "micro":
             return SCORES[:3]
-        return ("f1", "accuracy") if len(level["per_label"]) > 2 else ()
+        is_of_many = level["average"] == "weighted" and self.task.is_exclusive and len(level["per_label"]) > 2
+        return ("f1", "accuracy") if is_of_many else ()
 
     @property
     def _failed(self) -> dict[str, int]:
@@ -158,21 +175,19 @@ class ToldEvaluation:
         numbers = said | {STATUS + name: number for name, number in self._failed.items()}
         if self.metrics["num_without_label"]:
             numbers[NONE] = self.metrics["num_without_label"]
-        at_most = {name: self._beside(name, number) for name, number in numbers.items()}
+        beside = beside_hidden(said, self._by_label("support"), self.rules) if len(said) > 2 else {}
+        at_most = {
+            name: _joined(self._beside(name, number), beside.get(name, exact(number)))
+            for name, number in numbers.items()
+        }
         return self.rules.partition(numbers, self._weights, told=self.n, at_most=at_most)
 
     @cached_property
     def _weights(self) -> dict[str, int]:
-        """Of labels that could be a range beside one that is hidden, one is that the run tells as a range, else that of
-        the fewest posts, and never the one that the scores are about: its scores are the least that is lost."""
-        found = {slug: -number for slug, number in self._by_label("support").items()}
-        if self.is_whole:
-            found |= {slug: 1 for slug, count in self.said.items() if not count.is_exact}
-        return found | ({self.task.positive: -int(self.metrics["n"]) - 1} if self.task.positive else {})
+        return evaluated_weights(self.task, self._by_label("support"))
 
     def _by_label(self, what: str) -> dict[str, int]:
-        levels = levels_of(self.metrics).values()
-        return {slug: each[what] for level in levels for slug, each in level["per_label"].items()}
+        return by_label(self.metrics, what)
 
     def _beside(self, name: str, number: int) -> Count:
         """What may be told of a number of evaluated posts beside what the run tells of all its posts: neither of the
@@ -184,6 +199,12 @@ class ToldEvaluation:
             return told
         left = Count(self.run.counts.num_rows - self.n.high, self.run.counts.num_rows - self.n.low)
         return self.rules.part(number, told, holds=[Count(told.low - left.high, told.high - left.low)])
+
+
+def by_label(metrics: Mapping[str, Any], what: str) -> dict[str, int]:
+    """Label -> its `support`, or `num_predicted`."""
+    levels = levels_of(metrics).values()
+    return {slug: each[what] for level in levels for slug, each in level["per_label"].items()}
 
 
 def _sum_tells_nothing(numbers: Mapping[str, int], told: Mapping[str, Count]) -> bool:

@@ -130,7 +130,7 @@ def test_a_label_that_a_few_posts_more_have_in_the_run_has_no_scores(tmp_path: P
     html = page_of(run, evaluations=evaluated(tmp_path, metrics))
     evaluation = html[html.index('id="evaluation"') :]
     assert line_of(html, "labeling")[0] == "103"
-    assert line_of(evaluation, "labeling") == ["–", "–", "–", "100", "94 – 103"]
+    assert line_of(evaluation, "labeling") == ["–", "–", "–", "94 – 103", "94 – 103"]
     assert line_of(evaluation, "mental filter") == ["100.0", "100.0", "100.0", "70", "70"]
     assert line_of(evaluation, "magnification")[:3] == ["–", "–", "–"]
     assert "–" not in line_of(evaluation, "micro")[:3]

@@ -191,14 +191,33 @@ def test_sums_over_labels_leave_those_that_few_have_or_were_given_hidden(
     if told.is_open or not shown:
         return
     assert shown == ("f1", "precision", "recall")
-    for key, counts in (("support", told.gold), ("num_predicted", told.said)):
-        total = int(numbers[key].sum())  # what the shares tell, at best
-        for at, slug in enumerate(LABELS.slugs):
-            others = [counts[other] for other in LABELS.slugs if other != slug]
-            low, high = total - sum(each.high for each in others), total - sum(each.low for each in others)
-            number = int(numbers[key][at])
-            if 0 < number < LIMIT:
-                assert low <= 1, (key, slug)
-                assert high >= LIMIT - 1, (key, slug)
-            if 0 < n - number < LIMIT:
-                assert low <= n - LIMIT + 1, (key, slug)
+    assert_nothing_follows(cells, told)
+
+
+def assert_nothing_follows(cells: Sequence[tuple[int, int, int]], told: ToldEvaluation) -> None:
+    """`cells`: of each label, posts that have it and were given it; have it alone; were given it alone. The attacker
+    knows the sums of all three over the hidden labels: no more follows from the averages and the others' scores."""
+    sides = [{slug: sum(each[at] for at in (0, which)) for slug, each in zip(LABELS.slugs, cells, strict=True)}
+             for which in (1, 2)]  # fmt: skip
+    hidden = [slug for slug in LABELS.slugs if not told.has_scores(slug)]
+    hits = sum(each[0] for slug, each in zip(LABELS.slugs, cells, strict=True) if slug in hidden)
+    sums = [sum(each[slug] for slug in hidden) for each in sides]
+    ranges = [told.gold, told.said]
+    for slug in hidden:
+        others = [slug_ for slug_ in hidden if slug_ != slug]
+        ends = [[sum(each[other][end] for other in others) for end in (0, 1)] for each in ranges]
+        possible = [
+            (gold, said)
+            for gold in range(ranges[0][slug].low, ranges[0][slug].high + 1)
+            for said in range(ranges[1][slug].low, ranges[1][slug].high + 1)
+            if all(
+                low <= total - number <= high
+                for (low, high), total, number in zip(ends, sums, (gold, said), strict=True)
+            )
+            and hits <= min(gold, said) + min(sums[0] - gold, sums[1] - said)
+        ]
+        for which, side in enumerate(sides):
+            values = {pair[which] for pair in possible}
+            assert side[slug] in values
+            if 0 < side[slug] < LIMIT:
+                assert len(values) >= LIMIT - 1, (slug, which, values)
