@@ -9,6 +9,7 @@ import pytest
 from mentalglm.config import TrainConfig, validate
 from mentalglm.engine.model import ResolvedModel
 from mentalglm.errors import ConfigError
+from mentalglm.training.checkpoint import list_checkpoints
 from mentalglm.training.metrics_log import read_metrics
 from mentalglm.training.stage import RECORD, Stage, StageRecord
 from mentalglm.training.validation.notes import Validation, read_validations, write_validation
@@ -108,3 +109,4 @@ def test_a_fingerprint_that_is_damaged_leaves_it_to_the_checkpoints(tmp_path: Pa
     made.open({"seed": 42})
     (tmp_path / "s1/_run/fingerprint.json").write_text('{"se')
     made.open({"seed": 42})
+    assert [each.step for each in list_checkpoints(f"{tmp_path}/s1/_run/checkpoints")] == [2]
